@@ -1,0 +1,200 @@
+//! A region that a device shares: kept mapped by counting, reached by copies that are checked against its length.
+#![expect(unsafe_code, reason = "copies bytes that a device may be writing")]
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use crate::shared::{copy_racy, zero_racy};
+use crate::{AllocError, Backing, Region};
+
+/// A [`Region`] with several owners: a pool, the device it is mapped for, and whoever drives it. It stays mapped
+/// until the last one lets go, so a device's mapping that keeps a clone can never point at memory given back.
+///
+/// The other side may write at any time. Bytes are copied in and out, words are read and written whole (volatile);
+/// no reference into the memory is ever made. A range that leaves the region is refused, not a panic: a software
+/// device checks with it the addresses that a driver names.
+#[derive(Clone, Debug)]
+pub struct DmaRegion {
+    region: Arc<Region>,
+}
+
+// SAFETY: through a `DmaRegion` the memory is reached only by volatile words and by copies that are atomic byte by
+// byte (see `shared`), so any thread may do so at any time; the mapping itself is undone once, by the last owner.
+unsafe impl Send for DmaRegion {}
+// SAFETY: as above.
+unsafe impl Sync for DmaRegion {}
+
+impl From<Region> for DmaRegion {
+    fn from(region: Region) -> Self {
+        #[expect(clippy::arc_with_non_send_sync, reason = "Send and Sync are vouched for by the wrapper")]
+        let region = Arc::new(region);
+        Self { region }
+    }
+}
+
+impl DmaRegion {
+    /// Maps at least `bytes` of zeroed memory, as [`Region::map`] does.
+    ///
+    /// # Errors
+    /// When not even ordinary pages can be mapped.
+    pub fn map(bytes: usize, prefer_huge: bool, lock: bool) -> Result<Self, AllocError> {
+        Ok(Region::map(bytes, prefer_huge, lock)?.into())
+    }
+
+    /// The length in bytes, a multiple of 2 MiB.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a region is never empty")]
+    pub fn len(&self) -> usize {
+        self.region.len()
+    }
+
+    /// The first byte, for mapping the region for a device.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.region.as_ptr()
+    }
+
+    /// The kind of pages behind it.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        self.region.backing()
+    }
+
+    /// Why the pages are not of a better kind, and what to do about it.
+    #[must_use]
+    pub fn notice(&self) -> Option<&str> {
+        self.region.notice()
+    }
+
+    /// Whether both are the same memory.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.region, &other.region)
+    }
+
+    /// Copies the bytes from position `at` into all of `target`. Returns false, and copies nothing, when the range
+    /// leaves the region.
+    #[must_use]
+    pub fn read(&self, at: usize, target: &mut [u8]) -> bool {
+        let Some(from) = self.range(at, target.len()) else { return false };
+        // SAFETY: the source range lies in the mapping (checked), `target` is Rust memory and so does not overlap.
+        unsafe { copy_racy(from, target.as_mut_ptr(), target.len()) };
+        true
+    }
+
+    /// Copies `source` to position `at`. Returns false, and copies nothing, when the range leaves the region.
+    #[must_use]
+    pub fn write(&self, at: usize, source: &[u8]) -> bool {
+        let Some(to) = self.range(at, source.len()) else { return false };
+        // SAFETY: the target range lies in the mapping (checked), `source` is Rust memory and so does not overlap.
+        unsafe { copy_racy(source.as_ptr(), to, source.len()) };
+        true
+    }
+
+    /// Zeroes `len` bytes from position `at`. Returns false, and writes nothing, when the range leaves the region.
+    #[must_use]
+    pub fn zero(&self, at: usize, len: usize) -> bool {
+        let Some(to) = self.range(at, len) else { return false };
+        // SAFETY: the range lies in the mapping (checked).
+        unsafe { zero_racy(to, len) };
+        true
+    }
+
+    /// Reads the aligned word at `at`; what is read after it is at least as new (Acquire). `None` when it leaves
+    /// the region or is not aligned.
+    #[must_use]
+    pub fn load_u64(&self, at: usize) -> Option<u64> {
+        let from = self.aligned(at, 8)?;
+        // SAFETY: eight aligned bytes in the mapping (checked); volatile, for a device may be writing them.
+        let word = unsafe { from.cast::<u64>().read_volatile() };
+        fence(Ordering::Acquire);
+        Some(word)
+    }
+
+    /// Reads the aligned half word at `at`, like [`DmaRegion::load_u64`].
+    #[must_use]
+    pub fn load_u32(&self, at: usize) -> Option<u32> {
+        let from = self.aligned(at, 4)?;
+        // SAFETY: four aligned bytes in the mapping (checked); volatile, for a device may be writing them.
+        let word = unsafe { from.cast::<u32>().read_volatile() };
+        fence(Ordering::Acquire);
+        Some(word)
+    }
+
+    /// Writes aligned words from position `at`, in their order, after everything written before (Release). Returns
+    /// false, and writes nothing, when they leave the region or are not aligned.
+    #[must_use]
+    pub fn store_u64s<const N: usize>(&self, at: usize, words: [u64; N]) -> bool {
+        if !at.is_multiple_of(8) {
+            return false;
+        }
+        let Some(to) = self.range(at, N * 8) else { return false };
+        fence(Ordering::Release);
+        for (index, word) in words.into_iter().enumerate() {
+            // SAFETY: the range lies in the mapping and is aligned (both checked); volatile, for a device may be
+            // reading it.
+            unsafe { to.cast::<u64>().add(index).write_volatile(word) };
+        }
+        true
+    }
+
+    /// Writes the aligned half word at `at`, like [`DmaRegion::store_u64s`].
+    #[must_use]
+    pub fn store_u32(&self, at: usize, word: u32) -> bool {
+        let Some(to) = self.aligned(at, 4) else { return false };
+        fence(Ordering::Release);
+        // SAFETY: four aligned bytes in the mapping (checked); volatile, for a device may be reading them.
+        unsafe { to.cast::<u32>().write_volatile(word) };
+        true
+    }
+
+    fn aligned(&self, at: usize, len: usize) -> Option<*mut u8> {
+        if !at.is_multiple_of(len) {
+            return None;
+        }
+        self.range(at, len)
+    }
+
+    fn range(&self, at: usize, len: usize) -> Option<*mut u8> {
+        let room = self.region.len().checked_sub(at)?;
+        (len <= room).then(|| self.region.as_ptr().wrapping_add(at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_the_region_is_refused_and_writes_nothing() {
+        let region = DmaRegion::map(1, false, false).unwrap();
+        let len = region.len();
+        assert!(region.write(len - 4, &[1, 2, 3, 4]));
+        assert!(!region.write(len - 3, &[9; 4]));
+        assert!(!region.write(usize::MAX, &[9]));
+        let mut four = [0; 4];
+        assert!(region.read(len - 4, &mut four));
+        assert_eq!(four, [1, 2, 3, 4]);
+        assert!(!region.read(len + 1, &mut []));
+        assert!(region.read(len, &mut []));
+        assert!(!region.zero(len - 1, 2));
+        assert_eq!(region.load_u64(len), None);
+        assert_eq!(region.load_u64(4), None, "not aligned");
+        assert!(!region.store_u64s(len - 8, [0; 2]));
+        assert!(!region.store_u32(2, 0));
+    }
+
+    #[test]
+    fn words_and_bytes_are_the_same_memory() {
+        let region = DmaRegion::map(1, false, false).unwrap();
+        let other = region.clone();
+        assert!(region.store_u64s(64, [u64::from_le_bytes(*b"abcdefgh"), 7]));
+        let mut bytes = [0; 8];
+        assert!(other.read(64, &mut bytes));
+        assert_eq!(&bytes, b"abcdefgh");
+        assert_eq!(other.load_u64(72), Some(7));
+        assert!(other.store_u32(72, 9));
+        assert_eq!(region.load_u32(72), Some(9));
+        assert!(region.is_same(&other));
+    }
+}

@@ -1,0 +1,23 @@
+//! fastice serves pinned extents of XFS and ext4 files to remote hosts over NVMe-oF.
+//!
+//! ```text
+//!   cli                 one file a subcommand
+//!    |
+//!   control   config    the running target: start, reload, drain        | the TOML file, checked
+//!    |
+//!   tcp   initiator     the NVMe/TCP transport of the target            | our own host
+//!    |        |
+//!   reactor   |         the poll loop of a core
+//!    |        |
+//!   fabrics   |         subsystems, controllers, commands; knows no transport
+//!    |        |
+//!   block   extent      devices behind one trait                         | pins, frozen maps, lookup
+//!    |        |
+//!   ring    units       io_uring with operations that own their buffers | newtypes
+//!    |
+//!   spdk/nvme-spec, spdk/hugepage-alloc
+//! ```
+//!
+//! Arrows go down only. `docs/ARCHITECTURE.md` follows a write through the house and gives a reading order.
+
+pub mod units;
