@@ -20,4 +20,6 @@
 //!
 //! Arrows go down only. `docs/ARCHITECTURE.md` follows a write through the house and gives a reading order.
 
+pub mod block;
+pub mod ring;
 pub mod units;

@@ -1,0 +1,88 @@
+//! A device that stores nothing, for benches: what is left is the cost of everything else.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hugepage_alloc::{BUFFER_LEN_MAX, BufferPool};
+
+use super::{
+    BlockDevice, BlockDone, BlockError, BlockOp, BlockOpKind, BlockQueue, DeviceInfo, OpenError, check, drain,
+};
+use crate::ring::Ring;
+use crate::units::{BlockSize, ByteLen};
+
+/// A device that forgets every write and reads as zeros. The buffer of a read is zeroed each time: what lies in it
+/// is another host's data.
+#[derive(Debug)]
+pub struct NullDevice {
+    info: Arc<DeviceInfo>,
+}
+
+impl NullDevice {
+    /// A null device of `len` bytes.
+    ///
+    /// # Errors
+    /// When `len` is no positive multiple of the block size.
+    pub fn new(len: ByteLen, block_size: BlockSize) -> Result<Self, OpenError> {
+        check::check_size(len, block_size)?;
+        let info = DeviceInfo {
+            name: "null".to_owned(),
+            dev: None,
+            logical_block_size: block_size,
+            physical_block_bytes: block_size.bytes(),
+            len,
+            volatile_write_cache: false,
+            write_zeroes: true,
+            deallocate: true,
+            transfer_len_max: ByteLen(BUFFER_LEN_MAX as u64),
+            read_only: false,
+        };
+        Ok(Self { info: Arc::new(info) })
+    }
+}
+
+impl BlockDevice for NullDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn open_queue(&self, _: &Ring, _: &BufferPool, depth: usize) -> Result<Box<dyn BlockQueue>, BlockError> {
+        Ok(Box::new(NullQueue { info: Arc::clone(&self.info), ready: VecDeque::with_capacity(depth), depth }))
+    }
+}
+
+struct NullQueue {
+    info: Arc<DeviceInfo>,
+    ready: VecDeque<BlockDone>,
+    depth: usize,
+}
+
+impl BlockQueue for NullQueue {
+    fn submit(&mut self, op: BlockOp) -> Result<(), BlockOp> {
+        if self.ready.len() >= self.depth {
+            return Err(op);
+        }
+        let result = check::check(&self.info, &op).map_err(BlockError::new);
+        if op.kind == BlockOpKind::Read
+            && let Some(buf) = &op.buf
+        {
+            buf.zero();
+        }
+        self.ready.push_back(BlockDone { token: op.token, result, buf: op.buf });
+        Ok(())
+    }
+
+    fn commit(&mut self) {}
+
+    fn poll(&mut self, budget: usize, done: &mut Vec<BlockDone>) -> usize {
+        drain(&mut self.ready, budget, done)
+    }
+
+    fn outstanding(&self) -> usize {
+        self.ready.len()
+    }
+
+    fn must_poll(&self) -> bool {
+        !self.ready.is_empty()
+    }
+}
