@@ -21,5 +21,6 @@
 //! Arrows go down only. `docs/ARCHITECTURE.md` follows a write through the house and gives a reading order.
 
 pub mod block;
+pub mod extent;
 pub mod ring;
 pub mod units;

@@ -1,0 +1,241 @@
+//! From the device number a file reports to the whole disk under it, by sysfs.
+//!
+//! ```text
+//!   st_dev 259:3 -> /sys/dev/block/259:3 -> .../nvme0n1/nvme0n1p2    partition, start (512-byte sectors), size
+//!                                           .../nvme0n1              queue/logical_block_size, slaves/, nguid, ...
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::accept::Violation;
+use super::identity::{DeviceNumber, DiskIdentity};
+use crate::units::{BlockSize, ByteLen, ByteOffset};
+
+/// The unit of `start` and `size` in sysfs, whatever the disk's logical block is.
+const SECTOR_LEN: u64 = 512;
+
+/// A sysfs tree: the system's, or one made for a test.
+#[derive(Clone, Debug)]
+pub(super) struct Sysfs {
+    root: PathBuf,
+}
+
+impl Sysfs {
+    /// The system's.
+    pub(super) fn system() -> Self {
+        Self { root: PathBuf::from("/sys") }
+    }
+
+    /// The directory of a block device; `None` when there is none of that number.
+    fn directory(&self, device: DeviceNumber) -> Option<PathBuf> {
+        fs::canonicalize(self.root.join(format!("dev/block/{device}"))).ok()
+    }
+
+    /// The name of a block device in sysfs.
+    pub(super) fn device_name(&self, device: DeviceNumber) -> Option<String> {
+        Some(self.directory(device)?.file_name()?.to_str()?.to_owned())
+    }
+
+    /// The node of a block device below `/dev`.
+    pub(super) fn device_node(&self, device: DeviceNumber) -> Option<PathBuf> {
+        Some(node(&self.directory(device)?))
+    }
+
+    /// The whole disk under the device `device`, which may be a partition of it, or why it cannot be served.
+    pub(super) fn disk(&self, device: DeviceNumber) -> io::Result<Result<DiskIdentity, Violation>> {
+        let Some(directory) = self.directory(device) else {
+            return Ok(Err(Violation::NoDisk { device }));
+        };
+        let is_partition = directory.join("partition").exists();
+        let whole = if is_partition { directory.parent().unwrap_or(&directory) } else { &directory };
+        if let Some(violation) = stacked(&directory)?.or(stacked(whole)?) {
+            return Ok(Err(violation));
+        }
+        let name = file_name(whole);
+        let block_bytes = number(whole, "queue/logical_block_size")?;
+        let Some(logical_block_size) = u32::try_from(block_bytes).ok().and_then(BlockSize::new) else {
+            return Ok(Err(Violation::BlockSize { disk: name, bytes: block_bytes }));
+        };
+        let start = if is_partition { sectors(&directory, "start")? } else { 0 };
+        Ok(Ok(DiskIdentity {
+            number: text(whole, "dev")
+                .and_then(|text| parse_number(&text))
+                .ok_or_else(|| broken(whole, "dev"))?,
+            node: node(whole),
+            size: ByteLen(sectors(whole, "size")?),
+            logical_block_size,
+            partition_start: ByteOffset(start),
+            partition_len: ByteLen(sectors(&directory, "size")?),
+            serial: text(whole, "device/serial").or_else(|| text(whole, "serial")),
+            wwid: text(whole, "wwid").or_else(|| text(whole, "device/wwid")),
+            model: text(whole, "device/model"),
+            nguid: text(whole, "nguid"),
+            eui64: text(whole, "eui"),
+            nsid: text(whole, "nsid").and_then(|text| text.parse().ok()),
+            name,
+        }))
+    }
+}
+
+/// Whether the device stands on others (device-mapper, MD, bcache): its addresses are not those of a disk.
+fn stacked(directory: &Path) -> io::Result<Option<Violation>> {
+    let mut lowers = Vec::new();
+    match fs::read_dir(directory.join("slaves")) {
+        Ok(entries) => {
+            for entry in entries {
+                lowers.push(entry?.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    lowers.sort();
+    // A mapped device without lower ones (dm-zero, an inactive array) is no disk either.
+    for kind in ["dm", "md", "bcache"] {
+        if lowers.is_empty() && directory.join(kind).is_dir() {
+            lowers.push(format!("a {kind} mapping"));
+        }
+    }
+    if lowers.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Violation::Stacked { disk: file_name(directory), lowers: lowers.join(", ") }))
+}
+
+fn file_name(directory: &Path) -> String {
+    directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The device node: by the name the kernel gives to udev, which may differ from the one in sysfs.
+fn node(directory: &Path) -> PathBuf {
+    let told = text(directory, "uevent")
+        .and_then(|uevent| uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=").map(str::to_owned)));
+    Path::new("/dev").join(told.unwrap_or_else(|| file_name(directory).replace('!', "/")))
+}
+
+/// The trimmed content of an attribute; `None` when it is missing or empty.
+fn text(directory: &Path, attribute: &str) -> Option<String> {
+    let text = fs::read_to_string(directory.join(attribute)).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn number(directory: &Path, attribute: &str) -> io::Result<u64> {
+    text(directory, attribute).and_then(|text| text.parse().ok()).ok_or_else(|| broken(directory, attribute))
+}
+
+fn sectors(directory: &Path, attribute: &str) -> io::Result<u64> {
+    number(directory, attribute)?.checked_mul(SECTOR_LEN).ok_or_else(|| broken(directory, attribute))
+}
+
+fn parse_number(text: &str) -> Option<DeviceNumber> {
+    let (major, minor) = text.split_once(':')?;
+    Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
+}
+
+fn broken(directory: &Path, attribute: &str) -> io::Error {
+    let attribute = directory.join(attribute);
+    io::Error::new(io::ErrorKind::InvalidData, format!("no usable value in {}", attribute.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const DISK: DeviceNumber = DeviceNumber { major: 259, minor: 0 };
+    const PART: DeviceNumber = DeviceNumber { major: 259, minor: 2 };
+
+    struct Tree {
+        root: tempfile::TempDir,
+    }
+
+    impl Tree {
+        fn new() -> Self {
+            let tree = Self { root: tempfile::tempdir().unwrap() };
+            let disk = "devices/pci/nvme0/nvme0n1";
+            let attributes = [
+                ("dev", "259:0\n"),
+                ("size", "1000000\n"),
+                ("queue/logical_block_size", "4096\n"),
+                ("uevent", "MAJOR=259\nDEVNAME=nvme0n1\n"),
+                ("nguid", "00-01\n"),
+                ("nsid", "7\n"),
+                ("wwid", "eui.0001\n"),
+                ("device/serial", "S3R1AL  \n"),
+                ("nvme0n1p2/dev", "259:2\n"),
+                ("nvme0n1p2/partition", "2\n"),
+                ("nvme0n1p2/start", "2048\n"),
+                ("nvme0n1p2/size", "8192\n"),
+                ("nvme0n1p2/uevent", "DEVNAME=nvme0n1p2\n"),
+            ];
+            for (name, value) in attributes {
+                tree.write(&format!("{disk}/{name}"), value);
+            }
+            fs::create_dir_all(tree.root.path().join("dev/block")).unwrap();
+            fs::create_dir(tree.root.path().join(disk).join("slaves")).unwrap();
+            for (number, target) in [("259:0", ""), ("259:2", "/nvme0n1p2")] {
+                let link = tree.root.path().join("dev/block").join(number);
+                symlink(format!("../../{disk}{target}"), link).unwrap();
+            }
+            tree
+        }
+
+        fn write(&self, name: &str, value: &str) {
+            let path = self.root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, value).unwrap();
+        }
+
+        fn disk(&self, device: DeviceNumber) -> Result<DiskIdentity, Violation> {
+            Sysfs { root: self.root.path().to_path_buf() }.disk(device).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_partition_leads_to_its_disk() {
+        let disk = Tree::new().disk(PART).unwrap();
+        assert_eq!((disk.number, disk.name.as_str()), (DISK, "nvme0n1"));
+        assert_eq!(disk.node, Path::new("/dev/nvme0n1"));
+        assert_eq!(disk.partition_start, ByteOffset(2048 * 512));
+        assert_eq!(disk.partition_len, ByteLen(8192 * 512));
+        assert_eq!(disk.size, ByteLen(512_000_000));
+        assert_eq!(disk.logical_block_size, BlockSize::B4096);
+        assert_eq!((disk.serial.as_deref(), disk.nsid), (Some("S3R1AL"), Some(7)));
+    }
+
+    #[test]
+    fn a_whole_disk_starts_at_zero() {
+        let disk = Tree::new().disk(DISK).unwrap();
+        assert_eq!((disk.partition_start, disk.partition_len), (ByteOffset(0), disk.size));
+    }
+
+    #[test]
+    fn stacked_devices_are_refused_with_what_they_stand_on() {
+        let tree = Tree::new();
+        tree.write("devices/pci/nvme0/nvme0n1/slaves/sdb", "");
+        tree.write("devices/pci/nvme0/nvme0n1/slaves/sda", "");
+        let expected = Violation::Stacked { disk: "nvme0n1".into(), lowers: "sda, sdb".into() };
+        assert_eq!(tree.disk(PART), Err(expected.clone()));
+        assert_eq!(tree.disk(DISK), Err(expected));
+    }
+
+    #[test]
+    fn a_mapping_without_lower_devices_is_no_disk() {
+        let tree = Tree::new();
+        tree.write("devices/pci/nvme0/nvme0n1/dm/name", "zero");
+        assert!(matches!(tree.disk(DISK), Err(Violation::Stacked { .. })));
+    }
+
+    #[test]
+    fn unknown_numbers_and_odd_block_sizes_are_refused() {
+        let tree = Tree::new();
+        let device = DeviceNumber { major: 0, minor: 41 };
+        assert_eq!(tree.disk(device), Err(Violation::NoDisk { device }));
+        tree.write("devices/pci/nvme0/nvme0n1/queue/logical_block_size", "520");
+        assert_eq!(tree.disk(DISK), Err(Violation::BlockSize { disk: "nvme0n1".into(), bytes: 520 }));
+    }
+}

@@ -1,0 +1,266 @@
+//! The frozen map: the sealed extent list of one file.
+//!
+//! ```text
+//!   extents, ordered by file offset, no gaps       file   0 ........ 8192 .... 20480 ......... len
+//!   { file_offset, device_offset, len }            disk   [1064960) [73728 )  [5242880       )
+//!   24 bytes each, native byte order, in a memfd sealed against write, grow, shrink and unsealing,
+//!   mapped read-only: no code of this process, however wrong, can alter it.
+//! ```
+
+use sha2::{Digest as _, Sha256};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::error::{ExtentError, LookupError, MapFault};
+use super::identity::MapIdentity;
+use super::lookup::{LookupCursor, Segment, Segments};
+use super::sys::SealedMemory;
+use crate::units::{BlockSize, ByteLen, ByteOffset};
+
+/// A run of file blocks that is contiguous on the device.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct Extent {
+    /// Where it begins in the file.
+    pub file_offset: ByteOffset,
+    /// Where it begins on the WHOLE disk: the partition start is already added.
+    pub device_offset: ByteOffset,
+    /// Its length.
+    pub len: ByteLen,
+}
+
+const _: () = assert!(size_of::<Extent>() == 24);
+
+impl Extent {
+    /// Whether the byte of the file at `at` lies in this extent.
+    pub(super) const fn holds(&self, at: u64) -> bool {
+        match at.checked_sub(self.file_offset.0) {
+            Some(into) => into < self.len.0,
+            None => false,
+        }
+    }
+}
+
+/// The sealed extent list of one file, with the identity of file, filesystem and device, a generation and a checksum.
+///
+/// Immutable and shareable between threads. That the map is still true is not its business but that of the pin.
+#[derive(Debug)]
+pub struct FrozenMap {
+    identity: MapIdentity,
+    generation: u64,
+    checksum: [u8; 32],
+    extents: SealedMemory,
+}
+
+impl FrozenMap {
+    /// Seals `extents` as the map of the file of `identity`.
+    ///
+    /// # Errors
+    /// [`ExtentError::Map`] when the extents are not ordered, leave a gap between 0 and the size, are not aligned to
+    /// the logical block, overlap on the device or leave the partition; [`ExtentError::Io`] when memory cannot be
+    /// sealed.
+    pub fn from_extents(
+        identity: MapIdentity,
+        generation: u64,
+        extents: impl IntoIterator<Item = Extent>,
+    ) -> Result<Self, ExtentError> {
+        let extents: Vec<Extent> = extents.into_iter().collect();
+        validate(&identity, &extents)
+            .map_err(|fault| ExtentError::Map { path: identity.path.clone(), fault })?;
+        let checksum = checksum_of(&identity, &extents);
+        let extents = SealedMemory::seal(extents.as_bytes())
+            .map_err(|source| ExtentError::io("seal the extent map of", &identity.path, source))?;
+        Ok(Self { identity, generation, checksum, extents })
+    }
+
+    /// Whose map it is.
+    #[must_use]
+    pub fn identity(&self) -> &MapIdentity {
+        &self.identity
+    }
+
+    /// Which freeze of this file it is: grows by one with each.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// SHA-256 over the identity (without path and what a reboot changes) and all extents. Two freezes of an unchanged
+    /// file have the same checksum.
+    #[must_use]
+    pub fn checksum(&self) -> [u8; 32] {
+        self.checksum
+    }
+
+    /// The bytes of the file, which is what can be served.
+    #[must_use]
+    pub fn len(&self) -> ByteLen {
+        self.identity.size
+    }
+
+    /// Whether there is nothing to serve. Never true: an empty file is refused.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.identity.size.get() == 0
+    }
+
+    /// The logical block size of the disk.
+    #[must_use]
+    pub fn logical_block_size(&self) -> BlockSize {
+        self.identity.disk.logical_block_size
+    }
+
+    /// How many extents there are.
+    #[must_use]
+    pub fn extent_count(&self) -> usize {
+        self.extents().len()
+    }
+
+    /// The sealed extents, in file order.
+    #[must_use]
+    pub fn extents(&self) -> &[Extent] {
+        // The memory was written from whole extents and is page aligned, so the cast never fails; an empty list
+        // would make every lookup fail, which is the safe answer.
+        <[Extent]>::ref_from_bytes(self.extents.bytes()).unwrap_or_default()
+    }
+
+    /// The device segments that hold `len` bytes of the file from `range_start`. O(log n), O(1) when `cursor` guesses
+    /// right, allocates nothing.
+    ///
+    /// # Errors
+    /// [`LookupError::OutOfRange`] and [`LookupError::Misaligned`] for ranges that the map cannot serve.
+    pub fn segments<'m>(
+        &'m self,
+        cursor: &'m mut LookupCursor,
+        range_start: ByteOffset,
+        len: ByteLen,
+    ) -> Result<Segments<'m>, LookupError> {
+        let end = range_start
+            .get()
+            .checked_add(len.get())
+            .filter(|end| *end <= self.len().get())
+            .ok_or(LookupError::OutOfRange { file_offset: range_start, len, map_len: self.len() })?;
+        let mask = u64::from(self.logical_block_size().bytes()) - 1;
+        if (range_start.get() | len.get()) & mask != 0 {
+            return Err(LookupError::Misaligned { file_offset: range_start, len });
+        }
+        Segments::new(self.extents(), cursor, range_start.get(), end)
+    }
+
+    /// Proves from the sealed extents alone that `segment` is what the map says. O(1); shares no code with the lookup.
+    ///
+    /// To be called, in release builds too, for every segment that goes to a device.
+    ///
+    /// # Errors
+    /// [`LookupError::Disagrees`] when the segment is empty, is not aligned, does not lie in the extent it names, or
+    /// lies elsewhere on the device.
+    pub fn check(&self, segment: &Segment) -> Result<(), LookupError> {
+        let disagrees = LookupError::Disagrees { segment: *segment };
+        let Some(extent) = usize::try_from(segment.extent_index).ok().and_then(|at| self.extents().get(at))
+        else {
+            return Err(disagrees);
+        };
+        let Some(into_file) = segment.file_offset.get().checked_sub(extent.file_offset.get()) else {
+            return Err(disagrees);
+        };
+        let Some(into_device) = segment.device_offset.get().checked_sub(extent.device_offset.get()) else {
+            return Err(disagrees);
+        };
+        let fits = into_file.checked_add(segment.len.get()).is_some_and(|end| end <= extent.len.get());
+        let mask = u64::from(self.logical_block_size().bytes()) - 1;
+        let aligned =
+            (segment.file_offset.get() | segment.device_offset.get() | segment.len.get()) & mask == 0;
+        if into_file == into_device && fits && aligned && segment.len.get() != 0 {
+            Ok(())
+        } else {
+            Err(disagrees)
+        }
+    }
+}
+
+/// The checksum described at [`FrozenMap::checksum`].
+pub(super) fn checksum_of(identity: &MapIdentity, extents: &[Extent]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    identity.hash_into(&mut hasher);
+    hasher.update((extents.len() as u64).to_le_bytes());
+    for extent in extents {
+        hasher.update(extent.file_offset.get().to_le_bytes());
+        hasher.update(extent.device_offset.get().to_le_bytes());
+        hasher.update(extent.len.get().to_le_bytes());
+    }
+    hasher.finalize().into()
+}
+
+/// Everything that must hold of an extent list, wherever it came from.
+pub(super) fn validate(identity: &MapIdentity, extents: &[Extent]) -> Result<(), MapFault> {
+    let disk = &identity.disk;
+    let block = u64::from(disk.logical_block_size.bytes());
+    if extents.is_empty() || identity.size.get() == 0 {
+        return Err(MapFault::Empty);
+    }
+    if u32::try_from(extents.len()).is_err() {
+        return Err(MapFault::TooMany { count: extents.len() });
+    }
+    let start = disk.partition_start.get();
+    let end = start
+        .checked_add(disk.partition_len.get())
+        .filter(|end| *end <= disk.size.get())
+        .ok_or(MapFault::PartitionOutsideDisk)?;
+    let mut expected = 0_u64;
+    for extent in extents {
+        let at = extent.file_offset;
+        if at.get() != expected {
+            return Err(if at.get() > expected {
+                MapFault::Gap { file_offset: ByteOffset(expected) }
+            } else {
+                MapFault::OverlapInFile { file_offset: at }
+            });
+        }
+        if (extent.device_offset.get() | extent.len.get()) % block != 0 || extent.len.get() == 0 {
+            return Err(MapFault::Misaligned {
+                file_offset: at,
+                device_offset: extent.device_offset,
+                len: extent.len,
+            });
+        }
+        let device_end = extent.device_offset.get().checked_add(extent.len.get());
+        if extent.device_offset.get() < start || device_end.is_none_or(|device_end| device_end > end) {
+            return Err(MapFault::OutsideDevice { file_offset: at, device_offset: extent.device_offset });
+        }
+        expected = expected.checked_add(extent.len.get()).ok_or(MapFault::Overflow { file_offset: at })?;
+    }
+    if expected != identity.size.get() {
+        return Err(MapFault::WrongLength { mapped: ByteLen(expected), size: identity.size });
+    }
+    check_device_overlap(extents)
+}
+
+/// No block of the device may be mapped twice.
+fn check_device_overlap(extents: &[Extent]) -> Result<(), MapFault> {
+    let mut by_device: Vec<&Extent> = extents.iter().collect();
+    by_device.sort_unstable_by_key(|extent| extent.device_offset);
+    for pair in by_device.windows(2) {
+        if let [low, high] = pair
+            && high.device_offset.get() - low.device_offset.get() < low.len.get()
+        {
+            return Err(MapFault::OverlapOnDevice {
+                device_offset: high.device_offset,
+                file_offsets: [low.file_offset, high.file_offset],
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! Takes the extent map of one file, proves it fit to serve, pins it, seals it, records it and looks it up.
+//!
+//! ```text
+//!            file on XFS or ext4
+//!                   |
+//!    prepare        |   optional: write zeros into holes, unshare, pad       (alters the file, before the pin)
+//!                   v
+//!    guard    open-permission mark, immutable flag, lease                    (the kernel now refuses or delays)
+//!                   v
+//!    fiemap   FIEMAP with SYNC  ->  records        <- facts, device: size, flags, swap, disk, partition
+//!                   v
+//!    accept   every reason not to serve these records
+//!                   v
+//!    map      FrozenMap: sealed memory, identity, generation, checksum
+//!              |            |                |
+//!    lookup  segments,    state  the stored   verify  the sealed or stored map against the living file
+//!            check        form, for restarts
+//! ```
+//!
+//! [`pin`] runs the whole column; [`PinnedFile`] owns what it built. All unsafe code and raw system calls are in
+//! `sys`. The module knows nothing of NVMe-oF, of exports or of how devices are opened.
+//!
+//! What it does not do: watch a pinned file over time (it gives [`PinnedFile::verify`] and the lease recall to whoever
+//! does), resolve device-mapper, MD or multi-device filesystems, or protect a file from root's every means: root can
+//! kill the process, clear the flag and change the file, which is then seen but not prevented.
+
+mod accept;
+mod commands;
+mod compare;
+mod device;
+mod error;
+mod facts;
+mod fiemap;
+pub mod fuzz;
+mod guard;
+mod holders;
+mod identity;
+mod lease;
+mod lookup;
+mod map;
+mod owner;
+mod pin;
+mod prepare;
+mod progress;
+mod record;
+mod state;
+mod survey;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod unpin;
+mod verify;
+
+pub use accept::{Violation, violations};
+pub use commands::CommandsHold;
+pub use compare::{Comparison, Difference, Place, compare};
+pub use error::{ExtentError, ExtentErrorKind, Holder, LookupError, MapFault, StateProblem};
+pub use facts::FileFacts;
+pub use fiemap::{FiemapFlags, RawExtent};
+pub use guard::{OnRecall, RecallReason, RecallWatch};
+pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};
+pub use lookup::{LookupCursor, Segment, Segments};
+pub use map::{Extent, FrozenMap};
+pub use owner::Owner;
+pub use pin::{GuardReport, PinOptions, PinnedFile, pin};
+pub use prepare::{PrepareReport, prepare};
+pub use progress::{NoProgress, Progress};
+pub use record::{StoredMap, StoredPin};
+pub use state::StateDir;
+pub use survey::{Survey, accept, read_map, survey};
+pub use unpin::{UnpinReport, unpin};
+pub use verify::{VerifyReport, verify_stored};

@@ -1,0 +1,82 @@
+//! Who holds a pin: a process, told apart from a later one with the same id by its start time and the boot.
+
+use std::fmt;
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+/// The process that made a pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Owner {
+    /// Its process id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot (`/proc/PID/stat`, field 22).
+    pub start_time_ticks: u64,
+    /// The boot in which it ran (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+}
+
+impl Owner {
+    /// This process.
+    #[must_use]
+    pub fn this_process() -> Self {
+        let pid = std::process::id();
+        Self { pid, start_time_ticks: start_time(pid).unwrap_or_default(), boot_id: boot_id() }
+    }
+
+    /// Whether that very process still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.boot_id == boot_id() && start_time(self.pid) == Some(self.start_time_ticks)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.pid)
+    }
+}
+
+/// The id of the running boot; empty when `/proc` does not tell.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// When process `pid` started, in ticks since boot; `None` when it has ended.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command name, field 2, may hold anything, also parentheses and spaces: count from the last one.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
+    let state = fields.next()?;
+    // A zombie, or dead: it runs no more, whether its parent has asked for its end or not.
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_alive_and_its_past_and_future_selves_are_not() {
+        let me = Owner::this_process();
+        assert!(me.is_alive());
+        assert!(!Owner { start_time_ticks: me.start_time_ticks + 1, ..me.clone() }.is_alive());
+        assert!(!Owner { boot_id: "another".to_owned(), ..me.clone() }.is_alive());
+        assert!(!Owner { pid: u32::MAX, ..me }.is_alive());
+    }
+
+    #[test]
+    fn a_process_that_nobody_has_asked_for_its_end_is_not_alive() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let zombie = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap().contains(") Z ");
+        while !zombie() {
+            std::thread::yield_now();
+        }
+        assert_eq!(start_time(child.id()), None);
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,518 @@
+//! The default pin: guards first, then the map, then the guards again.
+//!
+//! ```text
+//!   fsync                       what was written is on the device
+//!   open-permission mark        nobody opens the file from now on
+//!   record of the intent        so that a crash from here on can be mended
+//!   immutable flag              the filesystem refuses every change of data, size, name and flags
+//!   write lease, fsync          proof that nobody had it open before; nothing is dirty, and the flag is durable
+//!   read lease                  whoever gets past all this is heard of, and waits
+//!   FIEMAP with SYNC            the map, accepted by every rule
+//!   immutable? lease? map?      all of it again
+//!   drop the page cache         reads through the filesystem see what is on the device
+//!   frozen map, record          sealed in memory, stored on disk
+//! ```
+//!
+//! A failure undoes, last first, what was done so far.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Advice, IFlags};
+
+use super::accept::Violation;
+use super::compare::compare;
+use super::error::{ExtentError, IMMUTABLE, StateProblem};
+use super::facts::{FileFacts, is_immutable};
+use super::fiemap::RawExtent;
+use super::guard::{Guard, OnRecall, RecallWatch};
+use super::identity::MapIdentity;
+use super::lease;
+use super::map::FrozenMap;
+use super::owner::Owner;
+use super::prepare::prepare;
+use super::progress::Progress;
+use super::record::{StoredMap, StoredPin};
+use super::state::{PinLock, StateDir};
+use super::survey::{absolute, open_read, survey_file, to_extents};
+use super::unpin::refuse_if_held;
+use super::verify::{VerifyReport, verify_file};
+use crate::units::BlockSize;
+
+/// How to pin.
+#[derive(Clone, Default)]
+pub struct PinOptions {
+    /// Whether to make the file fit to serve first: see [`prepare`].
+    pub prepare: bool,
+    /// The block to pad the size to when preparing; the disk's logical block if that is larger.
+    pub block_size: Option<BlockSize>,
+    /// The pin is to stay when this process lets go of it: `fastice pin`. A pin that once was meant so stays so.
+    pub keep: bool,
+    /// What to call when the pin is recalled, beside what [`PinnedFile::recall`] shows. Runs on the guard's thread.
+    pub on_recall: Option<OnRecall>,
+}
+
+impl std::fmt::Debug for PinOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { prepare, block_size, keep, on_recall } = self;
+        f.debug_struct("PinOptions")
+            .field("prepare", prepare)
+            .field("block_size", block_size)
+            .field("keep", keep)
+            .field("on_recall", &on_recall.is_some())
+            .finish()
+    }
+}
+
+/// What one guard of a pin does, for display.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuardReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Which operations of others it refuses.
+    pub refuses: &'static str,
+    /// Which it delays, and for how long.
+    pub delays: &'static str,
+    /// Which it only detects.
+    pub detects: &'static str,
+    /// Whether it outlives this process.
+    pub outlives_process: bool,
+}
+
+const GUARDS: [GuardReport; 3] = [
+    GuardReport {
+        name: "open-permission mark",
+        refuses: "every open of the file by another process (cat, cp --reflink, chattr -i), with EPERM",
+        delays: "",
+        detects: "",
+        outlives_process: false,
+    },
+    GuardReport {
+        name: "immutable flag",
+        refuses: "write, truncate, fallocate, unlink, rename, link, chmod, setxattr, with EPERM",
+        delays: "",
+        detects: "that it was cleared (statx)",
+        outlives_process: true,
+    },
+    GuardReport {
+        name: "read lease",
+        refuses: "",
+        delays: "an open for writing, or a truncation, by up to /proc/sys/fs/lease-break-time seconds",
+        detects: "that one is tried, before it happens",
+        outlives_process: false,
+    },
+];
+
+/// A pinned file: its guards and its frozen map.
+///
+/// Dropping it is [`keep`](Self::keep): the immutable flag and the record stay, and [`unpin`](super::unpin) or the
+/// next [`pin`] deals with them.
+#[derive(Debug)]
+pub struct PinnedFile {
+    map: Arc<FrozenMap>,
+    file: File,
+    /// `None` once the guards were let go.
+    guard: Option<Guard>,
+    lock: Option<PinLock>,
+    state: StateDir,
+    clear_immutable: bool,
+    kept: bool,
+}
+
+/// Pins the file at `path`, and records the pin in `state`.
+///
+/// A leftover record of the file, of a process that is gone, is adopted: its map must be that of the living file.
+///
+/// # Errors
+/// Any [`ExtentError`]; the guards set so far are then undone.
+pub fn pin(
+    path: &Path,
+    options: &PinOptions,
+    state: &StateDir,
+    progress: &mut dyn Progress,
+) -> Result<PinnedFile, ExtentError> {
+    let path = absolute(path)?;
+    refuse_if_held(&path, state)?;
+    if options.prepare && needs_preparing(&path, options.block_size)? {
+        prepare(&path, options.block_size, progress)?;
+    }
+    progress.stage("pinning");
+    let _alone = state.lock()?;
+    let file = open_read(&path)?;
+    let before = survey_file(&file, &path)?;
+    refuse_violations(&path, before.violations)?;
+    let identity = before.facts.identity().map_err(|first| refusal(&path, first, 1))?;
+    let key = identity.key();
+    let lock = match state.lock_pin(&key)? {
+        Ok(lock) => lock,
+        Err(owner) => return Err(ExtentError::AlreadyPinned { path, owner: Box::new(owner) }),
+    };
+    let previous = state.load(&key)?;
+    if let Some(previous) = &previous {
+        state.await_commands_of(&previous.owner, &path)?;
+    }
+    let attempt = Attempt { file: &file, facts: &before.facts, state, options };
+    let kept = options.keep || previous.as_ref().is_some_and(|previous| previous.kept);
+    let (guard, map, clear_immutable) = attempt.run(identity, previous, progress)?;
+    tracing::info!(path = %path.display(), generation = map.generation(), extents = map.extent_count(), "pinned");
+    let state = state.clone();
+    Ok(PinnedFile {
+        map: Arc::new(map),
+        file,
+        guard: Some(guard),
+        lock: Some(lock),
+        state,
+        clear_immutable,
+        kept,
+    })
+}
+
+/// Whether something of the file can be mended, or its size is no multiple of the block that was asked for, which may
+/// be larger than that of the disk.
+fn needs_preparing(path: &Path, block: Option<BlockSize>) -> Result<bool, ExtentError> {
+    let file = open_read(path)?;
+    let survey = survey_file(&file, path)?;
+    let ends_in_a_block = block.is_none_or(|block| block.blocks_in(survey.facts.size).is_some());
+    Ok(!ends_in_a_block || survey.violations.iter().any(Violation::is_preparable))
+}
+
+fn refuse_violations(path: &Path, violations: Vec<Violation>) -> Result<(), ExtentError> {
+    let count = violations.len();
+    violations.into_iter().next().map_or(Ok(()), |first| Err(refusal(path, first, count)))
+}
+
+fn refusal(path: &Path, first: Violation, count: usize) -> ExtentError {
+    ExtentError::NotAccepted { path: path.to_path_buf(), first: Box::new(first), count }
+}
+
+/// One attempt to pin an open file that has been surveyed.
+struct Attempt<'a> {
+    file: &'a File,
+    facts: &'a FileFacts,
+    state: &'a StateDir,
+    options: &'a PinOptions,
+}
+
+impl Attempt<'_> {
+    /// Sets the guards and freezes the map. The order of the local variables is the order of the steps; when one
+    /// fails, Rust drops the earlier ones, last first, and each undoes itself.
+    fn run(
+        &self,
+        identity: MapIdentity,
+        previous: Option<StoredPin>,
+        progress: &mut dyn Progress,
+    ) -> Result<(Guard, FrozenMap, bool), ExtentError> {
+        let generation = self.state.next_generation(&identity.key())?;
+        self.sync()?;
+        let guard = Guard::start(self.file, self.options.on_recall.clone())
+            .map_err(|source| self.guard_error("open-permission", "cannot be set", Some(source)))?;
+        let foreign = is_immutable(self.file, self.path())?
+            && previous.as_ref().is_none_or(|previous| previous.immutable_was_set_before);
+        let kept = self.options.keep || previous.as_ref().is_some_and(|previous| previous.kept);
+        // A leftover map stays recorded, with the identity it is the map of, until it is known to be true.
+        let (frozen, map) = match &previous {
+            Some(StoredPin { identity, map: Some(map), .. }) => (identity.clone(), Some(map.clone())),
+            _ => (identity, None),
+        };
+        let intent = StoredPin {
+            identity: frozen,
+            generation,
+            owner: Owner::this_process(),
+            immutable_was_set_before: foreign,
+            kept,
+            map,
+        };
+        let record = IntentRecord::store(self.state, &intent, previous)?;
+        let flag = ImmutableFlag::set(self)?;
+        let lease = lease::prove_unopened(self.file, self.facts, &guard)?;
+        self.sync()?;
+        lease::downgrade(self.file, self.facts)?;
+        progress.stage("reading the extent map");
+        let survey = survey_file(self.file, self.path())?;
+        refuse_violations(self.path(), survey.violations)?;
+        let identity = survey.facts.identity().map_err(|first| refusal(self.path(), first, 1))?;
+        if let Some(stored) = &intent.map {
+            self.refuse_changed(stored, &intent.identity, &identity, &survey.records)?;
+        }
+        let extents = to_extents(&survey.records, identity.disk.partition_start, identity.size);
+        let map = FrozenMap::from_extents(identity, generation, extents)?;
+        progress.stage("checking the guards");
+        self.check_again(&map, &guard)?;
+        rustix::fs::fadvise(self.file, 0, None, Advice::DontNeed)
+            .map_err(|error| ExtentError::io("drop the page cache of", self.path(), error))?;
+        progress.stage("recording the pin");
+        let done = StoredPin { identity: map.identity().clone(), map: Some(StoredMap::from(&map)), ..intent };
+        self.state.store(&done)?;
+        record.disarm();
+        flag.disarm();
+        lease.disarm();
+        Ok((guard, map, !foreign))
+    }
+
+    fn path(&self) -> &Path {
+        &self.facts.path
+    }
+
+    fn sync(&self) -> Result<(), ExtentError> {
+        self.file.sync_all().map_err(|error| ExtentError::io("flush", self.path(), error))
+    }
+
+    fn guard_error(
+        &self,
+        guard: &'static str,
+        problem: &'static str,
+        source: Option<io::Error>,
+    ) -> ExtentError {
+        ExtentError::Guard { path: self.path().to_path_buf(), guard, problem, source }
+    }
+
+    /// A leftover record's map must be that of the file; its size too.
+    fn refuse_changed(
+        &self,
+        stored: &StoredMap,
+        frozen: &MapIdentity,
+        living: &MapIdentity,
+        records: &[RawExtent],
+    ) -> Result<(), ExtentError> {
+        let path = self.path().to_path_buf();
+        if frozen.size != living.size {
+            return Err(ExtentError::Resized { path, frozen: frozen.size, living: living.size });
+        }
+        match compare(&stored.extents, records, living.disk.partition_start, living.size).first {
+            None => Ok(()),
+            Some(difference) => Err(ExtentError::Changed { path, difference }),
+        }
+    }
+
+    /// Whether the guards were in place all the while the map was read, and the map is still the same.
+    fn check_again(&self, map: &FrozenMap, guard: &Guard) -> Result<(), ExtentError> {
+        if !is_immutable(self.file, self.path())? {
+            return Err(self.guard_error(IMMUTABLE, "it was cleared meanwhile", None));
+        }
+        let report = verify_file(map.identity(), map.extents(), self.file)?;
+        if let Some(difference) = report.comparison.first {
+            return Err(ExtentError::Changed { path: self.path().to_path_buf(), difference });
+        }
+        if !report.size_is_frozen {
+            let path = self.path().to_path_buf();
+            return Err(ExtentError::Resized { path, frozen: map.len(), living: report.size });
+        }
+        if !lease::is_held(self.file) || guard.watch().reason().is_some() {
+            return Err(self.guard_error("lease", "it was broken meanwhile", None));
+        }
+        Ok(())
+    }
+}
+
+/// The record of a pin that is being made. Dropped, it puts back what was there before.
+struct IntentRecord<'a> {
+    state: &'a StateDir,
+    key: String,
+    previous: Option<StoredPin>,
+    armed: bool,
+}
+
+impl<'a> IntentRecord<'a> {
+    fn store(
+        state: &'a StateDir,
+        intent: &StoredPin,
+        previous: Option<StoredPin>,
+    ) -> Result<Self, ExtentError> {
+        state.store(intent)?;
+        Ok(Self { state, key: intent.identity.key(), previous, armed: true })
+    }
+
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for IntentRecord<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let undone = match &self.previous {
+            Some(previous) => self.state.store(previous),
+            None => self.state.remove(&self.key),
+        };
+        if let Err(error) = undone {
+            tracing::error!(error = %Chain(&error), "cannot undo the record of a failed pin");
+        }
+    }
+}
+
+/// The immutable flag of a file that is being pinned. Dropped, it is cleared if it was set here.
+struct ImmutableFlag<'a> {
+    file: &'a File,
+    path: PathBuf,
+    armed: bool,
+}
+
+impl<'a> ImmutableFlag<'a> {
+    fn set(attempt: &Attempt<'a>) -> Result<Self, ExtentError> {
+        let path = attempt.path().to_path_buf();
+        let failed = |problem, source| attempt.guard_error(IMMUTABLE, problem, source);
+        if is_immutable(attempt.file, &path)? {
+            return Ok(Self { file: attempt.file, path, armed: false });
+        }
+        change_flag(attempt.file, true).map_err(|source| failed("cannot be set", Some(source)))?;
+        let flag = Self { file: attempt.file, path, armed: true };
+        if is_immutable(attempt.file, &flag.path)? {
+            Ok(flag)
+        } else {
+            Err(failed("the filesystem does not keep it", None))
+        }
+    }
+
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for ImmutableFlag<'_> {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(error) = change_flag(self.file, false)
+        {
+            tracing::error!(path = %self.path.display(), %error, "cannot clear the immutable flag of a failed pin");
+        }
+    }
+}
+
+/// Sets or clears the immutable flag, and leaves the others.
+pub(super) fn change_flag(file: &File, immutable: bool) -> io::Result<()> {
+    let mut flags = rustix::fs::ioctl_getflags(file)?;
+    flags.set(IFlags::IMMUTABLE, immutable);
+    Ok(rustix::fs::ioctl_setflags(file, flags)?)
+}
+
+/// An error and its sources on one line, for the log.
+pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl PinnedFile {
+    /// The frozen map.
+    #[must_use]
+    pub fn map(&self) -> &Arc<FrozenMap> {
+        &self.map
+    }
+
+    /// The path under which the file was pinned.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.map.identity().path
+    }
+
+    /// What each guard refuses, delays or only detects.
+    #[must_use]
+    pub fn guards(&self) -> &[GuardReport] {
+        &GUARDS
+    }
+
+    /// Whether the operator asked for this pin by itself ([`PinOptions::keep`], now or in the record that was
+    /// adopted): whoever serves the file then keeps it.
+    #[must_use]
+    pub fn was_kept(&self) -> bool {
+        self.kept
+    }
+
+    /// The pinned file, open for reading only: to compare what the filesystem and the device say of its blocks.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads the living map, and looks at every guard.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`] when the filesystem does not answer, which is no reason to trust the map.
+    pub fn verify(&self) -> Result<VerifyReport, ExtentError> {
+        let report = verify_file(self.map.identity(), self.map.extents(), &self.file)?;
+        let recalled = self.guard.as_ref().and_then(|guard| guard.watch().reason());
+        Ok(VerifyReport { lease_held: Some(lease::is_held(&self.file)), recalled, ..report })
+    }
+
+    /// Whether the lease is being, or was, broken.
+    #[must_use]
+    pub fn lease_broken(&self) -> bool {
+        !lease::is_held(&self.file)
+    }
+
+    /// Sees the recall of this pin, also after the pin is gone. After a recall: stop new I/O, drain, fence, then
+    /// [`keep`](Self::keep) or [`release`](Self::release), within `/proc/sys/fs/lease-break-time` seconds.
+    #[must_use]
+    pub fn recall(&self) -> Option<RecallWatch> {
+        self.guard.as_ref().map(|guard| guard.watch().clone())
+    }
+
+    /// Lets go of what needs this process (mark and lease) and leaves immutable flag and record.
+    pub fn keep(mut self) {
+        self.let_go();
+    }
+
+    /// Lets go of everything: clears the immutable flag if fastice set it, drops the guards, removes the record.
+    ///
+    /// # Errors
+    /// The first failure. What needs this process is let go all the same; the record stays if the flag could not be
+    /// cleared, for [`unpin`](super::unpin).
+    pub fn release(mut self) -> Result<(), ExtentError> {
+        let alone = self.state.lock()?;
+        let path = self.path().to_path_buf();
+        if self.clear_immutable {
+            change_flag(&self.file, false)
+                .and_then(|()| self.file.sync_all())
+                .map_err(|error| ExtentError::io("clear the immutable flag of", &path, error))?;
+        }
+        // The record goes before the guards: whoever gets in after them finds an ordinary file.
+        self.state.remove(&self.map.identity().key())?;
+        let lock = self.lock.take();
+        self.let_go();
+        if let Some(lock) = lock {
+            lock.remove(&alone);
+        }
+        tracing::info!(path = %path.display(), "released");
+        Ok(())
+    }
+
+    fn let_go(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            // Whatever this process read through the filesystem meanwhile is older than what hosts wrote since.
+            if let Err(error) = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed) {
+                let path = self.path().display();
+                tracing::error!(%path, %error, "cannot drop the page cache: readers may see old data until it goes");
+            }
+            lease::drop_lease(&self.file);
+            drop(guard);
+        }
+        self.lock = None;
+    }
+}
+
+impl Drop for PinnedFile {
+    fn drop(&mut self) {
+        if self.guard.is_some() {
+            let path = self.path().display();
+            tracing::warn!(%path, "pin left behind: the file stays immutable, see `fastice unpin`");
+            self.let_go();
+        }
+    }
+}
+
+/// What [`StateProblem::Missing`] is an error of.
+pub(super) fn no_record(path: &Path) -> ExtentError {
+    ExtentError::State { path: path.to_path_buf(), problem: StateProblem::Missing }
+}

@@ -1,0 +1,235 @@
+//! The stored form of a pin: one JSON document with a version and a checksum.
+//!
+//! ```text
+//!   { "format": "fastice-pin", "version": 1,
+//!     "checksum": SHA-256 of the compact JSON of what "pin" holds,
+//!     "pin": { "identity": { ... }, "generation": 3, "owner": { ... }, "immutable_was_set_before": false,
+//!              "map": { "checksum": SHA-256, "extents": [ [device offset, length], ... ] } } }
+//! ```
+//!
+//! Extents follow each other in the file without gaps, so their file offsets are not written. [`parse`] is a plain
+//! function over bytes and never panics.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::ser::Formatter;
+use sha2::{Digest as _, Sha256};
+
+use super::error::StateProblem;
+use super::identity::{MapIdentity, hex_bytes};
+use super::map::{Extent, FrozenMap, checksum_of, validate};
+use super::owner::Owner;
+
+const FORMAT: &str = "fastice-pin";
+/// The version that this release writes and reads.
+const VERSION: u64 = 1;
+
+/// A pin as the state directory keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredPin {
+    /// Whose map it is.
+    pub identity: MapIdentity,
+    /// Which freeze of the file it is.
+    pub generation: u64,
+    /// The process that pinned it.
+    pub owner: Owner,
+    /// Whether the file was immutable before fastice pinned it, so that unpinning must leave it so.
+    pub immutable_was_set_before: bool,
+    /// Whether the operator asked for the pin by itself: it then outlives whoever serves the file.
+    #[serde(default)]
+    pub kept: bool,
+    /// The map; `None` when the pinning process died before it was frozen.
+    pub map: Option<StoredMap>,
+}
+
+impl StoredPin {
+    /// The path under which the file was pinned.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.identity.path
+    }
+
+    /// The checksum of the map, if it was frozen.
+    #[must_use]
+    pub fn checksum(&self) -> Option<[u8; 32]> {
+        self.map.as_ref().map(|map| map.checksum)
+    }
+}
+
+/// The map of a stored pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredMap {
+    /// As [`FrozenMap::checksum`](super::FrozenMap::checksum).
+    #[serde(with = "hex_bytes")]
+    pub checksum: [u8; 32],
+    /// The extents, in file order, without gaps.
+    #[serde(with = "pairs")]
+    pub extents: Vec<Extent>,
+}
+
+impl From<&FrozenMap> for StoredMap {
+    fn from(map: &FrozenMap) -> Self {
+        Self { checksum: map.checksum(), extents: map.extents().to_vec() }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document<P> {
+    format: String,
+    version: u64,
+    #[serde(with = "hex_bytes")]
+    checksum: [u8; 32],
+    pin: P,
+}
+
+/// What every version of the document begins with.
+#[derive(Deserialize)]
+struct Header {
+    format: String,
+    version: u64,
+}
+
+/// Writes the document of `pin`.
+///
+/// # Errors
+/// Those of `to`.
+pub(super) fn write(pin: &StoredPin, to: impl Write) -> io::Result<()> {
+    let document = Document { format: FORMAT.to_owned(), version: VERSION, checksum: checksum(pin)?, pin };
+    let mut serializer = serde_json::Serializer::with_formatter(to, Layout::default());
+    document.serialize(&mut serializer)?;
+    serializer.into_inner().write_all(b"\n")
+}
+
+/// Reads a document, and proves that it is whole and that its map is one.
+///
+/// # Errors
+/// In what way it is not.
+pub(super) fn parse(bytes: &[u8]) -> Result<StoredPin, StateProblem> {
+    let header: Header = serde_json::from_slice(bytes).map_err(StateProblem::Malformed)?;
+    if header.format != FORMAT {
+        let error = serde::de::Error::custom(format_args!("the format is not {FORMAT}"));
+        return Err(StateProblem::Malformed(error));
+    }
+    if header.version != VERSION {
+        return Err(StateProblem::Version { found: header.version, known: VERSION });
+    }
+    let document: Document<StoredPin> = serde_json::from_slice(bytes).map_err(StateProblem::Malformed)?;
+    let pin = document.pin;
+    if checksum(&pin).ok() != Some(document.checksum) {
+        return Err(StateProblem::Checksum);
+    }
+    if let Some(map) = &pin.map {
+        validate(&pin.identity, &map.extents).map_err(StateProblem::Map)?;
+        if checksum_of(&pin.identity, &map.extents) != map.checksum {
+            return Err(StateProblem::Checksum);
+        }
+    }
+    Ok(pin)
+}
+
+fn checksum(pin: &StoredPin) -> io::Result<[u8; 32]> {
+    let mut hasher = io::BufWriter::with_capacity(1 << 16, HashWriter(Sha256::new()));
+    serde_json::to_writer(&mut hasher, pin)?;
+    let hasher = hasher.into_inner().map_err(io::IntoInnerError::into_error)?;
+    Ok(hasher.0.finalize().into())
+}
+
+struct HashWriter(Sha256);
+
+impl Write for HashWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One line a field and a line an extent, so that a record can be read, and compared by `diff`.
+#[derive(Default)]
+struct Layout {
+    objects: usize,
+    arrays: usize,
+}
+
+impl Layout {
+    fn line<W: ?Sized + Write>(&self, to: &mut W) -> io::Result<()> {
+        to.write_all(b"\n")?;
+        (0..self.objects + self.arrays).try_for_each(|_| to.write_all(b" "))
+    }
+}
+
+impl Formatter for Layout {
+    fn begin_object<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.objects += 1;
+        to.write_all(b"{")
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.objects = self.objects.saturating_sub(1);
+        self.line(to)?;
+        to.write_all(b"}")
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        if !first {
+            to.write_all(b",")?;
+        }
+        self.line(to)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        to.write_all(b": ")
+    }
+
+    fn begin_array<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.arrays += 1;
+        to.write_all(b"[")
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, to: &mut W) -> io::Result<()> {
+        self.arrays = self.arrays.saturating_sub(1);
+        to.write_all(b"]")
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        match (self.arrays, first) {
+            (..=1, true) => self.line(to),
+            (..=1, false) => to.write_all(b",").and_then(|()| self.line(to)),
+            (_, true) => Ok(()),
+            (_, false) => to.write_all(b", "),
+        }
+    }
+}
+
+/// Extents as pairs of device offset and length.
+mod pairs {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::Extent;
+    use crate::units::{ByteLen, ByteOffset};
+
+    pub(super) fn serialize<S: Serializer>(extents: &[Extent], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(extents.iter().map(|extent| (extent.device_offset, extent.len)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Extent>, D::Error> {
+        let pairs = Vec::<(ByteOffset, ByteLen)>::deserialize(from)?;
+        let mut file_offset = ByteOffset(0);
+        let mut extents = Vec::with_capacity(pairs.len());
+        for (device_offset, len) in pairs {
+            extents.push(Extent { file_offset, device_offset, len });
+            file_offset = file_offset
+                .checked_add(len.get())
+                .ok_or_else(|| D::Error::custom("extents of more than 64 bits"))?;
+        }
+        Ok(extents)
+    }
+}

@@ -1,0 +1,284 @@
+//! The state directory: the records of pins, which survive the process that made them.
+//!
+//! ```text
+//!   lock               held for the moment in which pins are made, adopted or released
+//!   KEY.json           the record of one file (see `record`); KEY names file and filesystem, not the path
+//!   KEY.lock           held (flock) by the process that holds the pin, and naming it
+//!   KEY.generation     the generation last given to the file; stays when the record goes
+//!   PID-START.commands held while a process may have commands on devices (see `commands`)
+//! ```
+//!
+//! A record is replaced by writing a new file, fsync, rename, fsync of the directory: a crash leaves the old or the
+//! new one. Whether a pin is held is told by the lock, which the kernel drops with the process, however it ends.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+
+use super::error::{ExtentError, StateProblem};
+use super::owner::Owner;
+use super::record::{self, StoredPin};
+
+/// The largest record that is read: room for some 30 million extents.
+const RECORD_LEN_MAX: u64 = 1 << 30;
+
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// The directory that keeps the records of pins.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    /// Opens the directory, and makes it, for its owner only, when it is missing.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ExtentError> {
+        let path = path.as_ref();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|e| ExtentError::io("create the state directory", path, e))?;
+        let path =
+            fs::canonicalize(path).map_err(|e| ExtentError::io("find the state directory", path, e))?;
+        Ok(Self { path })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All records, each of them whole or with what is wrong with it, in the order of their keys.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`] when the directory cannot be read.
+    pub fn records(&self) -> Result<Vec<Result<StoredPin, ExtentError>>, ExtentError> {
+        let io = |source| ExtentError::io("read the state directory", &self.path, source);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                names.push(path);
+            }
+        }
+        names.sort();
+        Ok(names.iter().filter_map(|path| read_record(path).transpose()).collect())
+    }
+
+    /// The record with this key; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`ExtentError::State`] when it is damaged or of another version, [`ExtentError::Io`].
+    pub fn load(&self, key: &str) -> Result<Option<StoredPin>, ExtentError> {
+        read_record(&self.file(key, "json"))
+    }
+
+    /// Writes a record, in place of one of the same file.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`]; the old record is then still there.
+    pub fn store(&self, pin: &StoredPin) -> Result<(), ExtentError> {
+        let key = pin.identity.key();
+        if self.last_generation(&key)?.is_none_or(|last| last < pin.generation) {
+            self.replace(&self.file(&key, "generation"), |file| writeln!(file, "{}", pin.generation))?;
+        }
+        self.replace(&self.file(&key, "json"), |file| record::write(pin, file))
+    }
+
+    /// Removes a record. Its file's generation is kept.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`].
+    pub fn remove(&self, key: &str) -> Result<(), ExtentError> {
+        let path = self.file(key, "json");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ExtentError::io("remove the stored pin", &path, error))
+            }
+            _ => self.sync(),
+        }
+    }
+
+    /// Whether a living process holds the pin with this key, and which.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`].
+    pub fn holder(&self, key: &str) -> Result<Option<Owner>, ExtentError> {
+        let path = self.file(key, "lock");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ExtentError::io("open the lock", &path, error)),
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {
+                drop(Locked(file));
+                Ok(None)
+            }
+            Err(rustix::io::Errno::AGAIN) => Ok(Some(lock_owner(&path))),
+            Err(error) => Err(ExtentError::io("ask for the lock", &path, error)),
+        }
+    }
+
+    /// The generation that the next freeze of the file with this key gets.
+    pub(super) fn next_generation(&self, key: &str) -> Result<u64, ExtentError> {
+        Ok(self.last_generation(key)?.unwrap_or(0).saturating_add(1))
+    }
+
+    fn last_generation(&self, key: &str) -> Result<Option<u64>, ExtentError> {
+        let path = self.file(key, "generation");
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|error| ExtentError::State { path, problem: StateProblem::Malformed(error) }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ExtentError::io("read", &path, error)),
+        }
+    }
+
+    /// Waits until no other thread or process makes, adopts or releases pins here.
+    pub(super) fn lock(&self) -> Result<StateLock, ExtentError> {
+        let path = self.path.join("lock");
+        let file = open_lock(&path)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)
+            .map_err(|error| ExtentError::io("lock", &path, error))?;
+        Ok(StateLock { _file: Locked(file) })
+    }
+
+    /// Takes the lock that says who holds a pin; `Err` with that process when it is held.
+    pub(super) fn lock_pin(&self, key: &str) -> Result<Result<PinLock, Owner>, ExtentError> {
+        let path = self.file(key, "lock");
+        let mut file = open_lock(&path)?;
+        let mut attempt = 0;
+        while let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if error != rustix::io::Errno::AGAIN {
+                return Err(ExtentError::io("lock", &path, error));
+            }
+            // Whoever only asks for the holder has the lock for a moment, too.
+            if attempt == LOCK_ATTEMPTS {
+                return Ok(Err(lock_owner(&path)));
+            }
+            attempt += 1;
+            thread::sleep(LOCK_PAUSE);
+        }
+        let io = |error| ExtentError::io("write", &path, error);
+        file.set_len(0).map_err(io)?;
+        let owner = serde_json::to_vec(&Owner::this_process()).map_err(|error| io(error.into()))?;
+        file.write_all(&owner).map_err(io)?;
+        Ok(Ok(PinLock { _file: Locked(file), path }))
+    }
+
+    fn file(&self, key: &str, extension: &str) -> PathBuf {
+        self.path.join(format!("{key}.{extension}"))
+    }
+
+    /// Writes `path` anew, so that a crash leaves the old content or the new.
+    fn replace(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    ) -> Result<(), ExtentError> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".new");
+        let temporary = PathBuf::from(temporary);
+        let written = (|| {
+            let file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            let mut writer = BufWriter::with_capacity(1 << 18, file);
+            write(&mut writer)?;
+            writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            fs::rename(&temporary, path)
+        })();
+        if let Err(error) = written {
+            // The failed write is what matters; a temporary file is overwritten by the next one.
+            let _ = fs::remove_file(&temporary);
+            return Err(ExtentError::io("write", path, error));
+        }
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<(), ExtentError> {
+        File::open(&self.path)
+            .and_then(|directory| directory.sync_all())
+            .map_err(|error| ExtentError::io("sync the state directory", &self.path, error))
+    }
+}
+
+pub(super) fn open_lock(path: &Path) -> Result<File, ExtentError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| ExtentError::io("open the lock", path, error))
+}
+
+/// Who wrote a lock file; a process of id 0 when that cannot be read.
+fn lock_owner(path: &Path) -> Owner {
+    let bytes = fs::read(path).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or(Owner { pid: 0, start_time_ticks: 0, boot_id: String::new() })
+}
+
+fn read_record(path: &Path) -> Result<Option<StoredPin>, ExtentError> {
+    let state = |problem| ExtentError::State { path: path.to_path_buf(), problem };
+    let io = |error| ExtentError::io("read the stored pin", path, error);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    if file.metadata().map_err(io)?.len() > RECORD_LEN_MAX {
+        return Err(state(StateProblem::TooLarge { limit: RECORD_LEN_MAX }));
+    }
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, RECORD_LEN_MAX), &mut bytes).map_err(io)?;
+    record::parse(&bytes).map(Some).map_err(state)
+}
+
+/// A locked file. Dropped, it is unlocked at once, and not only when the last copy of the descriptor is closed, which
+/// a child that is just being started may have for a moment longer.
+#[derive(Debug)]
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(%error, "cannot unlock a file of the state directory");
+        }
+    }
+}
+
+/// Held for the moment in which pins are made, adopted or released.
+#[derive(Debug)]
+pub(super) struct StateLock {
+    _file: Locked,
+}
+
+/// Held as long as a pin is.
+#[derive(Debug)]
+pub(super) struct PinLock {
+    _file: Locked,
+    path: PathBuf,
+}
+
+impl PinLock {
+    /// Drops the lock and its file. To be called under the [`StateLock`], so that nobody waits for the old file.
+    pub(super) fn remove(self, _under: &StateLock) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a lock file");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The system calls that no safe crate offers: FIEMAP and the inode ioctls, leases, fanotify, signals to a thread,
+//! sealed memory. The one module of `extent` with unsafe code; each function is safe to call and returns errno.
+
+#![expect(unsafe_code, reason = "ioctl, fcntl, fanotify, signalfd and mmap have no safe wrapper")]
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::slice;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::ioctl::{self, Getter, Updater};
+use rustix::mm::{MapFlags, ProtFlags};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+// ---- sealed memory -------------------------------------------------------------------------------------------
+
+/// Bytes in a memfd that nothing can write any more, mapped read-only.
+#[derive(Debug)]
+pub(super) struct SealedMemory {
+    start: NonNull<u8>,
+    len: usize,
+    /// Kept so that the seals can be looked at; the mapping alone would do.
+    #[cfg_attr(not(test), expect(dead_code, reason = "read by tests only"))]
+    file: OwnedFd,
+}
+
+// SAFETY: the memory is never written after construction, by anyone: the memfd carries F_SEAL_WRITE, and the mapping
+// is PROT_READ. Sharing or moving a pointer to constant memory is sound.
+unsafe impl Send for SealedMemory {}
+// SAFETY: as above.
+unsafe impl Sync for SealedMemory {}
+
+impl SealedMemory {
+    /// Copies `bytes` into sealed memory.
+    pub(super) fn seal(bytes: &[u8]) -> io::Result<Self> {
+        let file = rustix::fs::memfd_create("fastice-map", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let written = rustix::io::write(&file, rest)?;
+            rest = rest.get(written..).unwrap_or_default();
+        }
+        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        // SAFETY: a new mapping at an address the kernel chooses touches no memory of ours. The file has exactly
+        // `len` bytes and, sealed against shrinking, keeps them, so no access can fault.
+        let start = unsafe {
+            rustix::mm::mmap(ptr::null_mut(), bytes.len(), ProtFlags::READ, MapFlags::SHARED, &file, 0)?
+        };
+        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len: bytes.len(), file })
+    }
+
+    /// The sealed bytes, page aligned.
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: `start..start + len` is one live read-only mapping until drop, and the seals make its content
+        // constant, as a shared slice demands.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// The sealed file, for tests that try to break the seal.
+    #[cfg(test)]
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd as _;
+        self.file.as_fd()
+    }
+}
+
+impl Drop for SealedMemory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `seal` with this length, and no borrow of it outlives self. A failure
+        // would leak memory, nothing more.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+// ---- inode ioctls --------------------------------------------------------------------------------------------
+
+/// Calls FIEMAP (`linux/fiemap.h`) with `page` as header and room for records: 4 words of header, 7 words a record.
+/// The kernel writes at most as many records as the header's `fm_extent_count` says.
+pub(super) fn fiemap<const WORDS: usize>(file: BorrowedFd<'_>, page: &mut [u64; WORDS]) -> io::Result<()> {
+    /// `_IOWR('f', 11, struct fiemap)`; the encoded size is that of the header alone.
+    const FS_IOC_FIEMAP: ioctl::Opcode = 0xC020_660B;
+    let room = (WORDS.saturating_sub(4)) / 7;
+    // fm_extent_count is the low half of word 3 on every byte order the kernel's u32 layout gives: bytes 24..28.
+    let count =
+        page.get(3).map(|word| word.to_ne_bytes()).map(|[a, b, c, d, ..]| u32::from_ne_bytes([a, b, c, d]));
+    if count.is_none_or(|count| count as usize > room) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: FIEMAP reads the header and writes header plus fm_extent_count records of 56 bytes, which was just
+    // checked to fit the array; any bit pattern is a valid u64.
+    unsafe { Ok(ioctl::ioctl(file, Updater::<FS_IOC_FIEMAP, [u64; WORDS]>::new(page))?) }
+}
+
+/// The inode's generation: `FS_IOC_GETVERSION`.
+pub(super) fn inode_generation(file: BorrowedFd<'_>) -> io::Result<u32> {
+    /// `_IOR('v', 1, long)`.
+    const FS_IOC_GETVERSION: ioctl::Opcode = ioctl::opcode::read::<libc::c_long>(b'v', 1);
+    // SAFETY: the kernel writes an int, by its definition at most a long, into the output; both are plain integers.
+    let word = unsafe { ioctl::ioctl(file, ZeroedGetter::<FS_IOC_GETVERSION, libc::c_long>(0))? };
+    let [a, b, c, d, ..] = word.to_ne_bytes();
+    Ok(u32::from_ne_bytes([a, b, c, d]))
+}
+
+/// A getter whose output starts as zeros, for ioctls that write less than their type says.
+struct ZeroedGetter<const OPCODE: ioctl::Opcode, Output>(Output);
+
+// SAFETY: the pointer handed over is to `Output`, which the users of this type have chosen to be at least what the
+// kernel writes, and which is initialised from the start.
+unsafe impl<const OPCODE: ioctl::Opcode, Output> ioctl::Ioctl for ZeroedGetter<OPCODE, Output> {
+    type Output = Output;
+    const IS_MUTATING: bool = true;
+    fn opcode(&self) -> ioctl::Opcode {
+        OPCODE
+    }
+    fn as_ptr(&mut self) -> *mut libc::c_void {
+        (&raw mut self.0).cast()
+    }
+    unsafe fn output_from_ptr(
+        _: ioctl::IoctlOutput,
+        output: *mut libc::c_void,
+    ) -> rustix::io::Result<Self::Output> {
+        // SAFETY: rustix passes back the pointer of `as_ptr`, which is valid and initialised; it is read once.
+        Ok(unsafe { output.cast::<Output>().read() })
+    }
+}
+
+/// The extended flags of the inode (`FS_XFLAG_*`): `FS_IOC_FSGETXATTR`.
+pub(super) fn extended_flags(file: BorrowedFd<'_>) -> io::Result<u32> {
+    /// `_IOR('X', 31, struct fsxattr)`, 28 bytes.
+    const FS_IOC_FSGETXATTR: ioctl::Opcode = ioctl::opcode::read::<[u32; 7]>(b'X', 31);
+    // SAFETY: struct fsxattr is 28 bytes of plain integers, and so is the output.
+    let [xflags, ..] = unsafe { ioctl::ioctl(file, Getter::<FS_IOC_FSGETXATTR, [u32; 7]>::new())? };
+    Ok(xflags)
+}
+
+/// The filesystem's UUID: `FS_IOC_GETFSUUID` (Linux 6.9); `None` when it has none of 16 bytes.
+pub(super) fn filesystem_uuid(file: BorrowedFd<'_>) -> io::Result<Option<[u8; 16]>> {
+    /// `_IOR(0x15, 0, struct fsuuid2)`: a length byte and 16 bytes.
+    const FS_IOC_GETFSUUID: ioctl::Opcode = ioctl::opcode::read::<[u8; 17]>(0x15, 0);
+    // SAFETY: struct fsuuid2 is 17 plain bytes, and so is the output.
+    let [len, uuid @ ..] = unsafe { ioctl::ioctl(file, Getter::<FS_IOC_GETFSUUID, [u8; 17]>::new())? };
+    Ok((len == 16).then_some(uuid))
+}
+
+// ---- leases --------------------------------------------------------------------------------------------------
+
+/// The lease types of `fcntl(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lease {
+    /// Broken by an open for writing, or a truncation.
+    Read,
+    /// Broken by any open.
+    Write,
+    /// None.
+    None,
+}
+
+impl Lease {
+    const fn raw(self) -> libc::c_int {
+        (match self {
+            Self::Read => libc::F_RDLCK,
+            Self::Write => libc::F_WRLCK,
+            Self::None => libc::F_UNLCK,
+        }) as libc::c_int
+    }
+}
+
+/// Takes, changes or drops the lease on `file`.
+pub(super) fn set_lease(file: BorrowedFd<'_>, lease: Lease) -> io::Result<()> {
+    // SAFETY: F_SETLEASE takes an integer; no memory is touched.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, lease.raw()) }).map(drop)
+}
+
+/// The lease on `file`; while it is being broken, the type it must become.
+pub(super) fn get_lease(file: BorrowedFd<'_>) -> io::Result<Lease> {
+    // SAFETY: F_GETLEASE takes no argument; no memory is touched.
+    let raw = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) })?;
+    Ok(if raw == Lease::Read.raw() {
+        Lease::Read
+    } else if raw == Lease::Write.raw() {
+        Lease::Write
+    } else {
+        Lease::None
+    })
+}
+
+/// Directs the signals of `file` (lease breaks) to one thread of this process, as the realtime signal [`break_signal`].
+pub(super) fn direct_signals(file: BorrowedFd<'_>, thread: ThreadId) -> io::Result<()> {
+    /// `fcntl.h`: not in the libc crate for every target.
+    const F_SETSIG: libc::c_int = 10;
+    const F_SETOWN_EX: libc::c_int = 15;
+    const F_OWNER_TID: libc::c_int = 0;
+    #[repr(C)]
+    struct OwnerEx {
+        kind: libc::c_int,
+        pid: libc::pid_t,
+    }
+    let owner = OwnerEx { kind: F_OWNER_TID, pid: thread.0 };
+    // SAFETY: F_SETOWN_EX reads a struct f_owner_ex, which `owner` is laid out as and outlives the call.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), F_SETOWN_EX, &raw const owner) })?;
+    // SAFETY: F_SETSIG takes an integer; no memory is touched.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), F_SETSIG, break_signal()) }).map(drop)
+}
+
+/// The signal that tells of a lease break. It is sent to one thread, which has it blocked, so it meets no other user
+/// of the same number in this process.
+fn break_signal() -> libc::c_int {
+    libc::SIGRTMIN() + 3
+}
+
+/// The kernel's id of a thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ThreadId(libc::pid_t);
+
+/// Blocks the lease-break signal, and SIGIO which the kernel falls back to when its queue is full, in the calling
+/// thread for good, and returns a descriptor to read them from and the id to direct them to. For threads of our own
+/// making only.
+pub(super) fn take_signals() -> io::Result<(OwnedFd, ThreadId)> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set; the others read or change that initialised set, and the mask of the
+    // calling thread only. The descriptor signalfd returns is new and ours alone.
+    unsafe {
+        check(libc::sigemptyset(set.as_mut_ptr()))?;
+        check(libc::sigaddset(set.as_mut_ptr(), break_signal()))?;
+        check(libc::sigaddset(set.as_mut_ptr(), libc::SIGIO))?;
+        let set = set.assume_init_ref();
+        match libc::pthread_sigmask(libc::SIG_BLOCK, set, ptr::null_mut()) {
+            0 => {}
+            errno => return Err(io::Error::from_raw_os_error(errno)),
+        }
+        let fd = check(libc::signalfd(-1, set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
+        Ok((OwnedFd::from_raw_fd(fd), ThreadId(libc::gettid())))
+    }
+}
+
+// ---- fanotify ------------------------------------------------------------------------------------------------
+
+/// A fanotify group that is asked for permission. Its event descriptors are opened non-blocking, so that reading an
+/// event never waits for a lease of our own.
+pub(super) fn fanotify_group() -> io::Result<OwnedFd> {
+    let flags = libc::FAN_CLASS_CONTENT | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
+    let event_flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE | libc::O_NONBLOCK;
+    let event_flags = libc::c_uint::try_from(event_flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: fanotify_init takes integers; the descriptor it returns is new and ours alone.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fanotify_init(flags, event_flags))?)) }
+}
+
+/// Asks `group` for permission for every open, also for execution, of the inode of `file`.
+pub(super) fn mark_opens(group: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+    let mask = libc::FAN_OPEN_PERM;
+    // SAFETY: a null path makes the mark that of the descriptor itself; no memory is touched.
+    check(unsafe {
+        libc::fanotify_mark(group.as_raw_fd(), libc::FAN_MARK_ADD, mask, file.as_raw_fd(), ptr::null())
+    })
+    .map(drop)
+}
+
+/// Takes ownership of the descriptor that came in a fanotify event.
+pub(super) fn event_descriptor(fd: i32) -> Option<OwnedFd> {
+    // SAFETY: the kernel installed this descriptor for the reader of the event, who is its only owner.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,127 @@
+//! Mending what a dead run left behind: an immutable file and its record.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::error::{ExtentError, StateProblem};
+use super::facts::{FileFacts, is_immutable, number_of};
+use super::pin::{change_flag, no_record};
+use super::record::StoredPin;
+use super::state::StateDir;
+use super::survey::open_read;
+use super::verify::verify_file;
+
+/// What unpinning did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnpinReport {
+    /// Whether the immutable flag was cleared; not when it was set before fastice pinned the file, or not set.
+    pub immutable_cleared: bool,
+    /// Whether the living map is the recorded one; `None` when there was none to compare.
+    pub map_was_true: Option<bool>,
+}
+
+/// Undoes the leftover pin of a run that has ended: clears the immutable flag if fastice set it, removes the record.
+///
+/// `force` also gives up a pin whose map has changed, whose file is gone or replaced, or whose record is damaged. With a
+/// damaged record nobody knows who set the immutable flag, so it is cleared.
+///
+/// # Errors
+/// [`ExtentError::AlreadyPinned`] while a living process holds the pin, and [`ExtentError::CommandsLeft`] while commands
+/// of a dead one are on the device, both also with `force`; [`ExtentError::State`]
+/// without a (good) record; [`ExtentError::Changed`]; [`ExtentError::Io`].
+pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, ExtentError> {
+    let _alone = state.lock()?;
+    let path =
+        fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_path_buf());
+    refuse_if_held(&path, state)?;
+    let file = match open_read(&path) {
+        Ok(file) => file,
+        Err(_) if force => return forget_by_path(&path, state),
+        Err(ExtentError::Io { source, .. })
+            if source.kind() == io::ErrorKind::NotFound && by_path(&path, state)?.is_some() =>
+        {
+            return Err(ExtentError::State { path, problem: StateProblem::FileGone });
+        }
+        Err(error) => return Err(error),
+    };
+    let identity = match FileFacts::gather(&file, &path)?.identity() {
+        Ok(identity) => identity,
+        Err(_) if force => return forget_by_path(&path, state),
+        Err(_) => return Err(no_record(&path)),
+    };
+    let key = identity.key();
+    let record = match state.load(&key) {
+        Ok(Some(record)) => record,
+        Ok(None) if by_path(&path, state)?.is_some() => {
+            if force {
+                return forget_by_path(&path, state);
+            }
+            return Err(ExtentError::State { path, problem: StateProblem::OtherFile });
+        }
+        Ok(None) => return Err(no_record(&path)),
+        Err(ExtentError::State { .. }) if force => {
+            let immutable_cleared = clear_flag(&file, &path, false)?;
+            state.remove(&key)?;
+            return Ok(UnpinReport { immutable_cleared, map_was_true: None });
+        }
+        Err(error) => return Err(error),
+    };
+    state.await_commands_of(&record.owner, &path)?;
+    let map_was_true = compare_map(&record, &file, force)?;
+    let immutable_cleared = clear_flag(&file, &path, record.immutable_was_set_before)?;
+    state.remove(&key)?;
+    Ok(UnpinReport { immutable_cleared, map_was_true })
+}
+
+/// Compares the record's map with the file; a difference is an error unless `force`.
+fn compare_map(record: &StoredPin, file: &File, force: bool) -> Result<Option<bool>, ExtentError> {
+    let Some(map) = &record.map else { return Ok(None) };
+    let report = verify_file(&record.identity, &map.extents, file)?;
+    let path = record.path().to_path_buf();
+    match report.comparison.first {
+        _ if force => Ok(Some(report.map_is_true())),
+        _ if !report.size_is_frozen => {
+            Err(ExtentError::Resized { path, frozen: record.identity.size, living: report.size })
+        }
+        Some(difference) => Err(ExtentError::Changed { path, difference }),
+        None => Ok(Some(true)),
+    }
+}
+
+fn clear_flag(file: &File, path: &Path, was_set_before: bool) -> Result<bool, ExtentError> {
+    if was_set_before || !is_immutable(file, path)? {
+        return Ok(false);
+    }
+    change_flag(file, false)
+        .and_then(|()| file.sync_all())
+        .map_err(|error| ExtentError::io("clear the immutable flag of", path, error))?;
+    Ok(true)
+}
+
+/// Removes the record that names `path`, whose file is gone or another.
+fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentError> {
+    let record = by_path(path, state)?.ok_or_else(|| no_record(path))?;
+    state.remove(&record.identity.key())?;
+    Ok(UnpinReport { immutable_cleared: false, map_was_true: Some(false) })
+}
+
+fn by_path(path: &Path, state: &StateDir) -> Result<Option<StoredPin>, ExtentError> {
+    Ok(state.records()?.into_iter().flatten().find(|record| record.path() == path))
+}
+
+/// Refuses when a living process holds a pin of the file at `path`. Opens nothing, since that would be denied.
+pub(super) fn refuse_if_held(path: &PathBuf, state: &StateDir) -> Result<(), ExtentError> {
+    let Ok(meta) = fs::metadata(path) else { return Ok(()) };
+    for record in state.records()?.into_iter().flatten() {
+        let identity = &record.identity;
+        if identity.inode != meta.ino() || identity.filesystem.device != number_of(meta.dev()) {
+            continue;
+        }
+        if let Some(owner) = state.holder(&identity.key())? {
+            return Err(ExtentError::AlreadyPinned { path: path.clone(), owner: Box::new(owner) });
+        }
+    }
+    Ok(())
+}

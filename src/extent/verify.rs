@@ -1,0 +1,88 @@
+//! Whether a frozen or stored map is still that of the living file.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::compare::{Comparison, compare};
+use super::error::{ExtentError, StateProblem};
+use super::facts::{FileFacts, stat};
+use super::fiemap;
+use super::guard::RecallReason;
+use super::identity::MapIdentity;
+use super::map::Extent;
+use super::record::StoredPin;
+use super::survey::open_read;
+use crate::units::ByteLen;
+
+/// What a verification saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// The comparison of the maps, place by place.
+    pub comparison: Comparison,
+    /// The size of the living file.
+    pub size: ByteLen,
+    /// Whether that is the size that was frozen.
+    pub size_is_frozen: bool,
+    /// Whether the immutable flag is set.
+    pub immutable: bool,
+    /// Whether the lease is held and not being broken; `None` when nothing holds one, as for a stored pin.
+    pub lease_held: Option<bool>,
+    /// Why the pin is recalled, if it is.
+    pub recalled: Option<RecallReason>,
+}
+
+impl VerifyReport {
+    /// Whether the map is true and every guard is in place.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.map_is_true() && self.immutable && self.lease_held != Some(false) && self.recalled.is_none()
+    }
+
+    /// Whether every byte of the file still lies where the map says.
+    #[must_use]
+    pub fn map_is_true(&self) -> bool {
+        self.size_is_frozen && self.comparison.is_equal()
+    }
+}
+
+/// Compares extents with the living file.
+pub(super) fn verify_file(
+    identity: &MapIdentity,
+    extents: &[Extent],
+    file: &File,
+) -> Result<VerifyReport, ExtentError> {
+    let path = &identity.path;
+    let records = fiemap::read(file, path)?;
+    let stat = stat(file, path)?;
+    Ok(VerifyReport {
+        comparison: compare(extents, &records, identity.disk.partition_start, identity.size),
+        size: ByteLen(stat.stx_size),
+        size_is_frozen: stat.stx_size == identity.size.get(),
+        immutable: stat.stx_attributes.contains(rustix::fs::StatxAttributes::IMMUTABLE),
+        lease_held: None,
+        recalled: None,
+    })
+}
+
+/// Compares a stored pin with the file now at its path. A pin without a map is compared as an empty one: all differs.
+///
+/// # Errors
+/// [`ExtentError::State`] with [`StateProblem::OtherFile`] when another file is there; [`ExtentError::Io`], also when
+/// the file is pinned by another process, which alone can then verify it.
+pub fn verify_stored(pin: &StoredPin) -> Result<VerifyReport, ExtentError> {
+    let file = open_read(pin.path())?;
+    same_file(&pin.identity, &file, pin.path())?;
+    let extents = pin.map.as_ref().map_or(&[][..], |map| &map.extents);
+    verify_file(&pin.identity, extents, &file)
+}
+
+/// Makes sure that `file`, opened as `path`, is the file of `identity`.
+pub(super) fn same_file(
+    identity: &MapIdentity,
+    file: &File,
+    path: &Path,
+) -> Result<MapIdentity, ExtentError> {
+    let other = || ExtentError::State { path: path.to_path_buf(), problem: StateProblem::OtherFile };
+    let living = FileFacts::gather(file, path)?.identity().map_err(|_| other())?;
+    if living.is_same_file(identity) { Ok(living) } else { Err(other()) }
+}

@@ -1,0 +1,17 @@
+//! The extent module on real XFS and ext4 filesystems over loop devices.
+
+#[path = "common/loopfs.rs"]
+mod loopfs;
+
+#[path = "extent_real/accept.rs"]
+mod accept;
+#[path = "extent_real/files.rs"]
+mod files;
+#[path = "extent_real/layout.rs"]
+mod layout;
+#[path = "extent_real/pin.rs"]
+mod pin;
+#[path = "extent_real/prepare.rs"]
+mod prepare;
+#[path = "extent_real/unpin.rs"]
+mod unpin;

@@ -1,0 +1,172 @@
+//! Leftovers of runs that ended without a release.
+
+use fastice::extent::{ExtentErrorKind, StateDir, unpin, verify_stored};
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
+use std::process::{Command, Stdio};
+
+use super::files::{BOTH, command, open, refused, written};
+use super::loopfs::{self, Spec};
+use super::pin::{assert_ordinary, clear_immutable, pinned, try_pin};
+
+#[test]
+fn a_dropped_pin_leaves_an_immutable_file_that_unpin_mends() {
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("leftover", &spec) else { return };
+        let path = fs.path("file");
+        drop(written(&path, 64));
+        let state = StateDir::open(fs.outside()).unwrap();
+        let file = pinned(&fs, &path);
+        let checksum = file.map().checksum();
+        let error = unpin(&path, &state, true).unwrap_err();
+        assert_eq!(error.kind(), ExtentErrorKind::AlreadyPinned, "{error}");
+        drop(file);
+        refused(&mut command("truncate", &["-s", "0"], &path));
+        loopfs::run(&mut command("cat", &[], &path)).unwrap();
+        let records = state.records().unwrap();
+        let [Ok(record)] = &records[..] else { panic!("{records:?}") };
+        assert_eq!((record.path(), record.checksum()), (path.as_path(), Some(checksum)));
+        assert_eq!(state.holder(&record.identity.key()).unwrap(), None);
+        assert!(verify_stored(record).unwrap().is_sound());
+        let report = unpin(&path, &state, false).unwrap();
+        assert_eq!((report.immutable_cleared, report.map_was_true), (true, Some(true)));
+        assert_ordinary(&fs, &path);
+        loopfs::run(&mut command("truncate", &["-s", "0"], &path)).unwrap();
+        assert_eq!(unpin(&path, &state, false).unwrap_err().kind(), ExtentErrorKind::State);
+    }
+}
+
+#[test]
+fn the_next_pin_adopts_a_leftover_and_its_release_is_complete() {
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("adoption", &spec) else { return };
+        let path = fs.path("file");
+        drop(written(&path, 64));
+        let first = pinned(&fs, &path);
+        let (generation, checksum) = (first.map().generation(), first.map().checksum());
+        first.keep();
+        let second = pinned(&fs, &path);
+        assert_eq!(second.map().generation(), generation + 1);
+        assert_eq!(second.map().checksum(), checksum);
+        assert!(second.verify().unwrap().is_sound());
+        second.release().unwrap();
+        assert_ordinary(&fs, &path);
+        let third = pinned(&fs, &path);
+        assert_eq!(third.map().generation(), generation + 2, "the generation outlives the record");
+        third.release().unwrap();
+    }
+}
+
+#[test]
+fn a_leftover_whose_file_changed_is_refused_until_forced() {
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("changed leftover", &spec) else { return };
+        let path = fs.path("file");
+        drop(written(&path, 64));
+        pinned(&fs, &path).keep();
+        clear_immutable(&path);
+        let file = open(&path);
+        file.set_len(16 * 4096).unwrap();
+        file.sync_all().unwrap();
+        file.write_all_at(&vec![9; 48 * 4096], 32 * 4096).unwrap();
+        file.write_all_at(&vec![9; 16 * 4096], 16 * 4096).unwrap();
+        file.set_len(63 * 4096).unwrap();
+        drop(file);
+        let state = StateDir::open(fs.outside()).unwrap();
+        let error = try_pin(&fs, &path).unwrap_err();
+        assert_eq!(error.kind(), ExtentErrorKind::Changed, "{error}");
+        assert!(error.remedy().contains("unpin --force"));
+        // The failed attempt left everything as it found it.
+        let records = state.records().unwrap();
+        assert!(!verify_stored(records[0].as_ref().unwrap()).unwrap().immutable);
+        assert_eq!(unpin(&path, &state, false).unwrap_err().kind(), ExtentErrorKind::Changed);
+        assert_eq!(unpin(&path, &state, true).unwrap().map_was_true, Some(false));
+        pinned(&fs, &path).release().unwrap();
+    }
+}
+
+#[test]
+fn records_without_their_file_or_damaged_go_by_force_only() {
+    let Some(fs) = loopfs::make_or_skip("lost file", &Spec::EXT4) else { return };
+    let path = fs.path("file");
+    let state = StateDir::open(fs.outside()).unwrap();
+    drop(written(&path, 16));
+    pinned(&fs, &path).keep();
+    clear_immutable(&path);
+    fs::rename(&path, fs.path("moved")).unwrap();
+    assert_eq!(unpin(&path, &state, false).unwrap_err().kind(), ExtentErrorKind::State);
+    drop(written(&path, 16));
+    assert_eq!(unpin(&path, &state, false).unwrap_err().kind(), ExtentErrorKind::State);
+    unpin(&path, &state, true).unwrap();
+    assert_eq!(state.records().unwrap().len(), 0);
+    // Now a damaged record.
+    let file = pinned(&fs, &path);
+    let record = state.path().join(format!("{}.json", file.map().identity().key()));
+    drop(file);
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace("\"generation\": ", "\"generation\": 1")).unwrap();
+    for error in [try_pin(&fs, &path).unwrap_err(), unpin(&path, &state, false).unwrap_err()] {
+        assert_eq!(error.kind(), ExtentErrorKind::State, "{error}");
+        assert!(error.to_string().contains("does not match its own checksum"), "{error}");
+    }
+    assert!(unpin(&path, &state, true).unwrap().immutable_cleared);
+    assert_ordinary(&fs, &path);
+}
+
+#[test]
+fn a_run_that_died_between_record_and_map_is_mended() {
+    let Some(fs) = loopfs::make_or_skip("interrupted", &Spec::XFS) else { return };
+    let path = fs.path("file");
+    drop(written(&path, 16));
+    let state = StateDir::open(fs.outside()).unwrap();
+    pinned(&fs, &path).keep();
+    // What a process killed while pinning leaves: the intent without a map, with the flag set or not.
+    let mut intent = state.records().unwrap().remove(0).unwrap();
+    intent.map = None;
+    for set in [true, false] {
+        state.store(&intent).unwrap();
+        if !set {
+            clear_immutable(&path);
+        }
+        let report = unpin(&path, &state, false).unwrap();
+        assert_eq!((report.immutable_cleared, report.map_was_true), (set, None));
+        assert_ordinary(&fs, &path);
+    }
+    state.store(&intent).unwrap();
+    pinned(&fs, &path).release().unwrap();
+    assert_ordinary(&fs, &path);
+}
+
+#[test]
+fn a_killed_process_leaves_a_pin_that_is_mended() {
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("killed process", &spec) else { return };
+        let path = fs.path("file");
+        drop(written(&path, 64));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fastice"))
+            .args(["pin", "--hold", "--state-dir"])
+            .args([&fs.outside(), &path])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("pinned")));
+        let state = StateDir::open(fs.outside()).unwrap();
+        // While it lives: nobody opens the file, and both pin and unpin name the process.
+        assert_eq!(fs::read(&path).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        for error in [try_pin(&fs, &path).unwrap_err(), unpin(&path, &state, true).unwrap_err()] {
+            assert_eq!(error.kind(), ExtentErrorKind::AlreadyPinned);
+            assert!(error.to_string().contains(&format!("process {}", child.id())), "{error}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(fs::read(&path).unwrap().len(), 64 * 4096);
+        refused(&mut command("truncate", &["-s", "0"], &path));
+        let adopted = pinned(&fs, &path);
+        assert_eq!(adopted.map().generation(), 2);
+        adopted.keep();
+        assert!(unpin(&path, &state, false).unwrap().immutable_cleared);
+        assert_ordinary(&fs, &path);
+    }
+}
