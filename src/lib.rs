@@ -22,5 +22,6 @@
 
 pub mod block;
 pub mod extent;
+pub mod fabrics;
 pub mod ring;
 pub mod units;

@@ -1,0 +1,85 @@
+//! What hosts are told when a device or the frozen map says no: one table, where Do Not Retry is decided.
+//!
+//! The rule: retry only what another attempt may cure. A medium error, a full device, a range out of bounds stay what
+//! they are; a device that is gone, late or out of resources may be back. Linux retries a command without Do Not Retry
+//! a few times and only then reports an error.
+
+use nvme_spec::Status;
+
+use crate::block::BlockErrorKind;
+use crate::extent::LookupError;
+
+/// The status for an operation that failed on the device (NVM Express Base Specification 2.1, section 4.2.3; NVM
+/// Command Set Specification 1.1, section 3.1.3).
+#[must_use]
+pub const fn of_block_error(kind: BlockErrorKind) -> Status {
+    match kind {
+        BlockErrorKind::Media => Status::UNRECOVERED_READ_ERROR.with_dnr(),
+        BlockErrorKind::WriteFault => Status::WRITE_FAULT.with_dnr(),
+        BlockErrorKind::ReadOnly => Status::NAMESPACE_WRITE_PROTECTED.with_dnr(),
+        BlockErrorKind::NotSupported => Status::INVALID_OPCODE.with_dnr(),
+        BlockErrorKind::NoSpace => Status::CAPACITY_EXCEEDED.with_dnr(),
+        // The host's range was checked against the namespace before: leaving the device is our fault, and a lie
+        // about the host's LBA would send its operator looking in the wrong place.
+        BlockErrorKind::OutOfRange | BlockErrorKind::InvalidRequest => Status::INTERNAL_ERROR.with_dnr(),
+        BlockErrorKind::TimedOut | BlockErrorKind::Internal => Status::INTERNAL_ERROR,
+        BlockErrorKind::Gone => Status::NAMESPACE_NOT_READY,
+        BlockErrorKind::Aborted => Status::COMMAND_ABORT_REQUESTED,
+    }
+}
+
+/// The status for a range that the frozen map does not carry. The host's range was checked against the namespace
+/// before, so each of these is an error of the target's, and the export should be fenced.
+#[must_use]
+pub const fn of_lookup_error(error: &LookupError) -> Status {
+    match error {
+        LookupError::OutOfRange { .. }
+        | LookupError::Misaligned { .. }
+        | LookupError::NotInMap { .. }
+        | LookupError::Disagrees { .. } => Status::INTERNAL_ERROR.with_dnr(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extent::Segment;
+    use crate::units::{ByteLen, ByteOffset};
+
+    #[test]
+    fn every_device_error_has_its_status() {
+        use BlockErrorKind as K;
+        let table = [
+            (K::Media, 0x281, true),
+            (K::WriteFault, 0x280, true),
+            (K::OutOfRange, 0x006, true),
+            (K::ReadOnly, 0x020, true),
+            (K::NotSupported, 0x001, true),
+            (K::NoSpace, 0x081, true),
+            (K::TimedOut, 0x006, false),
+            (K::Gone, 0x082, false),
+            (K::Aborted, 0x007, false),
+            (K::InvalidRequest, 0x006, true),
+            (K::Internal, 0x006, false),
+        ];
+        for (kind, code, dnr) in table {
+            let status = of_block_error(kind);
+            assert_eq!((status.code().0, status.dnr()), (code, dnr), "{kind:?}");
+            assert!(!status.is_success());
+        }
+    }
+
+    #[test]
+    fn no_map_error_is_the_hosts_fault_or_worth_a_retry() {
+        let (file_offset, len) = (ByteOffset(0), ByteLen(512));
+        let segment = Segment { file_offset, device_offset: ByteOffset(0), len, extent_index: 0 };
+        for error in [
+            LookupError::OutOfRange { file_offset, len, map_len: ByteLen(0) },
+            LookupError::Misaligned { file_offset, len },
+            LookupError::NotInMap { file_offset },
+            LookupError::Disagrees { segment },
+        ] {
+            assert_eq!(of_lookup_error(&error), Status::INTERNAL_ERROR.with_dnr());
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests that drive the target as a host does: by commands.
+
+mod admin;
+mod connect;
+mod corpus;
+mod events;
+mod harness;
+mod io;
+mod lifetime;
+mod publish;
