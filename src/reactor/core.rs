@@ -1,0 +1,462 @@
+//! One core: the loop itself.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hugepage_alloc::{BufferPool, PoolOptions};
+
+use super::engine::{DEVICE_QUEUE_DEPTH, IoEngine};
+use super::gauges::{CoreGauges, CoreStats};
+use super::mailbox::{Accepted, Letter, Mailbox};
+use super::slab::{Key, Slab};
+use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
+use crate::fabrics::{ExportSlot, PortId};
+use crate::ring::{FileRef, Ring, RingClient, RingError, RingOptions, RingResource, Socket, Wait};
+
+/// Socket completions handed out in one turn.
+const RING_BUDGET: usize = 256;
+/// Turns of ready connections in one turn of the core.
+const TURN_BUDGET: usize = 256;
+/// Listeners of one core.
+const LISTENERS_MAX: usize = 64;
+/// Pause of a listener after the kernel could not give a socket (descriptor limit, memory).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a core does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdlePolicy {
+    /// Never sleeps: the lowest latency, a whole core busy.
+    AlwaysPoll,
+    /// Polls for this long after the last work, then sleeps until something happens.
+    SleepAfter(Duration),
+}
+
+/// A connection and whether it is in the ready list.
+struct Seat {
+    connection: Box<dyn Connection>,
+    ready: bool,
+}
+
+struct Listener {
+    port: PortId,
+    socket: Socket,
+    /// An accept is in flight; cancelled listeners are dropped when it comes back.
+    accepting: bool,
+    closing: bool,
+    /// Not before this time, after a failure.
+    not_before: Instant,
+}
+
+/// How accepted connections are spread.
+pub(super) type Spread = Arc<dyn Fn(Accepted) + Send + Sync>;
+
+/// Everything of one core. `!Send`: made and run on its own thread.
+pub struct Core {
+    cx: CoreContext,
+    /// See [`CoreOptions::hold`].
+    _hold: Option<FileRef>,
+    ring: Ring,
+    /// The core's own operations: its bell and its listeners.
+    own: RingClient,
+    seats: Slab<Seat>,
+    ready: VecDeque<Key>,
+    listeners: Slab<Listener>,
+    drains: Vec<(ExportSlot, std::sync::mpsc::Sender<()>)>,
+    letters: Vec<Letter>,
+    factory: Arc<dyn ConnectionFactory>,
+    spread: Spread,
+    idle: IdlePolicy,
+    stop_at: Option<Instant>,
+    next_tick: Instant,
+    last_work: Instant,
+    /// The mailbox's eventfd, as the ring watches it.
+    bell: FileRef,
+    bell_armed: bool,
+    gauges: Arc<CoreGauges>,
+}
+
+/// Kinds of the core's own operations, in the top byte of their tokens.
+const BELL: u8 = 0;
+const ACCEPT: u8 = 1;
+
+impl Core {
+    /// How often deadlines are looked at. Keep-alive time-outs are exact to this much.
+    pub const TICK: Duration = Duration::from_millis(20);
+
+    /// A core that keeps the connections it accepts, on the calling thread and whatever CPU that runs on: for who
+    /// drives it by [`Core::step`], as tests do.
+    ///
+    /// # Errors
+    /// When there is no memory or no io_uring for it.
+    pub fn alone(
+        options: &CoreOptions,
+        mailbox: &Mailbox,
+        factory: Arc<dyn ConnectionFactory>,
+    ) -> Result<Self, CoresError> {
+        let own = mailbox.clone();
+        let spread: Spread = Arc::new(move |accepted| own.post(Letter::Adopt(accepted)));
+        Self::new(0, options, mailbox.clone(), factory, spread, Arc::default())
+    }
+
+    /// A core with its ring and buffers, made on the thread that will run it. `cpu` is for messages.
+    pub(super) fn new(
+        cpu: usize,
+        options: &CoreOptions,
+        mailbox: Mailbox,
+        factory: Arc<dyn ConnectionFactory>,
+        spread: Spread,
+        gauges: Arc<CoreGauges>,
+    ) -> Result<Self, CoresError> {
+        let CoreOptions { idle, connections_max, .. } = *options;
+        let (ring, pool) = memory(cpu, options)?;
+        let hold = match &options.hold {
+            Some(hold) => {
+                let copy = hold.try_clone().map_err(|source| CoresError::Thread { cpu, source })?;
+                // The first file of the ring: the table has room for it.
+                Some(ring.register_file(copy))
+            }
+            None => None,
+        };
+        let bell = mailbox.bell().try_clone_to_owned();
+        let bell = FileRef::new(bell.map_err(|source| CoresError::Thread { cpu, source })?);
+        let now = Instant::now();
+        let sockets = ring.client(connections_max * 3);
+        let own = ring.client(LISTENERS_MAX + 1);
+        let engine = IoEngine::new(ring.clone(), pool.clone());
+        let mut seats = Slab::default();
+        seats.reserve(connections_max);
+        let mut listeners = Slab::default();
+        listeners.reserve(LISTENERS_MAX);
+        Ok(Self {
+            cx: CoreContext { sockets, pool, engine, now, mailbox },
+            _hold: hold,
+            ring,
+            own,
+            seats,
+            ready: VecDeque::with_capacity(connections_max),
+            listeners,
+            drains: Vec::new(),
+            letters: Vec::new(),
+            factory,
+            spread,
+            idle,
+            stop_at: None,
+            next_tick: now,
+            last_work: now,
+            bell,
+            bell_armed: false,
+            gauges,
+        })
+    }
+
+    /// Runs until it was asked to stop and has nothing left, or its deadline has passed. True when nothing was left:
+    /// no device operation of this core can still change anything.
+    ///
+    /// # Errors
+    /// When the ring itself fails: nothing can be served on this core any more.
+    pub fn run(mut self) -> Result<bool, RingError> {
+        loop {
+            self.step()?;
+            if let Some(clean) = self.stopped() {
+                return Ok(clean);
+            }
+        }
+    }
+
+    /// One turn of the loop, which sleeps only when there is nothing to do, and not beyond the next tick. Returns how
+    /// much was done.
+    ///
+    /// # Errors
+    /// When the ring itself fails.
+    pub fn step(&mut self) -> Result<usize, RingError> {
+        self.arm();
+        let wait = self.wait();
+        let mut work = self.ring.turn(wait)?;
+        self.cx.now = Instant::now();
+        work += self.own_completions();
+        work += self.socket_completions();
+        work += self.device_completions();
+        work += self.take_turns();
+        if self.cx.now >= self.next_tick {
+            self.tick();
+        }
+        self.answer_drains();
+        if work > 0 {
+            self.last_work = self.cx.now;
+        }
+        Ok(work)
+    }
+
+    /// What it holds at this moment.
+    #[must_use]
+    pub fn stats(&self) -> CoreStats {
+        CoreStats {
+            connections: self.seats.len(),
+            commands: self.cx.engine.jobs(),
+            buffer_bytes: self.cx.pool.stats().bytes_in_use,
+        }
+    }
+
+    /// How long the ring may sleep: not at all while there is work or the polling time runs.
+    fn wait(&self) -> Wait {
+        if !self.ready.is_empty() || !self.cx.engine.may_sleep() || !self.drains.is_empty() {
+            return Wait::No;
+        }
+        match self.idle {
+            IdlePolicy::AlwaysPoll => Wait::No,
+            IdlePolicy::SleepAfter(idle) if self.cx.now.duration_since(self.last_work) < idle => Wait::No,
+            IdlePolicy::SleepAfter(_) => Wait::UpTo(self.next_tick.saturating_duration_since(self.cx.now)),
+        }
+    }
+
+    /// Keeps the bell and the listeners watched.
+    fn arm(&mut self) {
+        if !self.bell_armed {
+            self.bell_armed = self.own.wait_readable(u64::from(BELL) << 56, &self.bell).is_ok();
+        }
+        if self.listeners.is_empty() {
+            return;
+        }
+        for index in 0..self.listeners.slots() {
+            let Some(key) = self.listeners.key_at(index) else { continue };
+            let Some(listener) = self.listeners.get_mut(key) else { continue };
+            if !listener.accepting && !listener.closing && self.cx.now >= listener.not_before {
+                let token = CoreContext::token(key, ACCEPT);
+                listener.accepting = self.own.accept(token, &listener.socket).is_ok();
+            }
+        }
+    }
+
+    fn own_completions(&mut self) -> usize {
+        let mut work = 0;
+        while let Some(done) = self.own.pop() {
+            work += 1;
+            if done.token >> 56 == u64::from(BELL) {
+                self.bell_armed = false;
+                self.read_mail();
+                continue;
+            }
+            let key = Key::from_bits(done.token);
+            let Some(listener) = self.listeners.get_mut(key) else { continue };
+            listener.accepting = false;
+            if listener.closing {
+                self.listeners.remove(key);
+                continue;
+            }
+            match (done.result, done.resource) {
+                (Ok(_), RingResource::Accepted(socket)) => {
+                    if let Some(accepted) = introduce(socket, listener.port) {
+                        (self.spread)(accepted);
+                    }
+                }
+                (Err(error), _) => {
+                    listener.not_before = self.cx.now + ACCEPT_PAUSE;
+                    tracing::warn!(%error, "accepting a connection failed; trying again shortly");
+                }
+                (Ok(_), _) => {}
+            }
+        }
+        work
+    }
+
+    fn read_mail(&mut self) {
+        let mut letters = std::mem::take(&mut self.letters);
+        self.cx.mailbox.clone().collect(&mut letters);
+        for letter in letters.drain(..) {
+            self.open_letter(letter);
+        }
+        self.letters = letters;
+        // A bell without a letter: some session has news from another thread.
+        self.next_tick = self.cx.now;
+    }
+
+    fn open_letter(&mut self, letter: Letter) {
+        match letter {
+            Letter::Adopt(accepted) => self.adopt(accepted),
+            Letter::Listen { listener, port } => {
+                let socket = Socket::new(listener);
+                let not_before = self.cx.now;
+                let listener = Listener { port, socket, accepting: false, closing: false, not_before };
+                if self.listeners.insert(listener).is_err() {
+                    tracing::error!(port = port.0, "no room for another listener on this core");
+                }
+            }
+            Letter::Unlisten(port) => self.unlisten(|listener| listener.port == port),
+            Letter::Open { exports, reply } => {
+                let opened = exports.into_iter().try_for_each(|export| {
+                    let nsid = export.nsid;
+                    self.cx.engine.open(export).map_err(|error| format!("namespace {nsid}: {error}"))
+                });
+                // The asker may have given up waiting; nobody is left to tell then.
+                let _ = reply.send(opened);
+            }
+            Letter::Drain { slot, reply } => self.drains.push((slot, reply)),
+            Letter::Close(slot) => {
+                if !self.cx.engine.close(slot) {
+                    tracing::error!(slot = slot.0, "export closed before it was drained; kept");
+                }
+            }
+            Letter::Stop { deadline } => self.begin_stop(deadline),
+        }
+    }
+
+    fn adopt(&mut self, accepted: Accepted) {
+        if self.stop_at.is_some() {
+            return;
+        }
+        let peer = accepted.peer;
+        let Some(connection) = self.factory.clone().adopt(&mut self.cx, accepted) else { return };
+        let Ok(key) = self.seats.insert(Seat { connection, ready: false }) else {
+            tracing::warn!(%peer, "connection refused: this core serves as many as it may");
+            return;
+        };
+        if let Some(seat) = self.seats.get_mut(key) {
+            seat.connection.start(&mut self.cx, key);
+            Self::mark_ready(&mut self.ready, seat, key);
+        }
+    }
+
+    fn unlisten(&mut self, which: impl Fn(&Listener) -> bool) {
+        for index in 0..self.listeners.slots() {
+            let Some(key) = self.listeners.key_at(index) else { continue };
+            let Some(listener) = self.listeners.get_mut(key) else { continue };
+            if !which(listener) {
+                continue;
+            }
+            listener.closing = true;
+            if listener.accepting {
+                // It goes when its accept comes back, so that the port is free only then.
+                self.own.cancel(CoreContext::token(key, ACCEPT));
+            } else {
+                self.listeners.remove(key);
+            }
+        }
+    }
+
+    fn mark_ready(ready: &mut VecDeque<Key>, seat: &mut Seat, key: Key) {
+        if !seat.ready {
+            seat.ready = true;
+            ready.push_back(key);
+        }
+    }
+
+    fn socket_completions(&mut self) -> usize {
+        for work in 0..RING_BUDGET {
+            let Some(done) = self.cx.sockets.pop() else { return work };
+            let key = Key::from_bits(done.token);
+            let kind = (done.token >> 56) as u8;
+            if let Some(seat) = self.seats.get_mut(key) {
+                seat.connection.on_ring(&mut self.cx, kind, done);
+                Self::mark_ready(&mut self.ready, seat, key);
+            }
+        }
+        RING_BUDGET
+    }
+
+    fn device_completions(&mut self) -> usize {
+        let mut work = self.cx.engine.poll();
+        while let Some(done) = self.cx.engine.next_done() {
+            work += 1;
+            let key = done.owner;
+            if let Some(seat) = self.seats.get_mut(key) {
+                seat.connection.on_io(&mut self.cx, done);
+                Self::mark_ready(&mut self.ready, seat, key);
+            }
+        }
+        work
+    }
+
+    /// Gives each connection that was ready at the start one turn.
+    fn take_turns(&mut self) -> usize {
+        let turns = self.ready.len().min(TURN_BUDGET);
+        for _ in 0..turns {
+            let Some(key) = self.ready.pop_front() else { break };
+            let Some(seat) = self.seats.get_mut(key) else { continue };
+            seat.ready = false;
+            match seat.connection.turn(&mut self.cx) {
+                Turn::Wait => {}
+                Turn::Again => Self::mark_ready(&mut self.ready, seat, key),
+                Turn::Finished => {
+                    self.seats.remove(key);
+                }
+            }
+        }
+        turns
+    }
+
+    fn tick(&mut self) {
+        self.next_tick = self.cx.now + Self::TICK;
+        for index in 0..self.seats.slots() {
+            let Some(key) = self.seats.key_at(index) else { continue };
+            if let Some(seat) = self.seats.get_mut(key) {
+                seat.connection.tick(&mut self.cx);
+                Self::mark_ready(&mut self.ready, seat, key);
+            }
+        }
+        self.gauges.set(&self.stats());
+    }
+
+    fn answer_drains(&mut self) {
+        let engine = &self.cx.engine;
+        self.drains.retain(|(slot, reply)| {
+            let drained = engine.in_flight(*slot) == 0;
+            if drained {
+                let _ = reply.send(());
+            }
+            !drained
+        });
+    }
+
+    fn begin_stop(&mut self, deadline: Instant) {
+        self.stop_at = Some(deadline);
+        self.unlisten(|_| true);
+        for index in 0..self.seats.slots() {
+            let Some(key) = self.seats.key_at(index) else { continue };
+            if let Some(seat) = self.seats.get_mut(key) {
+                seat.connection.stop(&mut self.cx);
+                Self::mark_ready(&mut self.ready, seat, key);
+            }
+        }
+    }
+
+    /// Whether to leave the loop, and if so whether nothing is left behind.
+    fn stopped(&self) -> Option<bool> {
+        let deadline = self.stop_at?;
+        let (connections, commands) = (self.seats.len(), self.cx.engine.jobs());
+        if connections == 0 && commands == 0 {
+            return Some(true);
+        }
+        if self.cx.now < deadline {
+            return None;
+        }
+        tracing::warn!(connections, commands, "stopping at the deadline with work under way");
+        Some(commands == 0)
+    }
+}
+
+/// A core's ring and buffers.
+fn memory(cpu: usize, options: &CoreOptions) -> Result<(Ring, BufferPool), CoresError> {
+    let bytes = usize::try_from(options.buffer_memory.0).unwrap_or(usize::MAX);
+    let pool_options = PoolOptions { bytes, ..PoolOptions::default() };
+    let pool = BufferPool::new(&pool_options).map_err(|source| CoresError::Buffers { cpu, source })?;
+    let ring_options = RingOptions { slots: ring_slots(options.connections_max), ..RingOptions::default() };
+    let ring = Ring::new(&ring_options).map_err(|source| CoresError::Ring { cpu, source })?;
+    ring.register_pool(&pool).map_err(|source| CoresError::Ring { cpu, source })?;
+    Ok((ring, pool))
+}
+
+/// Operations that the ring has room for: a receive and a send of each connection, the listeners and the bell, and
+/// what two devices can have in flight on top. More devices at full depth share that; the others wait a turn.
+fn ring_slots(connections_max: usize) -> u32 {
+    let slots = connections_max * 2 + LISTENERS_MAX + 1 + DEVICE_QUEUE_DEPTH * 2;
+    u32::try_from(slots.next_power_of_two()).unwrap_or(1 << 15).min(1 << 15)
+}
+
+/// Both ends of an accepted socket, or `None` when the peer is gone already.
+fn introduce(socket: OwnedFd, port: PortId) -> Option<Accepted> {
+    let peer = rustix::net::getpeername(&socket).ok()?;
+    let local = rustix::net::getsockname(&socket).ok()?;
+    Some(Accepted { peer: peer?.try_into().ok()?, local: local.try_into().ok()?, socket, port })
+}

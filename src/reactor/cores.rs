@@ -1,0 +1,299 @@
+//! All cores: starting their threads, reaching them, and stopping them.
+
+use std::num::NonZero;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hugepage_alloc::AllocError;
+
+use super::core::Spread;
+use super::gauges::CoreGauges;
+use super::mailbox::{Accepted, Letter, Mailbox};
+use super::{ConnectionFactory, Core, IdlePolicy};
+use crate::fabrics::{Export, ExportSlot, PortId};
+use crate::ring::RingError;
+use crate::units::ByteLen;
+
+/// How long a core may take to set itself up, or to open a device queue.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a core that owes an answer is looked after.
+const HEALTH_LOOK: Duration = Duration::from_millis(200);
+
+/// What each core gets.
+#[derive(Clone, Debug)]
+pub struct CoreOptions {
+    /// Buffer memory of one core.
+    pub buffer_memory: ByteLen,
+    /// What a core does without work.
+    pub idle: IdlePolicy,
+    /// Connections one core serves at the most.
+    pub connections_max: usize,
+    /// A file of which each core's ring keeps a copy open: the kernel closes it, also after SIGKILL, only when all
+    /// commands of the core are done.
+    pub hold: Option<Arc<OwnedFd>>,
+}
+
+/// Why the cores cannot run, or cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CoresError {
+    /// The thread or its mailbox could not be made.
+    #[error("could not start the thread of core {cpu}")]
+    Thread {
+        /// Which CPU.
+        cpu: usize,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The core may not run where it was told to.
+    #[error("could not bind to CPU {cpu}; is it online and allowed by cpuset?")]
+    Affinity {
+        /// Which CPU.
+        cpu: usize,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No buffer memory.
+    #[error("could not get buffer memory for core {cpu}")]
+    Buffers {
+        /// Which CPU.
+        cpu: usize,
+        /// Why.
+        source: AllocError,
+    },
+    /// No io_uring.
+    #[error("could not set up io_uring for core {cpu}")]
+    Ring {
+        /// Which CPU.
+        cpu: usize,
+        /// Why.
+        source: RingError,
+    },
+    /// A device gave a core no queue.
+    #[error("could not open a device queue: {0}")]
+    Open(String),
+    /// A core has ended or hangs.
+    #[error("core {cpu} does not answer")]
+    Silent {
+        /// Which CPU.
+        cpu: usize,
+    },
+}
+
+struct CoreHandle {
+    cpu: usize,
+    mailbox: Mailbox,
+    gauges: Arc<CoreGauges>,
+    thread: JoinHandle<Result<bool, RingError>>,
+}
+
+/// The running cores.
+pub struct Cores {
+    cores: Vec<CoreHandle>,
+}
+
+impl Cores {
+    /// Starts one core on each of `cpus`.
+    ///
+    /// # Errors
+    /// When a core cannot be set up; those that were are stopped again.
+    pub fn start(
+        cpus: &[usize],
+        options: &CoreOptions,
+        factory: &Arc<dyn ConnectionFactory>,
+    ) -> Result<Self, CoresError> {
+        let mut mailboxes = Vec::with_capacity(cpus.len());
+        for &cpu in cpus {
+            mailboxes.push(Mailbox::new().map_err(|source| CoresError::Thread { cpu, source })?);
+        }
+        let spread = round_robin(mailboxes.clone());
+        let mut started = Self { cores: Vec::with_capacity(cpus.len()) };
+        for (&cpu, mailbox) in cpus.iter().zip(mailboxes) {
+            let up = start_core(cpu, options, Arc::clone(factory), Arc::clone(&spread), mailbox);
+            match up {
+                Ok(core) => started.cores.push(core),
+                Err(error) => {
+                    started.stop(Instant::now());
+                    return Err(error);
+                }
+            }
+        }
+        Ok(started)
+    }
+
+    /// Opens queues for `exports` on every core, before any host may send commands for them.
+    ///
+    /// # Errors
+    /// The first core's refusal; no core has any of them then.
+    pub fn open(&self, exports: &[Arc<Export>]) -> Result<(), CoresError> {
+        let opened = self.open_each(exports);
+        if opened.is_err() {
+            for export in exports {
+                self.close(export.slot);
+            }
+        }
+        opened
+    }
+
+    fn close(&self, slot: ExportSlot) {
+        self.cores.iter().for_each(|core| core.mailbox.post(Letter::Close(slot)));
+    }
+
+    fn open_each(&self, exports: &[Arc<Export>]) -> Result<(), CoresError> {
+        for core in &self.cores {
+            let (reply, answer) = mpsc::channel();
+            core.mailbox.post(Letter::Open { exports: exports.to_vec(), reply });
+            let answer = answer.recv_timeout(PATIENCE).map_err(|_| CoresError::Silent { cpu: core.cpu })?;
+            answer.map_err(CoresError::Open)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no core has a command of a fenced export in flight, at most until `deadline`; then forgets the
+    /// export. False when the deadline passed first: the export stays open then.
+    #[must_use]
+    pub fn retire(&self, slot: ExportSlot, deadline: Instant) -> bool {
+        let drained = self.drain(slot, deadline);
+        if drained {
+            self.close(slot);
+        }
+        drained
+    }
+
+    /// Waits until no core has a command of a fenced export in flight, at most until `deadline`. A core that has ended
+    /// tells nothing: what it left on a device may still be there.
+    #[must_use]
+    pub fn drain(&self, slot: ExportSlot, deadline: Instant) -> bool {
+        // A channel for each core: the answer of one must never stand for another.
+        let ask = |core: &CoreHandle| {
+            let (reply, answer) = mpsc::channel();
+            core.mailbox.post(Letter::Drain { slot, reply });
+            answer
+        };
+        let answers: Vec<_> = self.cores.iter().map(ask).collect();
+        self.cores.iter().zip(answers).all(|(core, answer)| answered(core, &answer, deadline))
+    }
+
+    /// Accepts connections on a listening socket; the core that accepts spreads them over all.
+    pub fn listen(&self, listener: OwnedFd, port: PortId) {
+        if let Some(core) = self.cores.get(port.0 as usize % self.cores.len().max(1)) {
+            core.mailbox.post(Letter::Listen { listener, port });
+        }
+    }
+
+    /// Stops accepting on a port.
+    pub fn unlisten(&self, port: PortId) {
+        self.cores.iter().for_each(|core| core.mailbox.post(Letter::Unlisten(port)));
+    }
+
+    /// What each core says of itself; see [`CoreGauges`].
+    #[must_use]
+    pub fn gauges(&self) -> Vec<Arc<CoreGauges>> {
+        self.cores.iter().map(|core| Arc::clone(&core.gauges)).collect()
+    }
+
+    /// Whether every core still runs. One that does not has logged why.
+    #[must_use]
+    pub fn healthy(&self) -> bool {
+        self.cores.iter().all(|core| !core.thread.is_finished())
+    }
+
+    /// Ends all connections after their commands, at `deadline` at the latest, and joins the threads. True when no
+    /// command was left on a device: what lies under the exports will not change any more.
+    pub fn stop(self, deadline: Instant) -> bool {
+        for core in &self.cores {
+            core.mailbox.post(Letter::Stop { deadline });
+        }
+        let mut clean = true;
+        for core in self.cores {
+            clean &= match core.thread.join() {
+                Ok(Ok(clean)) => clean,
+                Ok(Err(error)) => {
+                    tracing::error!(cpu = core.cpu, %error, "core ended with an error");
+                    false
+                }
+                Err(_) => {
+                    tracing::error!(cpu = core.cpu, "core panicked; this is a defect, please report it");
+                    false
+                }
+            };
+        }
+        clean
+    }
+}
+
+/// Whether the answer of a core comes before `deadline`, and before the core ends without one.
+fn answered(core: &CoreHandle, answer: &mpsc::Receiver<()>, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Asked before the wait: an answer that came before the end is still found.
+        let has_ended = core.thread.is_finished();
+        match answer.recv_timeout(left.min(HEALTH_LOOK)) {
+            Ok(()) => return true,
+            Err(mpsc::RecvTimeoutError::Timeout) if !left.is_zero() && !has_ended => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+fn round_robin(mailboxes: Vec<Mailbox>) -> Spread {
+    let next = AtomicUsize::new(0);
+    let cores = NonZero::new(mailboxes.len());
+    Arc::new(move |accepted: Accepted| {
+        let Some(cores) = cores else { return };
+        let index = next.fetch_add(1, Ordering::Relaxed) % cores;
+        mailboxes[index].post(Letter::Adopt(accepted));
+    })
+}
+
+fn start_core(
+    cpu: usize,
+    options: &CoreOptions,
+    factory: Arc<dyn ConnectionFactory>,
+    spread: Spread,
+    mailbox: Mailbox,
+) -> Result<CoreHandle, CoresError> {
+    let (up, is_up) = mpsc::channel();
+    let letters = mailbox.clone();
+    let options = options.clone();
+    let gauges = Arc::new(CoreGauges::default());
+    let told = Arc::clone(&gauges);
+    let body = move || {
+        let core = match set_up(cpu, &options, letters, factory, spread, told) {
+            Ok(core) => core,
+            Err(error) => {
+                // The starter waits for exactly one message.
+                let _ = up.send(Err(error));
+                return Ok(true);
+            }
+        };
+        let _ = up.send(Ok(()));
+        let ended = core.run();
+        if let Err(error) = &ended {
+            tracing::error!(cpu, %error, "core stopped serving");
+        }
+        ended
+    };
+    let thread = std::thread::Builder::new().name(format!("core-{cpu}")).spawn(body);
+    let thread = thread.map_err(|source| CoresError::Thread { cpu, source })?;
+    is_up.recv_timeout(PATIENCE).map_err(|_| CoresError::Silent { cpu })??;
+    Ok(CoreHandle { cpu, mailbox, thread, gauges })
+}
+
+fn set_up(
+    cpu: usize,
+    options: &CoreOptions,
+    mailbox: Mailbox,
+    factory: Arc<dyn ConnectionFactory>,
+    spread: Spread,
+    gauges: Arc<CoreGauges>,
+) -> Result<Core, CoresError> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|errno| CoresError::Affinity { cpu, source: errno.into() })?;
+    Core::new(cpu, options, mailbox, factory, spread, gauges)
+}

@@ -1,0 +1,513 @@
+//! From a validated I/O command to device operations and back.
+//!
+//! ```text
+//!   IoCommand + DmaBuf                         IoDone
+//!        |                                       ^
+//!        v            one job a command          |
+//!   [ lookup in the frozen map ] -> segments -> [ count down, first error wins ]
+//!        |  every segment checked                ^
+//!        v                                       |
+//!   BlockQueue::submit (one per segment) -> BlockQueue::poll
+//! ```
+//!
+//! A command that crosses extents becomes several operations over slices of one buffer and completes once. When a
+//! device queue is full the job remembers how far it came and goes on after the next completions. Nothing here
+//! allocates once [`IoEngine::reserve`] and [`IoEngine::open`] have run.
+//!
+//! Not here: parsing and validating commands (`fabrics`), moving data to and from the host (`tcp`).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hugepage_alloc::{BufferPool, DmaBuf};
+use nvme_spec::Status;
+use nvme_spec::nvm::DatasetManagementRange;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::slab::{Key, Slab};
+use crate::block::{
+    BlockDevice, BlockDone, BlockError, BlockErrorKind, BlockOp, BlockOpKind, BlockQueue, OpToken,
+};
+use crate::extent::LookupCursor;
+use crate::fabrics::{
+    Export, ExportSlot, FenceReason, Grant, IoCommand, IoKind, of_block_error, of_lookup_error,
+};
+use crate::ring::Ring;
+use crate::units::{ByteLen, ByteOffset};
+
+/// Operations one core keeps in flight on one device.
+pub(super) const DEVICE_QUEUE_DEPTH: usize = 1024;
+/// Completions taken from one device in one turn, so that no device starves the sockets.
+const POLL_BUDGET: usize = 256;
+
+/// The end of a command, for the connection that brought it.
+#[derive(Debug)]
+pub struct IoDone {
+    /// The connection.
+    pub owner: Key,
+    /// The connection's own number for the command.
+    pub request: u32,
+    /// How it ended.
+    pub status: Status,
+    /// The buffer that was handed in.
+    pub buf: Option<DmaBuf>,
+}
+
+/// What a core knows of an export.
+struct CoreExport {
+    export: Arc<Export>,
+    queue: usize,
+    cursor: LookupCursor,
+    in_flight: u32,
+}
+
+/// A device queue and how many exports of this core use it.
+struct DeviceQueue {
+    device: Arc<dyn BlockDevice>,
+    queue: Box<dyn BlockQueue>,
+    users: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Segments are still to be submitted.
+    Transfer,
+    /// All segments are out; a flush is to follow when they are done.
+    Transferred,
+    /// A flush is to be submitted.
+    FlushDue,
+    /// Nothing more will be submitted.
+    Ending,
+}
+
+/// A command under way.
+struct Job {
+    owner: Key,
+    request: u32,
+    command: IoCommand,
+    buf: Option<DmaBuf>,
+    /// Next byte of the namespace to submit, and where the current range ends.
+    next: u64,
+    end: u64,
+    /// Dataset Management only: the next range of the buffer.
+    next_range: u16,
+    pending: u32,
+    status: Status,
+    stage: Stage,
+}
+
+/// Why a submission stopped before the end of the range.
+enum Stopped {
+    QueueFull,
+    Failed(Status),
+}
+
+/// The I/O side of one core: its exports, its device queues, its jobs.
+pub struct IoEngine {
+    ring: Ring,
+    pool: BufferPool,
+    exports: Vec<Option<CoreExport>>,
+    queues: Vec<Option<DeviceQueue>>,
+    jobs: Slab<Job>,
+    /// Commands that the connections of this core may have in flight.
+    reserved: usize,
+    stalled: VecDeque<Key>,
+    done: VecDeque<IoDone>,
+    harvest: Vec<BlockDone>,
+}
+
+impl IoEngine {
+    /// An engine without exports.
+    #[must_use]
+    pub fn new(ring: Ring, pool: BufferPool) -> Self {
+        Self {
+            ring,
+            pool,
+            exports: Vec::new(),
+            queues: Vec::new(),
+            jobs: Slab::default(),
+            reserved: 0,
+            stalled: VecDeque::new(),
+            done: VecDeque::new(),
+            harvest: Vec::with_capacity(POLL_BUDGET),
+        }
+    }
+
+    /// Makes room for the commands of one more connection, which has `commands` in flight at the most. To be given
+    /// back by [`IoEngine::unreserve`] when the connection ends.
+    pub fn reserve(&mut self, commands: usize) {
+        self.reserved += commands;
+        self.jobs.reserve(self.reserved);
+        self.stalled.reserve(self.reserved.saturating_sub(self.stalled.len()));
+        self.done.reserve(self.reserved.saturating_sub(self.done.len()));
+    }
+
+    /// A connection that reserved room has ended, and has nothing in flight.
+    pub fn unreserve(&mut self, commands: usize) {
+        self.reserved = self.reserved.saturating_sub(commands);
+    }
+
+    /// Opens an export on this core; exports of one device share its queue.
+    ///
+    /// # Errors
+    /// When the device gives this core no queue.
+    pub fn open(&mut self, export: Arc<Export>) -> Result<(), BlockError> {
+        let slot = export.slot.0 as usize;
+        if self.exports.len() <= slot {
+            self.exports.resize_with(slot + 1, || None);
+        }
+        if let Some(held) = &self.exports[slot] {
+            // Never another's blocks under a number that hosts may hold.
+            let is_it = Arc::ptr_eq(&held.export, &export);
+            return if is_it { Ok(()) } else { Err(BlockError::new(BlockErrorKind::Internal)) };
+        }
+        let queue = match self.queue_of(&export.device) {
+            Some(index) => index,
+            None => self.open_queue(&export.device)?,
+        };
+        if let Some(device_queue) = &mut self.queues[queue] {
+            device_queue.users += 1;
+        }
+        self.exports[slot] =
+            Some(CoreExport { export, queue, cursor: LookupCursor::default(), in_flight: 0 });
+        Ok(())
+    }
+
+    fn queue_of(&self, device: &Arc<dyn BlockDevice>) -> Option<usize> {
+        self.queues
+            .iter()
+            .position(|held| held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.device, device)))
+    }
+
+    fn open_queue(&mut self, device: &Arc<dyn BlockDevice>) -> Result<usize, BlockError> {
+        let queue = device.open_queue(&self.ring, &self.pool, DEVICE_QUEUE_DEPTH)?;
+        let held = Some(DeviceQueue { device: Arc::clone(device), queue, users: 0 });
+        if let Some(index) = self.queues.iter().position(Option::is_none) {
+            self.queues[index] = held;
+            return Ok(index);
+        }
+        self.queues.push(held);
+        Ok(self.queues.len() - 1)
+    }
+
+    /// Forgets an export. Refused (false) while commands of it are in flight.
+    pub fn close(&mut self, slot: ExportSlot) -> bool {
+        let Some(entry) = self.exports.get_mut(slot.0 as usize) else { return true };
+        let Some(held) = entry else { return true };
+        if held.in_flight > 0 {
+            return false;
+        }
+        let queue = held.queue;
+        *entry = None;
+        if let Some(Some(device_queue)) = self.queues.get_mut(queue) {
+            device_queue.users -= 1;
+            if device_queue.users == 0 {
+                self.queues[queue] = None;
+            }
+        }
+        true
+    }
+
+    /// Commands of an export that this core has in flight.
+    #[must_use]
+    pub fn in_flight(&self, slot: ExportSlot) -> u32 {
+        self.exports.get(slot.0 as usize).and_then(Option::as_ref).map_or(0, |held| held.in_flight)
+    }
+
+    /// Starts a command. Its end, also an immediate one, arrives by [`IoEngine::next_done`].
+    ///
+    /// `buf` holds the data of a write (or the ranges of a Dataset Management), or takes that of a read; its
+    /// length is the command's. The fence is looked at once more: data of a write may have travelled while it fell.
+    pub fn start(&mut self, owner: Key, request: u32, command: IoCommand, buf: Option<DmaBuf>) {
+        let status = match self.exports.get_mut(command.slot.0 as usize).and_then(Option::as_mut) {
+            None => Some(Status::INVALID_NAMESPACE.with_dnr()),
+            Some(held) => refusal(held.export.grant()),
+        };
+        if let Some(status) = status {
+            self.done.push_back(IoDone { owner, request, status, buf });
+            return;
+        }
+        let (next, end) = match command.kind {
+            IoKind::Read | IoKind::Write | IoKind::WriteZeroes { .. } => {
+                (command.start.0, command.start.0.saturating_add(command.len.0))
+            }
+            IoKind::Flush | IoKind::DatasetManagement { .. } => (0, 0),
+        };
+        let stage = if matches!(command.kind, IoKind::Flush) { Stage::FlushDue } else { Stage::Transfer };
+        let job = Job {
+            owner,
+            request,
+            command,
+            buf,
+            next,
+            end,
+            next_range: 0,
+            pending: 0,
+            status: Status::SUCCESS,
+            stage,
+        };
+        match self.jobs.insert(job) {
+            Ok(key) => {
+                if let Some(Some(held)) = self.exports.get_mut(command.slot.0 as usize) {
+                    held.in_flight += 1;
+                }
+                self.advance(key);
+            }
+            Err(job) => {
+                // Connections reserve a job for each command they may have, so this is a shortage, not a habit.
+                let status = Status::COMMAND_INTERRUPTED;
+                self.done.push_back(IoDone { owner, request, status, buf: job.buf });
+            }
+        }
+    }
+
+    /// Submits as much of a job as the device takes, and ends it when nothing is left and nothing is out.
+    fn advance(&mut self, key: Key) {
+        let Self { jobs, exports, queues, stalled, .. } = self;
+        let Some(job) = jobs.get_mut(key) else { return };
+        let Some(Some(held)) = exports.get_mut(job.command.slot.0 as usize) else { return };
+        let Some(Some(device)) = queues.get_mut(held.queue) else { return };
+        if let Some(status) = refusal(held.export.grant()) {
+            // The fence fell while the job waited for room on the device, or between its transfers and its flush.
+            job.fail(status);
+        }
+        match job.submit(key, held, device.queue.as_mut()) {
+            Ok(()) => {}
+            Err(Stopped::QueueFull) => stalled.push_back(key),
+            Err(Stopped::Failed(status)) => job.fail(status),
+        }
+        self.settle(key);
+    }
+
+    /// Ends the job if it has come to its end.
+    fn settle(&mut self, key: Key) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if job.pending > 0 {
+            return;
+        }
+        if job.status.is_success() {
+            match job.stage {
+                Stage::Transfer | Stage::FlushDue => return,
+                Stage::Transferred => {
+                    job.stage = Stage::FlushDue;
+                    return self.advance(key);
+                }
+                Stage::Ending => {}
+            }
+        }
+        let Some(job) = self.jobs.remove(key) else { return };
+        if let Some(Some(held)) = self.exports.get_mut(job.command.slot.0 as usize) {
+            held.in_flight -= 1;
+        }
+        self.done.push_back(IoDone {
+            owner: job.owner,
+            request: job.request,
+            status: job.status,
+            buf: job.buf,
+        });
+    }
+
+    /// Rings the doorbells, takes completions, and goes on with what had to wait. Returns how much was done.
+    pub fn poll(&mut self) -> usize {
+        let mut work = 0;
+        for index in 0..self.queues.len() {
+            let Some(Some(device)) = self.queues.get_mut(index) else { continue };
+            device.queue.commit();
+            work += device.queue.poll(POLL_BUDGET, &mut self.harvest);
+            while let Some(done) = self.harvest.pop() {
+                self.complete(done);
+            }
+        }
+        if work > 0 {
+            for _ in 0..self.stalled.len() {
+                let Some(key) = self.stalled.pop_front() else { break };
+                self.advance(key);
+            }
+        }
+        work
+    }
+
+    fn complete(&mut self, done: BlockDone) {
+        let key = Key::from_bits(done.token.0);
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        job.pending = job.pending.saturating_sub(1);
+        if let Err(error) = done.result {
+            tracing::warn!(request = job.request, kind = ?job.command.kind, %error, "device operation failed");
+            job.fail(of_block_error(error.kind));
+        }
+        self.settle(key);
+    }
+
+    /// The next finished command.
+    pub fn next_done(&mut self) -> Option<IoDone> {
+        self.done.pop_front()
+    }
+
+    /// Whether the core may sleep on its ring: nothing waits for polling, nothing is ready.
+    #[must_use]
+    pub fn may_sleep(&self) -> bool {
+        self.done.is_empty()
+            && self
+                .queues
+                .iter()
+                .flatten()
+                .all(|held| held.queue.outstanding() == 0 || !held.queue.must_poll())
+    }
+
+    /// Commands in flight over all exports.
+    #[must_use]
+    pub fn jobs(&self) -> usize {
+        self.jobs.len()
+    }
+}
+
+/// Why an export's grant lets nothing onto the device; `None` when it does.
+const fn refusal(grant: Grant) -> Option<Status> {
+    match grant {
+        Grant::Live => None,
+        Grant::Fenced(_) => Some(Status::NAMESPACE_NOT_READY),
+        Grant::Removed => Some(Status::INVALID_NAMESPACE.with_dnr()),
+    }
+}
+
+impl Job {
+    fn fail(&mut self, status: Status) {
+        if self.status.is_success() {
+            self.status = status;
+        }
+    }
+
+    /// Whether durability needs a flush after the segments: a write has FUA in each operation, the others do not.
+    fn wants_flush(&self) -> bool {
+        self.command.fua && matches!(self.command.kind, IoKind::WriteZeroes { .. })
+    }
+
+    fn submit(&mut self, key: Key, held: &mut CoreExport, queue: &mut dyn BlockQueue) -> Result<(), Stopped> {
+        if !self.status.is_success() {
+            return Ok(());
+        }
+        match self.stage {
+            Stage::Transfer => {}
+            Stage::FlushDue => return self.submit_flush(key, queue),
+            Stage::Transferred | Stage::Ending => return Ok(()),
+        }
+        loop {
+            self.submit_range(key, held, queue)?;
+            if !self.load_range(held)? {
+                break;
+            }
+        }
+        self.stage = if self.wants_flush() { Stage::Transferred } else { Stage::Ending };
+        Ok(())
+    }
+
+    fn submit_flush(&mut self, key: Key, queue: &mut dyn BlockQueue) -> Result<(), Stopped> {
+        let op = BlockOp {
+            token: OpToken(key.to_bits()),
+            kind: BlockOpKind::Flush,
+            offset: ByteOffset(0),
+            len: ByteLen(0),
+            buf: None,
+        };
+        queue.submit(op).map_err(|_| Stopped::QueueFull)?;
+        self.pending += 1;
+        self.stage = Stage::Ending;
+        Ok(())
+    }
+
+    /// Takes the next range of a Dataset Management; false when there is none.
+    fn load_range(&mut self, held: &CoreExport) -> Result<bool, Stopped> {
+        let IoKind::DatasetManagement { ranges } = self.command.kind else { return Ok(false) };
+        if self.next_range >= ranges {
+            return Ok(false);
+        }
+        let Some(buf) = &self.buf else { return Err(Stopped::Failed(Status::INTERNAL_ERROR)) };
+        let mut range = DatasetManagementRange::new_zeroed();
+        let at = usize::from(self.next_range) * size_of::<DatasetManagementRange>();
+        buf.read_into(at, range.as_mut_bytes());
+        self.next_range += 1;
+        // The session checked the ranges; what is computed here is checked again by the lookup.
+        let block_bytes = u64::from(held.export.block_size.bytes());
+        let out_of_range = Stopped::Failed(Status::LBA_OUT_OF_RANGE.with_dnr());
+        let start = range.slba.get().checked_mul(block_bytes);
+        let len = u64::from(range.length.get()).checked_mul(block_bytes);
+        let Some((start, len)) = start.zip(len) else { return Err(out_of_range) };
+        let Some(end) = start.checked_add(len).filter(|&end| end <= held.export.len.0) else {
+            return Err(out_of_range);
+        };
+        (self.next, self.end) = (start, end);
+        Ok(true)
+    }
+
+    /// Submits the rest of the current range.
+    fn submit_range(
+        &mut self,
+        key: Key,
+        held: &mut CoreExport,
+        queue: &mut dyn BlockQueue,
+    ) -> Result<(), Stopped> {
+        if self.next >= self.end {
+            return Ok(());
+        }
+        let (start, len) = (ByteOffset(self.next), ByteLen(self.end - self.next));
+        let Some(map) = &held.export.map else {
+            return self.submit_segment(key, start, start, len, queue);
+        };
+        let failed = |error| {
+            tracing::error!(nsid = %held.export.nsid, %error, "a lookup left the frozen map; export fenced");
+            held.export.fence(FenceReason::MapInDoubt);
+            Stopped::Failed(of_lookup_error(&error))
+        };
+        for segment in map.segments(&mut held.cursor, start, len).map_err(failed)? {
+            // The frozen map has the last word on every segment, whatever the lookup and its cache said.
+            map.check(&segment).map_err(failed)?;
+            self.submit_segment(key, segment.file_offset, segment.device_offset, segment.len, queue)?;
+        }
+        if self.next == self.end {
+            return Ok(());
+        }
+        // Segments that end early would pass a buffer of somebody's old bytes off as what was read.
+        tracing::error!(nsid = %held.export.nsid, "a lookup covered only a part of its range");
+        Err(Stopped::Failed(Status::INTERNAL_ERROR.with_dnr()))
+    }
+
+    fn submit_segment(
+        &mut self,
+        key: Key,
+        from: ByteOffset,
+        device_offset: ByteOffset,
+        len: ByteLen,
+        queue: &mut dyn BlockQueue,
+    ) -> Result<(), Stopped> {
+        if from.0 != self.next || len.0 > self.end - self.next {
+            return Err(Stopped::Failed(Status::INTERNAL_ERROR));
+        }
+        let kind = match self.command.kind {
+            IoKind::Read => BlockOpKind::Read,
+            IoKind::Write => BlockOpKind::Write { fua: self.command.fua },
+            IoKind::WriteZeroes { deallocate } => BlockOpKind::WriteZeroes { deallocate, fua: false },
+            IoKind::DatasetManagement { .. } => BlockOpKind::Deallocate,
+            IoKind::Flush => BlockOpKind::Flush,
+        };
+        let buf = match kind {
+            BlockOpKind::Read | BlockOpKind::Write { .. } => Some(self.slice_for(from, len)?),
+            _ => None,
+        };
+        let op = BlockOp { token: OpToken(key.to_bits()), kind, offset: device_offset, len, buf };
+        queue.submit(op).map_err(|_| Stopped::QueueFull)?;
+        self.pending += 1;
+        self.next += len.0;
+        Ok(())
+    }
+
+    /// The part of the command's buffer that belongs to a segment.
+    fn slice_for(&self, from: ByteOffset, len: ByteLen) -> Result<DmaBuf, Stopped> {
+        let at = from.0.checked_sub(self.command.start.0).and_then(|at| usize::try_from(at).ok());
+        let len = usize::try_from(len.0).ok();
+        let slice = at.zip(len).and_then(|(at, len)| self.buf.as_ref()?.try_slice(at, len));
+        slice.ok_or(Stopped::Failed(Status::INTERNAL_ERROR))
+    }
+}
+
+#[cfg(test)]
+mod tests;

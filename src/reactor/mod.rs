@@ -1,0 +1,95 @@
+//! The thread-per-core poll loop: sockets, devices and timers of one core, and nothing that another core touches.
+//!
+//! ```text
+//!           mail (control thread, other cores)
+//!             |
+//!   +---------v--------------------- one turn ------------------------------+
+//!   |  ring.turn()      one system call: submits sends, receives, device    |
+//!   |     |             operations of the last turn, takes completions      |
+//!   |     v                                                                 |
+//!   |  socket completions -> Connection::on_ring                            |
+//!   |  engine.poll()      -> Connection::on_io                              |
+//!   |  ready connections  -> Connection::turn      (budgeted, round robin)  |
+//!   |  every tick         -> Connection::tick      (keep-alive, deadlines)  |
+//!   +-----------------------------------------------------------------------+
+//!             sleeps in ring.turn() when there was nothing to do for a while
+//! ```
+//!
+//! A connection lives on the core that adopted it until it ends. The loop knows connections only by the
+//! [`Connection`] trait; what they speak is decided by the [`ConnectionFactory`] that the control part passes in.
+//!
+//! Not here: protocols (`tcp`, `fabrics`), what is served (`control`).
+
+mod core;
+mod cores;
+mod engine;
+mod gauges;
+mod mailbox;
+mod slab;
+
+use std::time::Instant;
+
+use hugepage_alloc::BufferPool;
+
+pub use self::core::{Core, IdlePolicy};
+pub use self::cores::{CoreOptions, Cores, CoresError};
+pub use self::engine::{IoDone, IoEngine};
+pub use self::gauges::{CoreGauges, CoreStats};
+pub use self::mailbox::{Accepted, Letter, Mailbox};
+pub use self::slab::{Key, Slab};
+use crate::ring::{RingClient, RingDone};
+
+/// What a connection may use while it runs: everything of its core but the other connections.
+pub struct CoreContext {
+    /// The core's own socket operations; tokens are made by [`CoreContext::token`].
+    pub sockets: RingClient,
+    /// Buffers for data between socket and device.
+    pub pool: BufferPool,
+    /// Commands to devices.
+    pub engine: IoEngine,
+    /// The time this turn began. Good enough for every deadline.
+    pub now: Instant,
+    /// Wakes this core: handed to sessions that other threads want to reach.
+    pub mailbox: Mailbox,
+}
+
+impl CoreContext {
+    /// The ring token of an operation `kind` of the connection `key`.
+    #[must_use]
+    pub fn token(key: Key, kind: u8) -> u64 {
+        u64::from(kind) << 56 | key.to_bits()
+    }
+}
+
+/// What a connection wants after its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing until something completes.
+    Wait,
+    /// Another turn: the budget ran out before the work did.
+    Again,
+    /// The connection has ended and holds nothing of its own in flight; drop it.
+    Finished,
+}
+
+/// One transport connection, driven by its core.
+pub trait Connection {
+    /// Called once, with the key that its completions will carry.
+    fn start(&mut self, cx: &mut CoreContext, key: Key);
+    /// An operation that it gave to `cx.sockets` has ended.
+    fn on_ring(&mut self, cx: &mut CoreContext, kind: u8, done: RingDone);
+    /// A command that it gave to `cx.engine` has ended.
+    fn on_io(&mut self, cx: &mut CoreContext, done: IoDone);
+    /// Does a bounded amount of work: parses, answers, submits. Called after completions, and again on request.
+    fn turn(&mut self, cx: &mut CoreContext) -> Turn;
+    /// Looks at deadlines and at what other threads want of it. Called every [`Core::TICK`] and after mail.
+    fn tick(&mut self, cx: &mut CoreContext);
+    /// Asks it to end: take no new commands, finish those under way, say goodbye, and report [`Turn::Finished`].
+    fn stop(&mut self, cx: &mut CoreContext);
+}
+
+/// Makes a connection out of an accepted socket, on the core that will run it.
+pub trait ConnectionFactory: Send + Sync {
+    /// The connection, or `None` when the peer is not to be served (the socket is closed then).
+    fn adopt(&self, cx: &mut CoreContext, accepted: Accepted) -> Option<Box<dyn Connection>>;
+}

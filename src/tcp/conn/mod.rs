@@ -1,0 +1,517 @@
+//! One NVMe/TCP connection of the target.
+//!
+//! ```text
+//!   socket --recv--> rx --PDU--> command() --Begin--> QueueSession
+//!                                   |  data arrives        |
+//!                                   v                      v
+//!                              IoEngine  <---- IoCommand --'
+//!                                   |
+//!                          on_io()  v
+//!   socket <--send-- tx <------- Answer
+//! ```
+//!
+//! A command is an entry of the request table from the capsule that brings it to the batch that carries its answer;
+//! [`request::State`] says what it waits for. A connection ends in three steps, whoever wants it: it takes no more
+//! PDUs ([`Stage::Ending`]), its commands come back from the devices, and only then the session and the socket go.
+//! So no write of a lost connection can land after its host was told that the controller is gone.
+//!
+//! Not here: what commands mean (`fabrics`), how bytes are arranged (`pdu`).
+
+mod commands;
+mod counters;
+mod fuzz;
+mod request;
+mod rx;
+mod tx;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::net::Shutdown;
+
+pub use self::counters::{Counter, TcpCounters, TcpStats};
+pub use self::fuzz::fuzz_connection;
+use self::request::{Index, Requests, State};
+use self::rx::{Rx, RxState, Step};
+use self::tx::{Out, Tx, TxSize};
+use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules, Phase, Receiver, TermReq};
+use crate::fabrics::{Completion, QueueSession, SessionEvent};
+use crate::reactor::{Connection, CoreContext, IoDone, Key, Turn};
+use crate::ring::{RingDone, RingResource, Socket};
+
+/// MAXH2CDATA: data in one H2CData PDU at the most. As large as the largest transfer, so that one R2T and one PDU
+/// carry any write.
+pub const MAXH2CDATA_BYTES: u32 = 1 << 20;
+
+/// Commands under way before Connect told the queue's size: Connect itself, and properties behind it.
+const REQUESTS_BEFORE_CONNECT: u16 = 32;
+/// How often hanging transfers are looked for.
+const TRANSFER_LOOK: Duration = Duration::from_secs(1);
+/// PDUs parsed in one turn, so that no connection starves its neighbours.
+const PDU_BUDGET: usize = 64;
+/// Receive buffers: while nobody knows who it is, as an admin queue, and as an I/O queue.
+const RX_BYTES_SMALL: usize = 16 * 1024;
+const RX_BYTES_IO: usize = 256 * 1024;
+/// Send batches, likewise.
+const TX_SMALL: TxSize = TxSize { arena_bytes: 4096, parts: 64, queue: 64 };
+const TX_IO: TxSize = TxSize { arena_bytes: 32 * 1024, parts: 512, queue: 256 };
+
+/// Time-outs of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpTimeouts {
+    /// From the TCP connection to the Connect command.
+    pub handshake: Duration,
+    /// For the data that a host owes, and for a host to take the answers of one batch: memory of others waits.
+    pub transfer: Duration,
+    /// For commands under way to be answered, once the connection is to end.
+    pub ending: Duration,
+    /// For the peer to read the last answers and to close, once they are sent.
+    pub closing: Duration,
+}
+
+impl Default for TcpTimeouts {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            transfer: Duration::from_secs(30),
+            ending: Duration::from_secs(5),
+            closing: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Kinds of ring operations.
+const RECV: u8 = 1;
+const SEND: u8 = 2;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Until Connect has succeeded; then [`Stage::Running`].
+    Handshake { deadline: Instant },
+    /// Commands come and go.
+    Running,
+    /// No more PDUs are taken; commands on devices are answered as long as there is time.
+    Ending { deadline: Instant },
+    /// All is said: our half of the socket is closed, and what still comes is thrown away until the peer closes its
+    /// half. Closing both with bytes unread would reset the connection, and the last answers or the TermReq would
+    /// be lost on the peer's side.
+    Closing { deadline: Instant },
+    /// The socket is shut down; what the ring and the devices hold comes back.
+    Draining,
+}
+
+/// How far parsing came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parsed {
+    /// What is left is no whole step: more bytes are needed.
+    All,
+    /// The budget ran out before the bytes did.
+    More,
+    /// The peer does not take its answers: it gets no further until they are sent.
+    Held,
+}
+
+/// A connection. Made by [`TcpFactory`](super::TcpFactory).
+pub struct TcpConnection {
+    key: Option<Key>,
+    socket: Socket,
+    peer: SocketAddr,
+    session: QueueSession,
+    counters: Arc<TcpCounters>,
+    timeouts: TcpTimeouts,
+    stage: Stage,
+    /// ICReq has been answered.
+    initialized: bool,
+    digests: Digests,
+    rx: Rx,
+    tx: Tx,
+    requests: Requests,
+    /// Requests that wait for a buffer, oldest first.
+    starving: VecDeque<Index>,
+    /// Commands that the engine has.
+    on_device: usize,
+    /// Room in the engine that is reserved for this connection.
+    reserved: usize,
+    /// Room for control data on its way to the session.
+    scratch: Vec<u8>,
+    /// A TermReq was sent: nothing may follow it.
+    terminating: bool,
+    /// When transfers are looked at again.
+    next_look: Instant,
+}
+
+impl TcpConnection {
+    pub(super) fn new(
+        socket: Socket,
+        peer: SocketAddr,
+        session: QueueSession,
+        counters: Arc<TcpCounters>,
+        timeouts: TcpTimeouts,
+        now: Instant,
+    ) -> Self {
+        let rules = PduRules {
+            data_len_max: MAXH2CDATA_BYTES,
+            in_capsule_len_max: session.in_capsule_len_max(),
+            ..PduRules::initializing(Receiver::Controller)
+        };
+        counters.connections.bump();
+        Self {
+            key: None,
+            socket,
+            peer,
+            session,
+            counters,
+            timeouts,
+            stage: Stage::Handshake { deadline: now + timeouts.handshake },
+            initialized: false,
+            digests: Digests::NONE,
+            rx: Rx::new(rules, RX_BYTES_SMALL),
+            tx: Tx::new(TX_SMALL),
+            requests: Requests::new(REQUESTS_BEFORE_CONNECT),
+            starving: VecDeque::with_capacity(usize::from(REQUESTS_BEFORE_CONNECT)),
+            on_device: 0,
+            reserved: 0,
+            scratch: Vec::new(),
+            terminating: false,
+            next_look: now + TRANSFER_LOOK,
+        }
+    }
+
+    /// Whether commands are taken.
+    fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Handshake { .. } | Stage::Running)
+    }
+
+    /// Parses what has arrived, within the budget.
+    fn parse(&mut self, cx: &mut CoreContext) -> Parsed {
+        if !self.is_open() {
+            self.rx.discard();
+            return Parsed::All;
+        }
+        for _ in 0..PDU_BUDGET {
+            if !self.is_open() {
+                return Parsed::All;
+            }
+            if self.tx.backlog() > self.requests.capacity() * 2 {
+                return Parsed::Held;
+            }
+            match self.rx.step(&mut self.requests) {
+                Ok(Step::Starved) => return Parsed::All,
+                Ok(Step::Header(decoded)) => match self.header(cx, &decoded) {
+                    Ok(()) => self.rx.header_done(&decoded.plan),
+                    Err(error) => self.protocol_error(cx, &error),
+                },
+                Ok(Step::DataDone(incoming, fits)) => {
+                    if let Some(index) = incoming.request {
+                        self.data_arrived(cx, index, incoming.at, fits);
+                    }
+                }
+                Err(error) => self.protocol_error(cx, &error),
+            }
+        }
+        Parsed::More
+    }
+
+    fn header(&mut self, cx: &mut CoreContext, decoded: &super::pdu::Decoded) -> Result<(), PduError> {
+        match decoded.header {
+            PduHeader::IcReq(ic_req) => {
+                self.initialize(ic_req);
+                Ok(())
+            }
+            PduHeader::CapsuleCmd(sqe) => self.command(cx, &decoded.plan, sqe),
+            PduHeader::H2cData(data) => self.data_header(&decoded.plan, data),
+            PduHeader::TermReq(term) => {
+                self.terminated(cx, term);
+                Ok(())
+            }
+            // The rules name the controller as the receiver: the decoder lets nothing else through.
+            PduHeader::IcResp(_) | PduHeader::CapsuleResp(_) | PduHeader::C2hData(_) | PduHeader::R2t(_) => {
+                Err(PduError::Sequence { pdu_type: decoded.plan.pdu_type })
+            }
+        }
+    }
+
+    fn initialize(&mut self, ic_req: IcReq) {
+        self.initialized = true;
+        self.digests = ic_req.digests;
+        self.tx.hpda = ic_req.hpda.min(PDA_MAX);
+        self.rx.rules.phase = Phase::Running;
+        self.rx.rules.digests = ic_req.digests;
+        self.tx.push(Out::IcResp(IcResp { cpda: 0, digests: ic_req.digests, maxh2cdata: MAXH2CDATA_BYTES }));
+    }
+
+    fn terminated(&mut self, cx: &mut CoreContext, term: TermReq) {
+        self.counters.term_reqs_received.bump();
+        if self.counters.may_log() {
+            let who = self.session.controller_label();
+            tracing::warn!(peer = %self.peer, who, fes = ?term.fes, fei = term.fei, "host terminated the connection");
+        }
+        self.abort(cx);
+    }
+
+    /// The peer broke the protocol: says so, and ends the connection.
+    fn protocol_error(&mut self, cx: &mut CoreContext, error: &PduError) {
+        self.counters.protocol_errors.bump();
+        if matches!(error, PduError::HeaderDigest { .. }) {
+            self.counters.header_digest_errors.bump();
+        }
+        if self.counters.may_log() {
+            let who = self.session.controller_label();
+            tracing::warn!(peer = %self.peer, who, %error, "connection ended: the host broke the protocol");
+        }
+        let Some(fes) = error.fes() else { return self.abort(cx) };
+        self.counters.term_reqs_sent.bump();
+        self.tx.terminate(TermReq { fes, fei: error.fei() }, self.rx.offending());
+        self.terminating = true;
+        self.starving.clear();
+        self.end(cx);
+    }
+
+    /// Begins the orderly end: what is under way is answered, nothing new is taken.
+    fn end(&mut self, cx: &CoreContext) {
+        if self.is_open() {
+            self.stage = Stage::Ending { deadline: cx.now + self.timeouts.ending };
+            self.rx.state = RxState::Over;
+        }
+    }
+
+    /// Ends at once: the peer is gone or not worth an answer.
+    fn abort(&mut self, _cx: &CoreContext) {
+        if self.stage != Stage::Draining {
+            self.stage = Stage::Draining;
+            self.rx.state = RxState::Over;
+            self.tx.discard();
+            self.starving.clear();
+            // Brings receives and sends in flight back. Fails only when the peer was faster.
+            let _ = rustix::net::shutdown(self.socket.as_fd(), Shutdown::Both);
+        }
+    }
+
+    /// Moves an ending connection on.
+    fn wind_up(&mut self, cx: &CoreContext) {
+        match self.stage {
+            Stage::Ending { deadline } if self.on_device == 0 && self.tx.is_idle() => {
+                let deadline = deadline.min(cx.now + self.timeouts.closing);
+                self.stage = Stage::Closing { deadline };
+                self.rx.state = RxState::Discard;
+                self.rx.discard();
+                // Nothing is on a device: the controller need not wait for the peer.
+                self.session.closed();
+                // Fails only when the peer was faster.
+                let _ = rustix::net::shutdown(self.socket.as_fd(), Shutdown::Write);
+            }
+            Stage::Ending { deadline } | Stage::Closing { deadline } if cx.now >= deadline => self.abort(cx),
+            _ => {}
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.stage == Stage::Draining
+            && self.on_device == 0
+            && self.rx.batch.is_some()
+            && !self.tx.in_flight()
+    }
+
+    /// Receives when `receive` says so and nothing is being received; sends when there is something and nothing is
+    /// being sent. False when the ring had no room.
+    fn arm(&mut self, cx: &mut CoreContext, receive: bool) -> bool {
+        let Some(key) = self.key else { return true };
+        let mut armed = true;
+        if self.stage != Stage::Draining {
+            if receive
+                && let Some(batch) = self.rx.take_batch(&mut self.requests)
+                && let Err(full) = cx.sockets.recv(CoreContext::token(key, RECV), &self.socket, batch)
+            {
+                self.rx.batch = Some(full.0);
+                armed = false;
+            }
+            self.tx.fill(&mut self.requests, &self.session, self.digests);
+            if let Some(batch) = self.tx.take_batch(cx.now)
+                && let Err(full) = cx.sockets.send(CoreContext::token(key, SEND), &self.socket, batch)
+            {
+                self.tx.put_back(full.0);
+                armed = false;
+            }
+        }
+        armed
+    }
+
+    fn received(
+        &mut self,
+        cx: &mut CoreContext,
+        batch: Box<crate::ring::RecvBatch>,
+        result: std::io::Result<u32>,
+    ) {
+        match result {
+            Ok(0) | Err(_) => {
+                self.rx.received(batch, 0, &mut self.requests);
+                if self.is_open() && result.is_err() {
+                    self.counters.broken.bump();
+                }
+                self.abort(cx);
+            }
+            Ok(count) => self.rx.received(batch, count, &mut self.requests),
+        }
+    }
+
+    fn sent(
+        &mut self,
+        cx: &mut CoreContext,
+        mut batch: Box<crate::ring::SendBatch>,
+        result: std::io::Result<u32>,
+    ) {
+        match result {
+            Ok(count) if (count as usize) < batch.bytes_len() && self.stage != Stage::Draining => {
+                batch.advance(count as usize);
+                let Some(key) = self.key else { return };
+                if let Err(full) = cx.sockets.send(CoreContext::token(key, SEND), &self.socket, batch) {
+                    self.tx.give_back(full.0);
+                    self.abort(cx);
+                }
+            }
+            Ok(_) => self.tx.give_back(batch),
+            Err(_) => {
+                self.tx.give_back(batch);
+                self.abort(cx);
+            }
+        }
+    }
+
+    /// Ends a connection whose host neither sends the data that it owes nor takes what it asked for.
+    fn check_transfers(&mut self, cx: &CoreContext) {
+        let oldest = [self.requests.owed_since(), self.tx.in_flight_since()].into_iter().flatten().min();
+        let overdue =
+            oldest.is_some_and(|since| cx.now.saturating_duration_since(since) >= self.timeouts.transfer);
+        if !self.is_open() || !overdue {
+            return;
+        }
+        self.counters.transfer_timeouts.bump();
+        if self.counters.may_log() {
+            let who = self.session.controller_label();
+            tracing::warn!(peer = %self.peer, who, "connection ended: the host let a transfer hang");
+        }
+        self.abort(cx);
+    }
+
+    /// What other threads and the clock want of the session.
+    fn session_events(&mut self, cx: &mut CoreContext) {
+        while let Some(event) = self.session.poll(cx.now) {
+            match event {
+                SessionEvent::Complete { cid, completion } => {
+                    if let Some(index) = self.requests.parked(cid.get()) {
+                        self.answer(index, completion);
+                    }
+                }
+                SessionEvent::Close(reason) => {
+                    if self.counters.may_log() {
+                        let who = self.session.controller_label();
+                        tracing::info!(peer = %self.peer, who, %reason, "connection ended");
+                    }
+                    return self.end(cx);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, index: Index, completion: Completion) {
+        self.requests.at(index).state = State::Answer(completion);
+        self.tx.push(Out::Answer(index));
+    }
+
+    /// Sizes everything for the queue, once Connect has told how large it is.
+    fn connected(&mut self, cx: &mut CoreContext) {
+        self.stage = Stage::Running;
+        let entries = self.session.sq_size();
+        self.requests.grow(entries);
+        self.starving.reserve(usize::from(entries));
+        self.rx.rules.in_capsule_len_max = self.session.in_capsule_len_max();
+        if self.session.is_io() {
+            self.reserved = usize::from(entries);
+            cx.engine.reserve(self.reserved);
+            self.rx.wanted_bytes = RX_BYTES_IO;
+            self.tx.resize(TxSize { queue: usize::from(entries) * 2, ..TX_IO });
+        }
+    }
+}
+
+impl Drop for TcpConnection {
+    /// Wherever it is dropped: at its end, for lack of a seat, or with its core.
+    fn drop(&mut self) {
+        self.counters.connections_ended.bump();
+    }
+}
+
+impl Connection for TcpConnection {
+    fn start(&mut self, _cx: &mut CoreContext, key: Key) {
+        self.key = Some(key);
+    }
+
+    fn on_ring(&mut self, cx: &mut CoreContext, _kind: u8, done: RingDone) {
+        match done.resource {
+            RingResource::Recv(batch) => self.received(cx, batch, done.result),
+            RingResource::Send(batch) => self.sent(cx, batch, done.result),
+            RingResource::Buffer(_) | RingResource::Accepted(_) | RingResource::None => {}
+        }
+    }
+
+    fn on_io(&mut self, _cx: &mut CoreContext, done: IoDone) {
+        self.on_device -= 1;
+        let Ok(index) = Index::try_from(done.request) else { return };
+        if !done.status.is_success() {
+            let sqe = self.requests.at(index).sqe;
+            self.session.note_error(&sqe, done.status, None);
+        }
+        let request = self.requests.at(index);
+        let answers = matches!(request.state, State::Device { reads: true }) && done.status.is_success();
+        request.buf = if answers { done.buf } else { None };
+        if self.stage == Stage::Draining || self.terminating {
+            return self.requests.remove(index);
+        }
+        self.answer(index, Completion::of(done.status));
+    }
+
+    fn turn(&mut self, cx: &mut CoreContext) -> Turn {
+        if self.is_open() {
+            self.feed(cx);
+        }
+        let parsed = self.parse(cx);
+        self.wind_up(cx);
+        // Bytes that are not parsed yet stay here: a receive would take them along, and they would wait for more to
+        // come from a host that waits for their answer.
+        let armed = self.arm(cx, parsed == Parsed::All);
+        let more = parsed == Parsed::More || !armed || (self.is_open() && !self.starving.is_empty());
+        if self.is_finished() {
+            self.session.closed();
+            cx.engine.unreserve(self.reserved);
+            return Turn::Finished;
+        }
+        if more { Turn::Again } else { Turn::Wait }
+    }
+
+    fn tick(&mut self, cx: &mut CoreContext) {
+        if self.is_open() {
+            self.session_events(cx);
+        }
+        if let Stage::Handshake { deadline } = self.stage
+            && cx.now >= deadline
+        {
+            self.counters.handshake_timeouts.bump();
+            if self.counters.may_log() {
+                tracing::warn!(peer = %self.peer, "connection ended: no Connect command in time");
+            }
+            self.abort(cx);
+        }
+        if cx.now >= self.next_look {
+            self.next_look = cx.now + TRANSFER_LOOK;
+            self.check_transfers(cx);
+        }
+        self.wind_up(cx);
+    }
+
+    fn stop(&mut self, cx: &mut CoreContext) {
+        self.end(cx);
+    }
+}

@@ -1,0 +1,280 @@
+//! The commands of one connection: a fixed table, found by its index (our TTAG) or by CID.
+
+use std::time::Instant;
+
+use hugepage_alloc::DmaBuf;
+use nvme_spec::SubmissionQueueEntry;
+
+use crate::fabrics::{Completion, IoCommand};
+
+/// Index of a request in its connection's table; also the TTAG of its R2T.
+pub(super) type Index = u16;
+
+/// What a command's data is for once it has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// For the session: Connect, Set Features, ranges.
+    Session,
+    /// For the device.
+    Device(IoCommand),
+}
+
+/// Where a command stands. Each state names what it waits for.
+#[derive(Debug)]
+pub(super) enum State {
+    /// No command.
+    Free,
+    /// A buffer, to ask the host for `len` bytes of data with an R2T.
+    BufferForData(Purpose, u32),
+    /// A buffer, for data that came in the capsule and lies on the shelf.
+    BufferForShelf(Purpose),
+    /// A buffer, to read into.
+    BufferForRead(IoCommand),
+    /// A buffer, to send what the session had to say.
+    BufferForAnswer(Vec<u8>, Completion),
+    /// The rest of its data, in the capsule or in H2CData.
+    Data(Purpose),
+    /// The device.
+    Device {
+        /// The buffer comes back with data for the host.
+        reads: bool,
+    },
+    /// An event: an Asynchronous Event Request.
+    Parked,
+    /// Its turn to be sent: data first when `buf` is there, then the completion.
+    Answer(Completion),
+}
+
+/// One command.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) sqe: SubmissionQueueEntry,
+    pub(super) state: State,
+    pub(super) buf: Option<DmaBuf>,
+    /// In-capsule data for which there was no buffer when it came. The stream goes on behind it, and with it the data
+    /// of commands that have buffers: they would never get free if it had to wait.
+    pub(super) shelf: Vec<u8>,
+    /// Since when the host owes the rest of the data.
+    pub(super) owed_since: Option<Instant>,
+    /// An R2T was made: H2CData may come.
+    pub(super) asked: bool,
+    /// Bytes of the pool that it keeps from others.
+    charge: usize,
+    /// Bytes of data that have arrived.
+    pub(super) received: u32,
+    /// The data did not fit its digest.
+    pub(super) spoilt: bool,
+}
+
+impl Request {
+    const fn free(sqe: SubmissionQueueEntry) -> Self {
+        Self {
+            sqe,
+            state: State::Free,
+            buf: None,
+            shelf: Vec::new(),
+            owed_since: None,
+            asked: false,
+            charge: 0,
+            received: 0,
+            spoilt: false,
+        }
+    }
+
+    /// Bytes of data that are expected: the size of the buffer, or of the shelf.
+    pub(super) fn expected(&self) -> u32 {
+        let len = self.buf.as_ref().map_or(self.shelf.len(), DmaBuf::len);
+        u32::try_from(len).unwrap_or(u32::MAX)
+    }
+
+    /// Puts received data where it belongs.
+    pub(super) fn store(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(buf) = &self.buf {
+            buf.write_from(at, bytes);
+        } else if let Some(place) = self.shelf.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    }
+}
+
+/// Why a command got no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    /// Its CID belongs to a command that is under way.
+    CidInUse,
+    /// The host has more commands under way than the queue has entries.
+    QueueOverrun,
+}
+
+/// All commands of a connection. Grows once, when Connect tells the queue's size.
+#[derive(Debug)]
+pub(super) struct Requests {
+    slots: Vec<Request>,
+    free: Vec<Index>,
+    /// The most commands there may be: the queue's size.
+    limit: usize,
+    /// The sum of all charges.
+    held_bytes: usize,
+    /// One bit a CID: finds a duplicate in constant time, whatever numbers the host gives.
+    cids: Box<[u64; 1024]>,
+}
+
+impl Requests {
+    pub(super) fn new(size: u16) -> Self {
+        let mut requests =
+            Self { slots: Vec::new(), free: Vec::new(), limit: 0, held_bytes: 0, cids: Box::new([0; 1024]) };
+        requests.grow(size);
+        requests
+    }
+
+    /// Allows `size` commands, and makes room for them.
+    pub(super) fn grow(&mut self, size: u16) {
+        let empty: SubmissionQueueEntry = zerocopy::FromZeros::new_zeroed();
+        let have = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
+        self.free.reserve(usize::from(size.saturating_sub(have)));
+        for index in have..size {
+            self.slots.push(Request::free(empty));
+            self.free.push(index);
+        }
+        self.limit = usize::from(size);
+    }
+
+    /// How many commands are under way.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// How many there may be.
+    pub(super) fn capacity(&self) -> usize {
+        self.limit
+    }
+
+    /// Bytes of the pool that the commands hold.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Gives a command its buffer, and charges it until the command ends.
+    pub(super) fn give(&mut self, index: Index, buf: DmaBuf) {
+        let slot = &mut self.slots[usize::from(index)];
+        slot.charge += buf.len();
+        self.held_bytes += buf.len();
+        slot.buf = Some(buf);
+    }
+
+    /// Since when the host owes data, for the command that waits longest.
+    pub(super) fn owed_since(&self) -> Option<Instant> {
+        if self.len() == 0 {
+            return None;
+        }
+        self.slots
+            .iter()
+            .filter(|slot| matches!(slot.state, State::Data(_)))
+            .filter_map(|slot| slot.owed_since)
+            .min()
+    }
+
+    const fn bit(cid: u16) -> (usize, u64) {
+        (cid as usize >> 6, 1 << (cid & 63))
+    }
+
+    /// A place for a command.
+    pub(super) fn insert(&mut self, sqe: SubmissionQueueEntry) -> Result<Index, NoPlace> {
+        let (word, bit) = Self::bit(sqe.cid.get());
+        if self.cids[word] & bit != 0 {
+            return Err(NoPlace::CidInUse);
+        }
+        if self.len() >= self.limit {
+            return Err(NoPlace::QueueOverrun);
+        }
+        let index = self.free.pop().ok_or(NoPlace::QueueOverrun)?;
+        self.cids[word] |= bit;
+        let slot = &mut self.slots[usize::from(index)];
+        slot.sqe = sqe;
+        slot.received = 0;
+        slot.spoilt = false;
+        slot.owed_since = None;
+        slot.asked = false;
+        Ok(index)
+    }
+
+    /// The command at an index that this side keeps.
+    pub(super) fn at(&mut self, index: Index) -> &mut Request {
+        &mut self.slots[usize::from(index)]
+    }
+
+    /// The command at an index that a peer named, if there is one.
+    pub(super) fn get(&mut self, index: Index) -> Option<&mut Request> {
+        self.slots.get_mut(usize::from(index)).filter(|request| !matches!(request.state, State::Free))
+    }
+
+    /// The parked command with this CID.
+    pub(super) fn parked(&self, cid: u16) -> Option<Index> {
+        let is_it =
+            |request: &Request| matches!(request.state, State::Parked) && request.sqe.cid.get() == cid;
+        self.slots.iter().position(is_it).and_then(|index| Index::try_from(index).ok())
+    }
+
+    /// Ends a command; its buffer goes back to the pool unless somebody else still holds it.
+    pub(super) fn remove(&mut self, index: Index) {
+        let slot = &mut self.slots[usize::from(index)];
+        slot.state = State::Free;
+        slot.buf = None;
+        slot.shelf = Vec::new();
+        self.held_bytes -= std::mem::take(&mut slot.charge);
+        let (word, bit) = Self::bit(slot.sqe.cid.get());
+        self.cids[word] &= !bit;
+        self.free.push(index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(cid: u16) -> SubmissionQueueEntry {
+        SubmissionQueueEntry { cid: cid.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_cid_is_used_once_at_a_time() {
+        let mut requests = Requests::new(4);
+        let first = requests.insert(command(0xFFFF)).expect("room");
+        assert_eq!(requests.insert(command(0xFFFF)), Err(NoPlace::CidInUse));
+        requests.at(first).state = State::Device { reads: false };
+        requests.remove(first);
+        assert!(requests.insert(command(0xFFFF)).is_ok());
+    }
+
+    #[test]
+    fn more_commands_than_entries_are_refused_until_it_grows() {
+        let mut requests = Requests::new(2);
+        assert!(requests.insert(command(1)).is_ok());
+        assert!(requests.insert(command(2)).is_ok());
+        assert_eq!(requests.insert(command(3)), Err(NoPlace::QueueOverrun));
+        requests.grow(3);
+        assert!(requests.insert(command(3)).is_ok());
+        assert_eq!((requests.len(), requests.capacity()), (3, 3));
+    }
+
+    #[test]
+    fn a_queue_smaller_than_the_table_is_held_to_its_size() {
+        let mut requests = Requests::new(8);
+        requests.grow(2);
+        assert!(requests.insert(command(1)).is_ok());
+        assert!(requests.insert(command(2)).is_ok());
+        assert_eq!(requests.insert(command(3)), Err(NoPlace::QueueOverrun));
+    }
+
+    #[test]
+    fn a_peer_cannot_name_a_command_that_is_not_there() {
+        let mut requests = Requests::new(2);
+        assert!(requests.get(0).is_none());
+        assert!(requests.get(99).is_none());
+        let index = requests.insert(command(7)).expect("room");
+        requests.at(index).state = State::Parked;
+        assert!(requests.get(index).is_some());
+        assert_eq!(requests.parked(7), Some(index));
+        assert_eq!(requests.parked(8), None);
+    }
+}

@@ -1,0 +1,240 @@
+//! What a connection has to send: a queue of answers, turned into vectored sends, one in flight while the next fills.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use hugepage_alloc::DmaBuf;
+use nvme_spec::CompletionQueueEntry;
+use zerocopy::IntoBytes;
+
+use super::request::{Index, Requests, State};
+use crate::fabrics::{Completion, QueueSession};
+use crate::ring::SendBatch;
+use crate::tcp::digest::Digest;
+use crate::tcp::pdu::{self, DataPdu, Digests, HEADER_MAX, IcResp, R2t, TERM_REQ_MAX, TermReq};
+
+/// Arena and parts that the longest answer takes: a data header with its padding, a digest, a response.
+const ANSWER_BYTES_MAX: usize = 3 * HEADER_MAX;
+const ANSWER_PARTS_MAX: usize = 3;
+/// Data is hashed in pieces of this size, copied out of memory that a device may share.
+const DIGEST_PIECE: usize = 2048;
+
+/// One thing to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Out {
+    /// ICResp.
+    IcResp(IcResp),
+    /// The answer of a request in [`State::Answer`]; the request ends with it.
+    Answer(Index),
+    /// Ask for the data of a request.
+    R2t(Index),
+    /// A completion without a request: a command that got no place.
+    Refusal { cid: u16, completion: Completion },
+}
+
+/// The sending side.
+pub(super) struct Tx {
+    queue: VecDeque<Out>,
+    filling: Box<SendBatch>,
+    /// The other batch; `None` while it is in flight.
+    spare: Option<Box<SendBatch>>,
+    /// What is in flight: since when, and how many bytes.
+    flight: Option<(Instant, usize)>,
+    size: TxSize,
+    pub(super) hpda: u8,
+}
+
+/// How large the sending side is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TxSize {
+    pub(super) arena_bytes: usize,
+    pub(super) parts: usize,
+    pub(super) queue: usize,
+}
+
+impl TxSize {
+    fn batch(self) -> Box<SendBatch> {
+        Box::new(SendBatch::with_capacity(self.arena_bytes, self.parts))
+    }
+}
+
+impl Tx {
+    pub(super) fn new(size: TxSize) -> Self {
+        Self {
+            queue: VecDeque::with_capacity(size.queue),
+            filling: size.batch(),
+            spare: Some(size.batch()),
+            flight: None,
+            size,
+            hpda: 0,
+        }
+    }
+
+    /// Makes room for a queue of another size. A batch with bytes in it is exchanged when it comes back.
+    pub(super) fn resize(&mut self, size: TxSize) {
+        self.size = size;
+        self.queue.reserve(size.queue.saturating_sub(self.queue.len()));
+        if self.filling.is_empty() {
+            self.filling = size.batch();
+        }
+        if self.spare.is_some() {
+            self.spare = Some(size.batch());
+        }
+    }
+
+    pub(super) fn push(&mut self, out: Out) {
+        self.queue.push_back(out);
+    }
+
+    /// Things that wait to be put into a batch.
+    pub(super) fn backlog(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether nothing waits and nothing is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.filling.is_empty() && self.spare.is_some()
+    }
+
+    /// Whether a send is in flight.
+    pub(super) fn in_flight(&self) -> bool {
+        self.spare.is_none()
+    }
+
+    /// Bytes of answers that the peer has not taken yet.
+    pub(super) fn bytes_len(&self) -> usize {
+        self.filling.bytes_len() + self.flight.map_or(0, |(_, bytes)| bytes)
+    }
+
+    /// Since when a batch is in flight.
+    pub(super) fn in_flight_since(&self) -> Option<Instant> {
+        self.flight.map(|(since, _)| since)
+    }
+
+    /// Forgets everything that is not in flight.
+    pub(super) fn discard(&mut self) {
+        self.queue.clear();
+        self.filling.clear();
+    }
+
+    /// A TermReq: nothing that waits goes out before or after it.
+    pub(super) fn terminate(&mut self, term: TermReq, offending: &[u8]) {
+        self.discard();
+        let mut out = [0; TERM_REQ_MAX];
+        let len = pdu::c2h_term_req(&mut out, term, offending);
+        // The batch was just emptied and is larger than any TermReq.
+        let _ = self.filling.push_bytes(out.get(..len).unwrap_or_default());
+    }
+
+    /// Puts answers into the batch as long as there is room.
+    pub(super) fn fill(&mut self, requests: &mut Requests, session: &QueueSession, digests: Digests) {
+        while self.filling.arena_room() >= ANSWER_BYTES_MAX && self.filling.parts_room() >= ANSWER_PARTS_MAX {
+            let Some(out) = self.queue.pop_front() else { break };
+            let mut header = [0; HEADER_MAX];
+            match out {
+                Out::IcResp(ic_resp) => {
+                    let len = pdu::ic_resp(&mut header, &ic_resp);
+                    self.bytes(header.get(..len));
+                }
+                Out::R2t(index) => {
+                    let request = requests.at(index);
+                    let (cccid, len) = (request.sqe.cid.get(), request.expected());
+                    let len = pdu::r2t(&mut header, digests, &R2t { cccid, ttag: index, offset: 0, len });
+                    self.bytes(header.get(..len));
+                }
+                Out::Refusal { cid, completion } => self.response(cid, completion, session, digests),
+                Out::Answer(index) => self.answer(index, requests, session, digests),
+            }
+        }
+    }
+
+    fn answer(&mut self, index: Index, requests: &mut Requests, session: &QueueSession, digests: Digests) {
+        let request = requests.at(index);
+        let cid = request.sqe.cid.get();
+        let buf = request.buf.take();
+        let State::Answer(completion) = request.state else { return };
+        requests.remove(index);
+        let mut answered = false;
+        if let Some(buf) = buf {
+            // Without SQ flow control the host has no use for SQHD, and the last data PDU may stand for the
+            // completion (TCP section 3.3.2.1).
+            answered = session.is_flow_control_disabled() && completion == Completion::SUCCESS;
+            self.data(cid, buf, answered, digests);
+        }
+        if !answered {
+            self.response(cid, completion, session, digests);
+        }
+    }
+
+    fn data(&mut self, cccid: u16, buf: DmaBuf, success: bool, digests: Digests) {
+        let Ok(data_len) = u32::try_from(buf.len()) else { return };
+        let mut header = [0; HEADER_MAX];
+        let data = DataPdu { cccid, ttag: 0, data_offset: 0, data_len, last: true, success };
+        let len = pdu::c2h_data(&mut header, digests, self.hpda, &data);
+        self.bytes(header.get(..len));
+        let digest = digests.data.then(|| digest_of(&buf, 0, buf.len(), Digest::new()));
+        let _ = self.filling.push_buf(buf);
+        if let Some(digest) = digest {
+            self.bytes(Some(&digest.to_wire()));
+        }
+    }
+
+    fn response(&mut self, cid: u16, completion: Completion, session: &QueueSession, digests: Digests) {
+        let cqe = CompletionQueueEntry {
+            dw0: completion.dw0.into(),
+            dw1: completion.dw1.into(),
+            sqhd: session.sqhd().into(),
+            sqid: 0.into(),
+            cid: cid.into(),
+            status: completion.status.to_wire().into(),
+        };
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(cqe.as_bytes());
+        let mut header = [0; HEADER_MAX];
+        let len = pdu::capsule_resp(&mut header, digests, &bytes);
+        self.bytes(header.get(..len));
+    }
+
+    /// Copies bytes into the batch; `fill` made sure that there is room.
+    fn bytes(&mut self, bytes: Option<&[u8]>) {
+        let pushed = self.filling.push_bytes(bytes.unwrap_or_default());
+        debug_assert!(pushed, "room was checked");
+    }
+
+    /// The next batch to send, when there is one and none is in flight.
+    pub(super) fn take_batch(&mut self, now: Instant) -> Option<Box<SendBatch>> {
+        if self.filling.is_empty() {
+            return None;
+        }
+        let spare = self.spare.take()?;
+        self.flight = Some((now, self.filling.bytes_len()));
+        Some(std::mem::replace(&mut self.filling, spare))
+    }
+
+    /// A batch that was taken could not be handed to the ring: it is the next one again.
+    pub(super) fn put_back(&mut self, batch: Box<SendBatch>) {
+        self.flight = None;
+        self.spare = Some(std::mem::replace(&mut self.filling, batch));
+    }
+
+    /// A batch comes back, sent or not.
+    pub(super) fn give_back(&mut self, mut batch: Box<SendBatch>) {
+        batch.clear();
+        self.flight = None;
+        self.spare = Some(if batch.arena_room() < self.size.arena_bytes { self.size.batch() } else { batch });
+    }
+}
+
+/// Continues a digest over part of a buffer, without ever forming a reference into it.
+pub(super) fn digest_of(buf: &DmaBuf, at: usize, len: usize, mut digest: Digest) -> Digest {
+    let mut piece = [0; DIGEST_PIECE];
+    let mut done = 0;
+    while done < len {
+        let step = (len - done).min(DIGEST_PIECE);
+        let piece = &mut piece[..step];
+        buf.read_into(at + done, piece);
+        digest.update(piece);
+        done += step;
+    }
+    digest
+}
