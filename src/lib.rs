@@ -23,6 +23,7 @@
 pub mod block;
 pub mod extent;
 pub mod fabrics;
+pub mod initiator;
 pub mod reactor;
 pub mod ring;
 pub mod tcp;
