@@ -21,6 +21,8 @@
 //! Arrows go down only. `docs/ARCHITECTURE.md` follows a write through the house and gives a reading order.
 
 pub mod block;
+pub mod config;
+pub mod control;
 pub mod extent;
 pub mod fabrics;
 pub mod initiator;

@@ -1,0 +1,326 @@
+//! Goal: an operator's mistake is answered with its place, reason and remedy, and never with a surprise.
+//! Method: small texts, the whole error text compared.
+
+use super::*;
+
+const MINIMAL: &str = r#"
+[[listener]]
+address = "127.0.0.1:4420"
+[[subsystem]]
+nqn = "nqn.2026-11.io.fastice:vm1"
+allow_any_host = true
+[[subsystem.namespace]]
+file = "/srv/vm1.img"
+"#;
+
+fn host() -> HostFacts {
+    HostFacts { allowed_cores: vec![0, 1, 4] }
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse_for(text, "t.toml", &host())
+}
+
+fn good(text: &str) -> Config {
+    parse(text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn bad(text: &str) -> String {
+    parse(text).expect_err("must be refused").to_string()
+}
+
+/// Reasons alone, without excerpts.
+fn reasons(text: &str) -> Vec<String> {
+    let error = parse(text).expect_err("must be refused");
+    error.problems().iter().map(|problem| format!("{}: {}", problem.line, problem.reason)).collect()
+}
+
+fn with(namespace: &str) -> String {
+    MINIMAL.replace("file = \"/srv/vm1.img\"", namespace)
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let config = good(MINIMAL);
+    assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
+    assert_eq!(config.cores, [0, 1, 4]);
+    assert_eq!(config.buffer_memory, DEFAULT_BUFFER_MEMORY);
+    assert_eq!(config.poll, PollMode::Adaptive { idle_after: DEFAULT_IDLE_AFTER });
+    let subsystem = &config.subsystems[0];
+    assert_eq!(subsystem.model, "fastice");
+    assert_eq!(subsystem.serial.len(), 20);
+    assert_eq!(subsystem.hosts, Hosts::Any);
+    let namespace = &subsystem.namespaces[0];
+    assert_eq!((namespace.nsid, namespace.read_only, namespace.block_size), (1, false, None));
+    let path = PathBuf::from("/srv/vm1.img");
+    assert_eq!(namespace.backing, Backing::File { path, device: DeviceWay::Uring, prepare: false });
+    assert_eq!(config.files().collect::<Vec<_>>(), [(Path::new("/srv/vm1.img"), false)]);
+}
+
+#[test]
+fn the_sample_in_deploy_is_good() {
+    let text = include_str!("../../deploy/fastice.toml.example");
+    let config = good(text);
+    assert!(!config.subsystems.is_empty());
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = good(
+        r#"
+state_dir = "/run/fi"
+cores = [4, 0]
+buffer_memory = "128MiB"
+poll = "always"
+log = "debug"
+log_format = "json"
+[[listener]]
+address = "[::1]:0"
+advertise = "10.0.9.1"
+[[listener]]
+address = "0.0.0.0:8009"
+discovery_only = true
+[[subsystem]]
+nqn = "nqn.2026-11.io.fastice:a"
+serial = "S1"
+model = "M 1"
+hosts = ["nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"]
+[[subsystem.namespace]]
+memory = "1MiB"
+[[subsystem.namespace]]
+nsid = 1
+null = 8192
+block_size = 512
+read_only = true
+[[subsystem.namespace]]
+nsid = 7
+file = "/a//./b"
+device = "uring"
+prepare = true
+"#,
+    );
+    assert_eq!(config.cores, [0, 4]);
+    assert_eq!(config.buffer_memory, ByteLen(128 << 20));
+    assert_eq!(config.poll, PollMode::Always);
+    assert_eq!((config.log, config.log_format), (LogLevel::Debug, LogFormat::Json));
+    assert_eq!(config.listeners[0].advertise, Some("10.0.9.1".parse().expect("an address")));
+    assert!(config.listeners[1].discovery_only);
+    let namespaces = &config.subsystems[0].namespaces;
+    assert_eq!(namespaces.iter().map(|ns| ns.nsid).collect::<Vec<_>>(), [1, 2, 7]);
+    assert_eq!(namespaces[0].backing, Backing::Null { len: ByteLen(8192) });
+    assert_eq!(namespaces[0].block_size, Some(BlockSize::B512));
+    assert_eq!(namespaces[1].backing, Backing::Memory { len: ByteLen(1 << 20) });
+    let path = PathBuf::from("/a/b");
+    assert_eq!(namespaces[2].backing, Backing::File { path, device: DeviceWay::Uring, prepare: true });
+}
+
+#[test]
+fn an_error_shows_its_place() {
+    let text = MINIMAL.replace(
+        "allow_any_host = true",
+        "allow_any_host = true\nserial = \"way too long for a serial number\"",
+    );
+    insta::assert_snapshot!(bad(&text), @r#"
+    t.toml:7:10: serial has 1 to 20 printable ASCII characters, no blank at its ends
+     7 | serial = "way too long for a serial number"
+       |          ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    "#);
+}
+
+#[test]
+fn an_unknown_key_shows_its_place_and_what_there_is() {
+    insta::assert_snapshot!(bad(&MINIMAL.replace("allow_any_host", "alow_any_host")), @r"
+    t.toml:6:1: unknown field `alow_any_host`, expected one of `nqn`, `serial`, `model`, `allow_any_host`, `hosts`, `namespace`
+     6 | alow_any_host = true
+       | ^^^^^^^^^^^^^
+    ");
+}
+
+#[test]
+fn a_wrong_type_and_broken_toml_show_their_place() {
+    insta::assert_snapshot!(bad("cores = \"two\""), @r#"
+    t.toml:1:9: invalid type: string "two", expected a number of cores, or a list of core numbers such as [0, 1]
+     1 | cores = "two"
+       |         ^^^^^
+    "#);
+    assert!(bad("a = [1,").starts_with("t.toml:1:"));
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_the_order_of_the_text() {
+    let text = r#"
+cores = [0, 9, 0]
+buffer_memory = "5MiB"
+idle_after_us = 5
+poll = "always"
+[[listener]]
+address = "0.0.0.0:4420"
+[[listener]]
+address = "127.0.0.1:4420"
+advertise = "0.0.0.0"
+[[subsystem]]
+nqn = "nqn.2014-08.org.nvmexpress.discovery"
+allow_any_host = true
+[[subsystem]]
+nqn = "nqn.2026-11.io.fastice:a"
+hosts = []
+[[subsystem]]
+nqn = "nqn.2026-11.io.fastice:b"
+[[subsystem.namespace]]
+nsid = 0
+null = "1MiB"
+[[subsystem.namespace]]
+nsid = 3
+null = "1000"
+[[subsystem.namespace]]
+nsid = 3
+memory = "1MiB"
+prepare = true
+[[subsystem.namespace]]
+nsid = 3
+memory = "1MiB"
+[[subsystem.namespace]]
+file = "relative"
+"#;
+    insta::assert_snapshot!(reasons(text).join("\n"), @r#"
+    2: core 9 is not one that this process may use (0, 1, 4)
+    2: core 0 is named twice
+    3: buffer_memory is a multiple of 2MiB, the size of a hugepage
+    4: idle_after_us has no effect with poll = "always": remove one of them
+    9: 127.0.0.1:4420 collides with the listener on 0.0.0.0:4420
+    10: `0.0.0.0` is no address that a host can connect to: write 192.0.2.1 or 2001:db8::1, without a port
+    12: the discovery subsystem is always there: it is not configured
+    16: no host may connect: name some, or say allow_any_host = true
+    17: no host may connect: list them, hosts = ["nqn…"], or say allow_any_host = true
+    20: nsid 0 is not from 1 to 1024
+    24: 1000 B is no multiple of the block size 4096
+    28: device and prepare have a meaning for a file only
+    30: nsid 3 is used twice in nqn.2026-11.io.fastice:b
+    33: file must be an absolute path
+    "#);
+}
+
+#[test]
+fn names_files_and_listeners_are_used_once() {
+    let twice = format!(
+        "{MINIMAL}{}",
+        MINIMAL.split("[[subsystem]]").nth(1).map_or(String::new(), |rest| format!("[[subsystem]]{rest}"))
+    );
+    assert_eq!(
+        reasons(&twice),
+        [
+            "10: another subsystem is called nqn.2026-11.io.fastice:vm1 already",
+            "13: /srv/vm1.img is a namespace of nqn.2026-11.io.fastice:vm1 already"
+        ]
+    );
+    let listener = "[[listener]]\naddress = \"127.0.0.1:4420\"\n";
+    assert_eq!(
+        reasons(&format!("{listener}{listener}")),
+        ["4: 127.0.0.1:4420 collides with the listener on 127.0.0.1:4420"]
+    );
+    let ephemeral = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+    assert_eq!(good(&format!("{ephemeral}{ephemeral}")).listeners.len(), 2);
+}
+
+#[test]
+fn one_backing_exactly() {
+    let reason = "a namespace has exactly one of file, memory and null";
+    assert_eq!(reasons(&with("read_only = true")), [format!("7: {reason}")]);
+    assert_eq!(reasons(&with("null = 4096\nmemory = 4096")), [format!("7: {reason}")]);
+    assert_eq!(reasons(&with("null = 4096\nblock_size = 1024")), ["9: block_size is 512 or 4096, not 1024"]);
+    assert_eq!(reasons(&with("null = -1")), ["8: a size is not negative"]);
+}
+
+#[test]
+fn hosts_are_never_opened_by_accident() {
+    let listed =
+        MINIMAL.replace("allow_any_host = true", "allow_any_host = true\nhosts = [\"nqn.2026-11.a:b\"]");
+    assert_eq!(reasons(&listed), ["7: hosts has no effect with allow_any_host = true: remove one of them"]);
+    let wrong = MINIMAL.replace("allow_any_host = true", "hosts = [\"vm1\"]");
+    assert_eq!(reasons(&wrong), ["6: an NQN starts with `nqn.`, as in nqn.2026-11.com.example:vm1"]);
+}
+
+#[test]
+fn a_target_that_nobody_could_reach_is_refused() {
+    assert!(bad("").contains("no [[listener]]"));
+    let only = MINIMAL.replace("[[subsystem]]", "discovery_only = true\n[[subsystem]]");
+    assert!(bad(&only).contains("every listener is discovery_only"));
+}
+
+#[test]
+fn odd_lines_are_shown_safely() {
+    let long = format!("# {}\nstate_dir = \"\u{1b}\"\n", "x".repeat(5000));
+    assert!(bad(&long).lines().all(|line| line.chars().count() < 400));
+    let wide = format!("a = {{ {} = 1 }}", "k".repeat(3000));
+    assert!(bad(&wide).lines().nth(1).is_some_and(|line| line.chars().count() < 120));
+    assert!(!bad("x = '\u{1b}[31m'").contains('\u{1b}'));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_so() {
+    let error = Config::load(Path::new("/nonexistent/fastice.toml")).expect_err("no such file");
+    assert_eq!(error.to_string(), "/nonexistent/fastice.toml: cannot read the configuration file");
+    assert!(std::error::Error::source(&error).is_some());
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("c.toml");
+    std::fs::write(&path, b"log = \"info\"\nstate_dir = \"\xff\"").expect("a file");
+    let error = Config::load(&path).expect_err("not UTF-8").to_string();
+    assert!(error.contains(":2:14: the file is not UTF-8 here"), "{error}");
+}
+
+#[test]
+fn a_reload_tells_live_changes_from_restarts() {
+    let old = good(MINIMAL);
+    assert!(Config::changes(&old, &good(MINIMAL)).is_empty());
+
+    let new = good(&format!(
+        "cores = 1\nlog = \"debug\"\n{}\n[[subsystem.namespace]]\nnull = \"1MiB\"\n[[subsystem]]\nnqn = \"nqn.2026-11.a:b\"\nallow_any_host = true\n",
+        MINIMAL
+            .replace("allow_any_host = true", "serial = \"x\"\nhosts = [\"nqn.2026-11.a:h\"]")
+            .replace("vm1.img\"", "vm1.img\"\nread_only = true")
+    ));
+    let changes = Config::changes(&old, &new);
+    let nqn = old.subsystems[0].nqn.clone();
+    assert_eq!(changes.restart, [RestartReason::Cores, RestartReason::Identity(nqn.clone())]);
+    let namespaces = &new.subsystems[0].namespaces;
+    assert_eq!(
+        changes.live,
+        [
+            LiveChange::LogLevel(LogLevel::Debug),
+            LiveChange::NamespaceRemoved { nqn: nqn.clone(), nsid: 1 },
+            LiveChange::HostsChanged { nqn: nqn.clone(), hosts: new.subsystems[0].hosts.clone() },
+            LiveChange::NamespaceAdded { nqn: nqn.clone(), namespace: namespaces[0].clone() },
+            LiveChange::NamespaceAdded { nqn: nqn.clone(), namespace: namespaces[1].clone() },
+            LiveChange::SubsystemAdded(Box::new(new.subsystems[1].clone())),
+        ]
+    );
+    let back = Config::changes(&new, &old);
+    assert!(back.live.contains(&LiveChange::SubsystemRemoved(new.subsystems[1].nqn.clone())));
+}
+
+#[test]
+fn the_corpus_neither_panics_nor_breaks_a_promise() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/config");
+    let mut replayed = 0;
+    for entry in std::fs::read_dir(&dir).expect("the corpus is there") {
+        let path = entry.expect("an entry").path();
+        fuzz_config(&std::fs::read(&path).expect("a corpus file"));
+        replayed += 1;
+    }
+    assert!(replayed >= 10, "only {replayed} files in {}", dir.display());
+}
+
+proptest::proptest! {
+    /// Cutting, doubling and overwriting pieces of a good file reaches most of the checks.
+    #[test]
+    fn damaged_files_neither_panic_nor_break_a_promise(cut in 0usize..400, len in 0usize..60, byte in 0u8..=255, again in 0usize..400) {
+        let mut bytes = include_bytes!("../../deploy/fastice.toml.example").to_vec();
+        let start = cut % bytes.len();
+        let end = (start + len).min(bytes.len());
+        bytes.drain(start..end);
+        if let Some(at) = bytes.get_mut(again) {
+            *at = byte;
+        }
+        fuzz_config(&bytes);
+    }
+}

@@ -1,0 +1,47 @@
+//! The messages that reach the control thread.
+
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use super::error::ServeError;
+use crate::config::{Config, RestartReason};
+use crate::extent::RecallReason;
+
+/// What the control thread is asked for, or told.
+pub(super) enum Event {
+    /// Somebody wants a pinned file back; its export is fenced already.
+    Recalled {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: RecallReason,
+    },
+    /// Serve another configuration.
+    Reload {
+        /// The new one.
+        config: Box<Config>,
+        /// Where the answer goes.
+        reply: Sender<Result<ReloadReport, ServeError>>,
+    },
+    /// End everything.
+    Stop {
+        /// How long commands under way may take.
+        patience: Duration,
+        /// Where the answer goes.
+        reply: Sender<Result<(), ServeError>>,
+    },
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReloadReport {
+    /// Exports that are new.
+    pub added: usize,
+    /// Exports that are gone.
+    pub removed: usize,
+    /// Exports that hosts use on without noticing.
+    pub kept: usize,
+    /// What stays as it was until the next start.
+    pub needs_restart: Vec<RestartReason>,
+}

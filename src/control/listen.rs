@@ -1,0 +1,58 @@
+//! Listening sockets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections that the kernel holds until a core accepts them.
+const BACKLOG: i32 = 1024;
+
+/// How long an address may stay taken. The io_uring of a target that was killed keeps its sockets until the kernel has
+/// taken it apart, which is some time after the process is gone.
+const TAKEN_MAX: Duration = Duration::from_secs(3);
+const TAKEN_PAUSE: Duration = Duration::from_millis(20);
+
+/// [`listen`], with patience for a predecessor that has just died.
+pub(super) fn listen_patiently(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let give_up_at = Instant::now() + TAKEN_MAX;
+    loop {
+        match listen(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up_at => {
+                thread::sleep(TAKEN_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A listening socket on `address`, and the address it got (port 0 asks the kernel for a free one).
+fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A target that was killed must be able to listen again at once, whatever its old connections are doing.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `[::]:4420` and `0.0.0.0:4420` may both be configured, and each means what it says.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+    Ok((socket.into(), bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_free_port_is_told_and_a_taken_one_refused() {
+        let (_first, address) = listen("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        assert_ne!(address.port(), 0);
+        let error = listen(address).expect_err("the port is taken");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

@@ -1,0 +1,131 @@
+//! The running target: started from a configuration, changed by another one, stopped in order.
+//!
+//! ```text
+//!   cli serve, demo, tests
+//!      | start, reload, stop            recall (guard thread): fences at once
+//!      v                                   |
+//!   [ control thread: Server ] <-- Event --'
+//!      |  pins and devices (Provider)   what hosts see (fabrics::Target)   cores (reactor::Cores)
+//! ```
+//!
+//! One thread owns everything that can change and is asked by messages, so that a reload, a recall and a stop never
+//! meet. What happens on the I/O path is none of its business.
+//!
+//! Not here yet: a socket API and metrics.
+
+mod error;
+mod event;
+mod listen;
+mod provider;
+mod server;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use self::error::ServeError;
+use self::event::Event;
+pub use self::event::ReloadReport;
+use self::server::Server;
+use crate::config::Config;
+use crate::extent::Progress;
+use crate::fabrics::{Target, TargetStats};
+use crate::reactor::{CoreGauges, CoreStats};
+use crate::tcp::{TcpCounters, TcpStats};
+
+/// A target that serves.
+///
+/// Dropping it stops it with the patience of [`Running::STOP_PATIENCE`].
+pub struct Running {
+    addresses: Vec<SocketAddr>,
+    target: Arc<Target>,
+    counters: Arc<TcpCounters>,
+    gauges: Vec<Arc<CoreGauges>>,
+    events: Sender<Event>,
+    thread: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+/// Pins the files of `config`, opens their devices, and serves. Returns when hosts can connect.
+///
+/// # Errors
+/// The first thing that stands in the way; nothing is left pinned then.
+pub fn start(config: Config, progress: &mut dyn Progress) -> Result<Running, ServeError> {
+    let (events, inbox) = channel();
+    let server = Server::start(config, events.clone(), progress)?;
+    let addresses = server.addresses.clone();
+    let gauges = server.gauges();
+    let (target, counters) = (Arc::clone(&server.target), Arc::clone(&server.counters));
+    let thread = std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || server.run(&inbox))
+        .map_err(|_| ServeError::ControlGone)?;
+    Ok(Running { addresses, target, counters, gauges, events, thread: Some(thread) })
+}
+
+impl Running {
+    /// How long commands under way may take when the target stops.
+    pub const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+    /// The addresses listened on, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What hosts did so far.
+    #[must_use]
+    pub fn stats(&self) -> (TargetStats, TcpStats) {
+        (self.target.stats(), self.counters.snapshot())
+    }
+
+    /// What each core holds, as of its last tick: no older than a few [`Core::TICK`](crate::reactor::Core::TICK).
+    #[must_use]
+    pub fn core_stats(&self) -> Vec<CoreStats> {
+        self.gauges.iter().map(|gauges| gauges.get()).collect()
+    }
+
+    /// Serves `config` from now on, as far as it can be changed while hosts are connected.
+    ///
+    /// # Errors
+    /// What stands in the way; the old configuration is then served on.
+    pub fn reload(&self, config: Config) -> Result<ReloadReport, ServeError> {
+        let (reply, answer) = channel();
+        let event = Event::Reload { config: Box::new(config), reply };
+        self.events.send(event).map_err(|_| ServeError::ControlGone)?;
+        answer.recv().map_err(|_| ServeError::ControlGone)?
+    }
+
+    /// Whether the target has ended by itself, which it does only when it cannot serve any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Ends it in order: no new connections, commands under way completed (for at most `patience`), hosts
+    /// disconnected, files released.
+    ///
+    /// # Errors
+    /// When a device did not give commands back, or the target had ended by itself.
+    pub fn stop(mut self, patience: Duration) -> Result<(), ServeError> {
+        self.end(patience)
+    }
+
+    fn end(&mut self, patience: Duration) -> Result<(), ServeError> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let (reply, answer) = channel();
+        // A thread that has ended tells why by its own result.
+        let _ = self.events.send(Event::Stop { patience, reply });
+        drop(answer);
+        thread.join().unwrap_or(Err(ServeError::ControlGone))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.end(Self::STOP_PATIENCE) {
+            tracing::error!(%error, "the target did not stop in order");
+        }
+    }
+}

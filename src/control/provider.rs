@@ -1,0 +1,310 @@
+//! Backings of namespaces: files pinned, devices opened, each once, and kept over reloads as long as they are named.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::error::ServeError;
+use super::event::Event;
+use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice, UringDevice, UringOptions};
+use crate::config::{Backing, Config, Namespace};
+use crate::extent::{FrozenMap, OnRecall, PinOptions, PinnedFile, Progress, RecallReason, StateDir, pin};
+use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
+use crate::units::{BlockSize, ByteLen};
+
+/// What a recall has to reach at once, from the guard's thread: the fence of the file's export.
+struct Tripwire {
+    path: PathBuf,
+    target: Weak<Target>,
+    /// The export, as soon as there is one, and the recall, as soon as there was one.
+    armed: Mutex<(Option<Arc<Export>>, Option<RecallReason>)>,
+    events: Sender<Event>,
+}
+
+impl Tripwire {
+    /// Fences first and tells the control thread second: no command starts after this returns.
+    fn trip(&self, reason: RecallReason) {
+        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        armed.1 = Some(reason);
+        self.fence(armed.0.as_ref());
+        drop(armed);
+        // The control thread is gone only when everything is being let go anyway.
+        let _ = self.events.send(Event::Recalled { path: self.path.clone(), reason });
+    }
+
+    fn arm(&self, export: &Arc<Export>) {
+        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        armed.0 = Some(Arc::clone(export));
+        if armed.1.is_some() {
+            self.fence(armed.0.as_ref());
+        }
+    }
+
+    fn fence(&self, export: Option<&Arc<Export>>) {
+        if let (Some(export), Some(target)) = (export, self.target.upgrade()) {
+            target.fence(export, FenceReason::MapInDoubt);
+        }
+    }
+}
+
+/// A pinned file.
+struct Held {
+    pinned: PinnedFile,
+    tripwire: Arc<Tripwire>,
+}
+
+/// What one namespace stands on.
+#[derive(Clone)]
+struct Backed {
+    namespace: Namespace,
+    device: Arc<dyn BlockDevice>,
+    map: Option<Arc<FrozenMap>>,
+    identity: Identity,
+}
+
+/// The key of a namespace: its subsystem and identifier.
+type NamespaceKey = (String, u32);
+
+/// The namespaces of a configuration, backed.
+#[derive(Clone, Default)]
+pub(super) struct Backings(BTreeMap<NamespaceKey, Backed>);
+
+impl Backings {
+    /// The subsystems of `config`, whose namespaces these are.
+    pub(super) fn specs(&self, config: &Config) -> Vec<SubsystemSpec> {
+        config
+            .subsystems
+            .iter()
+            .map(|subsystem| SubsystemSpec {
+                nqn: subsystem.nqn.to_string(),
+                serial: subsystem.serial.clone(),
+                model: subsystem.model.clone(),
+                hosts: match &subsystem.hosts {
+                    crate::config::Hosts::Any => HostPolicy::Any,
+                    crate::config::Hosts::List(hosts) => {
+                        HostPolicy::List(hosts.iter().map(ToString::to_string).collect())
+                    }
+                },
+                namespaces: subsystem
+                    .namespaces
+                    .iter()
+                    .filter_map(|namespace| self.0.get(&(subsystem.nqn.to_string(), namespace.nsid)))
+                    .map(Backed::spec)
+                    .collect(),
+            })
+            .collect()
+    }
+
+    /// Forgets what stands on a file that was let go.
+    pub(super) fn forget(&mut self, path: &Path) {
+        self.0.retain(|_, backed| backed.path() != Some(path));
+    }
+
+    fn names(&self, path: &Path) -> bool {
+        self.0.values().any(|backed| backed.path() == Some(path))
+    }
+}
+
+impl Backed {
+    fn path(&self) -> Option<&Path> {
+        match &self.namespace.backing {
+            Backing::File { path, .. } => Some(path),
+            Backing::Memory { .. } | Backing::Null { .. } => None,
+        }
+    }
+
+    fn spec(&self) -> NamespaceSpec {
+        let info = self.device.info();
+        NamespaceSpec {
+            nsid: nvme_spec::Nsid(self.namespace.nsid),
+            map: self.map.clone(),
+            device: Arc::clone(&self.device),
+            read_only: self.namespace.read_only,
+            block_size: self.namespace.block_size.unwrap_or(info.logical_block_size),
+            len: self.map.as_ref().map_or(info.len, |map| map.len()),
+            identity: self.identity.clone(),
+        }
+    }
+}
+
+/// Pins files and opens devices.
+pub(super) struct Provider {
+    state: StateDir,
+    target: Weak<Target>,
+    events: Sender<Event>,
+    files: BTreeMap<PathBuf, Held>,
+    disks: BTreeMap<(u32, u32, bool), Weak<UringDevice>>,
+    /// Files with commands on a device that may never come back: pinned until the target ends.
+    undrained: BTreeSet<PathBuf>,
+}
+
+impl Provider {
+    pub(super) fn new(state: StateDir, target: &Arc<Target>, events: Sender<Event>) -> Self {
+        let (files, disks, undrained) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { state, target: Arc::downgrade(target), events, files, disks, undrained }
+    }
+
+    /// Backs every namespace of `config`. What `old` already has stays the same object, so that hosts notice nothing.
+    ///
+    /// # Errors
+    /// The first file or device that cannot be had. Files pinned for nothing are let go by
+    /// [`Provider::release_unnamed`].
+    pub(super) fn back(
+        &mut self,
+        config: &Config,
+        old: &Backings,
+        progress: &mut dyn Progress,
+    ) -> Result<Backings, ServeError> {
+        let mut backings = BTreeMap::new();
+        for subsystem in &config.subsystems {
+            let nqn = subsystem.nqn.to_string();
+            for namespace in &subsystem.namespaces {
+                let key = (nqn.clone(), namespace.nsid);
+                let backed = match old.0.get(&key) {
+                    Some(backed) if backed.namespace == *namespace => backed.clone(),
+                    _ => self.open(&nqn, namespace, progress)?,
+                };
+                backings.insert(key, backed);
+            }
+        }
+        Ok(Backings(backings))
+    }
+
+    fn open(
+        &mut self,
+        nqn: &str,
+        namespace: &Namespace,
+        progress: &mut dyn Progress,
+    ) -> Result<Backed, ServeError> {
+        let device_error = |source| ServeError::Device { nqn: nqn.to_owned(), nsid: namespace.nsid, source };
+        let block_size = namespace.block_size.unwrap_or(BlockSize::B4096);
+        let (device, map, identity): (Arc<dyn BlockDevice>, _, _) = match &namespace.backing {
+            Backing::File { path, prepare, .. } => {
+                let map = self.pin(path, *prepare, namespace.block_size, progress)?;
+                let identity = map.identity();
+                let name =
+                    Identity::of_file(&identity.filesystem.uuid, identity.inode, identity.inode_generation);
+                let device = self.disk(&map, namespace.read_only).map_err(device_error)?;
+                (device, Some(map), name)
+            }
+            Backing::Memory { len } => {
+                let device = MemDevice::new(MemOptions::new(*len, block_size)).map_err(device_error)?;
+                (Arc::new(device), None, Identity::named("memory"))
+            }
+            Backing::Null { len } => {
+                let device = NullDevice::new(*len, block_size).map_err(device_error)?;
+                (Arc::new(device), None, Identity::named("null"))
+            }
+        };
+        Ok(Backed { namespace: namespace.clone(), device, map, identity })
+    }
+
+    fn pin(
+        &mut self,
+        path: &Path,
+        prepare: bool,
+        block_size: Option<BlockSize>,
+        progress: &mut dyn Progress,
+    ) -> Result<Arc<FrozenMap>, ServeError> {
+        if let Some(held) = self.files.get(path) {
+            return Ok(Arc::clone(held.pinned.map()));
+        }
+        let tripwire = Arc::new(Tripwire {
+            path: path.to_owned(),
+            target: self.target.clone(),
+            armed: Mutex::new((None, None)),
+            events: self.events.clone(),
+        });
+        let wire = Arc::clone(&tripwire);
+        let on_recall: OnRecall = Arc::new(move |reason| wire.trip(reason));
+        let options = PinOptions { prepare, block_size, keep: false, on_recall: Some(on_recall) };
+        let pinned = pin(path, &options, &self.state, progress)?;
+        let map = Arc::clone(pinned.map());
+        self.files.insert(path.to_owned(), Held { pinned, tripwire });
+        Ok(map)
+    }
+
+    /// The whole disk under a file; files of one disk share it.
+    fn disk(
+        &mut self,
+        map: &FrozenMap,
+        read_only: bool,
+    ) -> Result<Arc<dyn BlockDevice>, crate::block::OpenError> {
+        let disk = &map.identity().disk;
+        let key = (disk.number.major, disk.number.minor, read_only);
+        if let Some(open) = self.disks.get(&key).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let options = UringOptions { major: key.0, minor: key.1, read_only };
+        let device = Arc::new(UringDevice::open(&options)?);
+        self.disks.insert(key, Arc::downgrade(&device));
+        Ok(device)
+    }
+
+    /// From now on a recall of a file fences its export at once.
+    pub(super) fn arm(&self, exports: &[Arc<Export>]) {
+        for export in exports {
+            let Some(map) = &export.map else { continue };
+            let held = self.files.values().find(|held| Arc::ptr_eq(held.pinned.map(), map));
+            if let Some(held) = held {
+                held.tripwire.arm(export);
+            }
+        }
+    }
+
+    /// Keeps the file under an export that did not drain, whether a namespace names it or not.
+    pub(super) fn hold(&mut self, export: &Export) {
+        let Some(map) = &export.map else { return };
+        let under = self.files.iter().filter(|(_, held)| Arc::ptr_eq(held.pinned.map(), map));
+        self.undrained.extend(under.map(|(path, _)| path.clone()));
+    }
+
+    /// Lets go of files that no namespace names any more.
+    pub(super) fn release_unnamed(&mut self, backings: &Backings) {
+        let is_gone = |path: &&PathBuf| !backings.names(path) && !self.undrained.contains(*path);
+        let gone: Vec<_> = self.files.keys().filter(is_gone).cloned().collect();
+        for path in gone {
+            self.release(&path);
+        }
+    }
+
+    /// Lets go of a file whose export is drained: releases a pin that `serve` made, keeps one that the operator made.
+    pub(super) fn release(&mut self, path: &Path) {
+        let Some(held) = self.files.remove(path) else { return };
+        if held.pinned.was_kept() {
+            return held.pinned.keep();
+        }
+        if let Err(error) = held.pinned.release() {
+            let path = path.display();
+            tracing::error!(%path, %error, "the pin could not be released; run `fastice unpin`");
+        }
+    }
+
+    /// The export's slot of a file, if it is armed.
+    pub(super) fn export_of(&self, path: &Path) -> Option<Arc<Export>> {
+        let held = self.files.get(path)?;
+        held.tripwire.armed.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Lets go of all files, in order.
+    pub(super) fn release_all(&mut self) {
+        for path in self.files.keys().cloned().collect::<Vec<_>>() {
+            self.release(&path);
+        }
+    }
+
+    /// Lets go of nothing, because a device may still write: guards and locks stay until the process ends, and the
+    /// kernel closes them only when it has taken the rings apart; immutable flags and records stay beyond that.
+    pub(super) fn keep_all(&mut self) {
+        for (path, held) in std::mem::take(&mut self.files) {
+            tracing::warn!(path = %path.display(), "pin kept");
+            std::mem::forget(held);
+        }
+    }
+
+    /// How many bytes all pinned files have, for the ready message.
+    pub(super) fn pinned_len(&self) -> ByteLen {
+        ByteLen(self.files.values().map(|held| held.pinned.map().len().0).sum())
+    }
+}

@@ -1,0 +1,294 @@
+//! The control thread: owns pins, devices, cores and listeners, and is the only one to change what is served.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use super::error::ServeError;
+use super::event::{Event, ReloadReport};
+use super::listen::listen_patiently;
+use super::provider::{Backings, Provider};
+use crate::config::{Config, PollMode};
+use crate::extent::{CommandsHold, ExtentError, Progress, RecallReason, StateDir};
+use crate::fabrics::{FenceReason, PortId, PortSpec, Target, TargetOptions};
+use crate::reactor::{ConnectionFactory, CoreGauges, CoreOptions, Cores, IdlePolicy};
+use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
+
+/// Connections that one core serves at the most.
+const CONNECTIONS_PER_CORE: usize = 1024;
+/// How long commands may take when the control thread ends by accident.
+const DROP_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the cores are looked after.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+/// Part of /proc/sys/fs/lease-break-time that draining may take; the rest is for letting go.
+const RECALL_SHARE: f64 = 0.5;
+/// Part of it that the exports which a reload removes may take to drain before they are left to themselves.
+const RETIRE_SHARE: f64 = 0.25;
+
+/// Everything that serves.
+pub(super) struct Server {
+    pub(super) target: Arc<Target>,
+    pub(super) counters: Arc<TcpCounters>,
+    pub(super) addresses: Vec<SocketAddr>,
+    config: Config,
+    ports: Vec<PortSpec>,
+    provider: Provider,
+    backings: Backings,
+    /// `None` once they were stopped.
+    cores: Option<Cores>,
+    /// Until every command has come back.
+    commands: CommandsHold,
+}
+
+impl Server {
+    /// Binds, pins, opens and serves, in this order: what is cheap to fail comes first.
+    pub(super) fn start(
+        config: Config,
+        events: Sender<Event>,
+        progress: &mut dyn Progress,
+    ) -> Result<Self, ServeError> {
+        let state = StateDir::open(&config.state_dir)?;
+        let (ports, listeners) = bind(&config)?;
+        let commands = state.hold_commands()?;
+        let target = Target::new(TargetOptions::default());
+        let counters = Arc::new(TcpCounters::default());
+        let mut provider = Provider::new(state, &target, events);
+        let backings = match provider.back(&config, &Backings::default(), progress) {
+            Ok(backings) => backings,
+            Err(error) => {
+                commands.all_done();
+                provider.release_all();
+                return Err(error);
+            }
+        };
+        let factory = TcpFactory::new(Arc::clone(&target), Arc::clone(&counters), TcpTimeouts::default());
+        let factory: Arc<dyn ConnectionFactory> = Arc::new(factory);
+        let started = start_cores(&config, &factory, &commands).and_then(|cores| {
+            match publish(&target, &cores, &backings, &config, &ports) {
+                Ok(_) => Ok(cores),
+                Err(error) => {
+                    // No host was let in, so nothing is in flight.
+                    cores.stop(Instant::now());
+                    Err(error)
+                }
+            }
+        });
+        let cores = match started {
+            Ok(cores) => cores,
+            Err(error) => {
+                commands.all_done();
+                provider.release_all();
+                return Err(error);
+            }
+        };
+        provider.arm(&target.exports());
+        let addresses = ports.iter().map(|port| port.listen).collect();
+        for (listener, port) in listeners.into_iter().zip(&ports) {
+            cores.listen(listener, port.id);
+        }
+        let exports = target.exports().len();
+        let pinned_bytes = provider.pinned_len().0;
+        tracing::info!(subsystems = config.subsystems.len(), exports, pinned_bytes, ?addresses, "serving");
+        let cores = Some(cores);
+        Ok(Self { target, counters, addresses, config, ports, provider, backings, cores, commands })
+    }
+
+    pub(super) fn gauges(&self) -> Vec<Arc<CoreGauges>> {
+        self.cores.as_ref().map(Cores::gauges).unwrap_or_default()
+    }
+
+    /// Serves until told to stop, or until a core is lost. The result has gone to whoever asked for the stop.
+    pub(super) fn run(mut self, events: &Receiver<Event>) -> Result<(), ServeError> {
+        loop {
+            match events.recv_timeout(HEALTH_INTERVAL) {
+                Ok(Event::Recalled { path, reason }) => self.recalled(&path, reason),
+                Ok(Event::Reload { config, reply }) => {
+                    let report = self.reload(*config);
+                    // Whoever asked may have lost patience.
+                    let _ = reply.send(report);
+                }
+                Ok(Event::Stop { patience, reply }) => {
+                    let stopped = self.stop(patience);
+                    let clean = stopped.is_ok();
+                    let _ = reply.send(stopped);
+                    return if clean { Ok(()) } else { Err(ServeError::NotDrained) };
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if !self.cores.as_ref().is_some_and(Cores::healthy) {
+                        tracing::error!("a core is gone: ending the target");
+                        let _ = self.stop(Duration::from_secs(1));
+                        return Err(ServeError::CoreLost);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return self.stop(Duration::from_secs(5)),
+            }
+        }
+    }
+
+    /// The fence is down already. Drains, then lets the file go, before the kernel loses its patience.
+    fn recalled(&mut self, path: &Path, reason: RecallReason) {
+        let shown = path.display();
+        tracing::error!(path = %shown, %reason, "pin recalled: its export is fenced");
+        let deadline = Instant::now() + lease_break_time().mul_f64(RECALL_SHARE);
+        let drained = match self.provider.export_of(path) {
+            Some(export) => {
+                // Down already, unless the file was pinned anew since: then letting it go unfenced would be worse.
+                self.target.fence(&export, FenceReason::MapInDoubt);
+                self.cores.as_ref().is_none_or(|cores| cores.drain(export.slot, deadline))
+            }
+            None => true,
+        };
+        if drained {
+            self.provider.release(path);
+            // A reload that names the file is to pin it anew, not to find this fenced one still good.
+            self.backings.forget(path);
+            tracing::warn!(path = %shown, "drained and released; restart or reload the target to serve it again");
+        } else {
+            // Better an opener that the kernel lets in late than one that we let in on blocks being written.
+            tracing::error!(path = %shown, "commands are still on the device; the file is held until the kernel breaks in");
+        }
+    }
+
+    /// Carries out what can be changed while hosts are connected.
+    fn reload(&mut self, new: Config) -> Result<ReloadReport, ServeError> {
+        let changes = Config::changes(&self.config, &new);
+        let config = Config {
+            state_dir: self.config.state_dir.clone(),
+            cores: self.config.cores.clone(),
+            buffer_memory: self.config.buffer_memory,
+            poll: self.config.poll,
+            listeners: self.config.listeners.clone(),
+            ..new
+        };
+        let cores = self.cores.as_ref().ok_or(ServeError::CoreLost)?;
+        let published = self.provider.back(&config, &self.backings, &mut crate::extent::NoProgress).and_then(
+            |backings| {
+                let published = publish(&self.target, cores, &backings, &config, &self.ports)?;
+                Ok((backings, published))
+            },
+        );
+        let (backings, published) = match published {
+            Ok(done) => done,
+            Err(error) => {
+                // Nothing has changed for the hosts; what was pinned for nothing goes.
+                self.provider.release_unnamed(&self.backings);
+                return Err(error);
+            }
+        };
+        self.provider.arm(&published.added);
+        // From here on the new configuration is served, whatever becomes of the old exports: were it forgotten, the
+        // next reload that fails would let go of files that hosts use.
+        (self.config, self.backings) = (config, backings);
+        // One deadline for all: a recall that comes meanwhile is fenced, but waits here to be let go.
+        let deadline = Instant::now() + lease_break_time().mul_f64(RETIRE_SHARE);
+        for export in &published.removed {
+            if !cores.retire(export.slot, deadline) {
+                tracing::error!(nsid = %export.nsid, "removed export did not drain; its file stays pinned");
+                self.provider.hold(export);
+            }
+        }
+        self.provider.release_unnamed(&self.backings);
+        Ok(ReloadReport {
+            added: published.added.len(),
+            removed: published.removed.len(),
+            kept: published.kept.len(),
+            needs_restart: changes.restart,
+        })
+    }
+
+    /// Tells the hosts, drains, and lets go of the files.
+    fn stop(mut self, patience: Duration) -> Result<(), ServeError> {
+        self.end(patience)
+    }
+
+    fn end(&mut self, patience: Duration) -> Result<(), ServeError> {
+        let Some(cores) = self.cores.take() else { return Ok(()) };
+        tracing::info!("stopping: no new connections, draining");
+        for port in &self.ports {
+            cores.unlisten(port.id);
+        }
+        self.target.shut_down();
+        if cores.stop(Instant::now() + patience) {
+            self.commands.all_done();
+            self.provider.release_all();
+            tracing::info!("stopped");
+            Ok(())
+        } else {
+            self.provider.keep_all();
+            Err(ServeError::NotDrained)
+        }
+    }
+}
+
+impl Drop for Server {
+    /// Also when the control thread panics: the guards must not go while the cores still serve.
+    fn drop(&mut self) {
+        if let Err(error) = self.end(DROP_PATIENCE) {
+            tracing::error!(%error, "the control thread ended without a clean stop");
+        }
+    }
+}
+
+/// Listening sockets for all listeners, with the ports as they are bound.
+fn bind(config: &Config) -> Result<(Vec<PortSpec>, Vec<OwnedFd>), ServeError> {
+    let mut ports = Vec::with_capacity(config.listeners.len());
+    let mut listeners = Vec::with_capacity(config.listeners.len());
+    for (id, listener) in (1..).zip(&config.listeners) {
+        let (socket, address) = listen_patiently(listener.address)
+            .map_err(|source| ServeError::Listen { address: listener.address, source })?;
+        ports.push(PortSpec {
+            id: PortId(id),
+            listen: address,
+            advertise: listener.advertise,
+            discovery_only: listener.discovery_only,
+        });
+        listeners.push(socket);
+    }
+    Ok((ports, listeners))
+}
+
+fn start_cores(
+    config: &Config,
+    factory: &Arc<dyn ConnectionFactory>,
+    hold: &CommandsHold,
+) -> Result<Cores, ServeError> {
+    let idle = match config.poll {
+        PollMode::Always => IdlePolicy::AlwaysPoll,
+        PollMode::Adaptive { idle_after } => IdlePolicy::SleepAfter(idle_after),
+    };
+    let hold = hold.copy().map_err(|source| ExtentError::Io {
+        action: "copy the descriptor of",
+        path: config.state_dir.clone(),
+        source,
+    })?;
+    let options = CoreOptions {
+        buffer_memory: config.buffer_memory,
+        idle,
+        connections_max: CONNECTIONS_PER_CORE,
+        hold: Some(Arc::new(hold)),
+    };
+    let cpus: Vec<usize> = config.cores.iter().map(|&cpu| cpu as usize).collect();
+    Ok(Cores::start(&cpus, &options, factory)?)
+}
+
+/// Opens the queues of what is new on all cores, then lets the hosts see it.
+fn publish(
+    target: &Target,
+    cores: &Cores,
+    backings: &Backings,
+    config: &Config,
+    ports: &[PortSpec],
+) -> Result<crate::fabrics::Published, ServeError> {
+    let plan = target.prepare(backings.specs(config), ports.to_vec())?;
+    cores.open(&plan.changes.added)?;
+    Ok(target.commit(plan)?)
+}
+
+/// How long the kernel waits for a lease to be let go; its default when it does not tell.
+fn lease_break_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
+    Duration::from_secs(text.trim().parse().unwrap_or(45))
+}
