@@ -21,6 +21,7 @@
 //! Arrows go down only. `docs/ARCHITECTURE.md` follows a write through the house and gives a reading order.
 
 pub mod block;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod extent;

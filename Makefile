@@ -1,0 +1,35 @@
+# The two commands: `make demo` shows what fastice does, `make test` checks all of it.
+
+PREFIX ?= /usr/local
+CARGO ?= cargo
+
+.PHONY: help build demo test install clean
+
+help:
+	@echo 'make demo      pins a fragmented file, serves it, writes and verifies, cleans up (root; 2 minutes)'
+	@echo 'make test      formatting, lints, all tests, a real Linux host in a guest (root; up to 40 minutes)'
+	@echo 'make build     target/release/fastice'
+	@echo 'make install   binary, manual pages, shell completions and a sample configuration under PREFIX ($(PREFIX))'
+
+build:
+	$(CARGO) build --release --locked
+
+demo:
+	@.ci/packages demo
+	$(CARGO) build --release --locked
+	target/release/fastice demo
+
+test:
+	@.ci/packages test
+	@CARGO='$(CARGO)' .ci/test
+
+install: build
+	install -D -m 755 target/release/fastice $(DESTDIR)$(PREFIX)/sbin/fastice
+	install -D -m 644 deploy/fastice.toml.example $(DESTDIR)$(PREFIX)/share/doc/fastice/fastice.toml.example
+	target/release/fastice man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	target/release/fastice completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/fastice
+	target/release/fastice completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_fastice
+
+clean:
+	$(CARGO) clean

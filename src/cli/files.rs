@@ -1,0 +1,114 @@
+//! What the commands on files share: how errors of `extent` end a command, and which record is whose.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use super::exit::{Exit, Failure};
+use super::progress::{Progress, Unit};
+use crate::extent::{ExtentError, ExtentErrorKind, StateDir, StateProblem, StoredPin};
+
+impl From<ExtentError> for Failure {
+    fn from(error: ExtentError) -> Self {
+        let remedy = error.remedy();
+        Self::new(exit_of(&error), error).with_remedy(remedy)
+    }
+}
+
+/// The exit status that an error of `extent` ends a command with.
+fn exit_of(error: &ExtentError) -> Exit {
+    let forbidden = |source: &io::Error| source.kind() == io::ErrorKind::PermissionDenied;
+    match error {
+        ExtentError::Io { source, .. } | ExtentError::Guard { source: Some(source), .. }
+            if forbidden(source) =>
+        {
+            Exit::Permission
+        }
+        _ => match error.kind() {
+            ExtentErrorKind::NotAccepted
+            | ExtentErrorKind::InUse
+            | ExtentErrorKind::AlreadyPinned
+            | ExtentErrorKind::Guard
+            | ExtentErrorKind::Map
+            | ExtentErrorKind::NoSpace => Exit::Refused,
+            ExtentErrorKind::Changed => Exit::Differs,
+            _ => Exit::Failed,
+        },
+    }
+}
+
+/// Whether the system forbade to open the file, as the guard of a pin does.
+pub(super) fn is_denied(error: &ExtentError) -> bool {
+    matches!(error, ExtentError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// The state directory when it exists; looking at pins makes no directories.
+pub(super) fn existing_state(path: &Path) -> Result<Option<StateDir>, Failure> {
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(Some(StateDir::open(path)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ExtentError::Io { action: "read", path: path.to_owned(), source }.into()),
+    }
+}
+
+/// The record of the file at `path`, by its path or, in the same boot, by its inode: a pinned file may not even be
+/// opened, and may have been moved. Damaged records are passed over.
+pub(super) fn record_of(state: &StateDir, path: &Path) -> Result<Option<StoredPin>, ExtentError> {
+    let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let stat = std::fs::metadata(&resolved).ok();
+    let same_inode = |pin: &StoredPin| {
+        let device = pin.identity.filesystem.device;
+        let number = rustix::fs::makedev(device.major, device.minor);
+        stat.as_ref().is_some_and(|stat| stat.ino() == pin.identity.inode && stat.dev() == number)
+    };
+    let mut by_path = None;
+    for pin in state.records()?.into_iter().flatten() {
+        if same_inode(&pin) {
+            return Ok(Some(pin));
+        }
+        if pin.path() == resolved {
+            by_path = Some(pin);
+        }
+    }
+    Ok(by_path)
+}
+
+/// The record of the file at `path`; an error with its remedy when there is none.
+pub(super) fn required_record(state_dir: &Path, path: &Path) -> Result<(StateDir, StoredPin), Failure> {
+    let missing = || ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing };
+    let state = existing_state(state_dir)?.ok_or_else(missing)?;
+    let pin = record_of(&state, path)?.ok_or_else(missing)?;
+    Ok((state, pin))
+}
+
+/// Shows the stages of a pin as bars or lines.
+pub(super) struct Stages {
+    file: String,
+    quiet: bool,
+    current: Option<(String, Option<Progress>)>,
+}
+
+impl Stages {
+    /// Of the file at `path`; `quiet` with `--json`.
+    pub(super) fn of(path: &Path, quiet: bool) -> Self {
+        Self { file: path.display().to_string(), quiet, current: None }
+    }
+}
+
+impl crate::extent::Progress for Stages {
+    fn stage(&mut self, name: &str) {
+        self.current = Some((format!("{}: {name}", self.file), None));
+    }
+
+    /// A stage without bytes to count is over before anybody could read of it: bars begin with the first count.
+    fn advance(&mut self, done: u64, total: u64) {
+        let quiet = self.quiet;
+        let Some((title, bar)) = &mut self.current else { return };
+        bar.get_or_insert_with(|| Progress::start(title.clone(), total, Unit::Bytes, quiet)).set(done);
+        if done >= total
+            && let Some((_, Some(bar))) = self.current.take()
+        {
+            bar.finish();
+        }
+    }
+}

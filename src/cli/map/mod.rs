@@ -1,0 +1,249 @@
+//! `fastice map`: where a file lies on its device: drawn, compared, exported.
+
+mod draw;
+mod view;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use view::View;
+pub(super) use view::hex;
+
+use super::StateDirArg;
+use super::exit::{Exit, Failure, Outcome};
+use super::files::{is_denied, required_record};
+use super::out::{JsonFlag, Out};
+use crate::config::format_size;
+use crate::extent::{Comparison, Extent, ExtentError, RawExtent, VerifyReport, verify_stored};
+
+/// More extents than this are summarised, unless --all asks for each.
+const LISTED_MAX: usize = 32;
+const LISTED_FIRST: usize = 16;
+const LISTED_LAST: usize = 8;
+
+/// Show, verify or export the extent map of a file
+#[derive(Clone, Debug, Args)]
+pub struct MapArgs {
+    #[command(subcommand)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub command: MapCommand,
+}
+
+/// What to do with the map.
+#[derive(Clone, Debug, Subcommand)]
+pub enum MapCommand {
+    /// Draw where the file lies, and say what is in the way of pinning it
+    Show(ShowArgs),
+    /// Compare the map stored by a pin with the living file; exits with 4 when they differ
+    Verify(FileArgs),
+    /// Print the map stored by a pin, all of it, as JSON
+    Export(ExportArgs),
+}
+
+/// Arguments of `map show`.
+#[derive(Clone, Debug, Args)]
+#[expect(missing_docs, reason = "clap would show the documentation of what is flattened")]
+pub struct ShowArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// List every extent, however many there are
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Arguments of `map verify`.
+#[derive(Clone, Debug, Args)]
+#[expect(missing_docs, reason = "clap would show the documentation of what is flattened")]
+pub struct FileArgs {
+    /// The file
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub state: StateDirArg,
+    #[command(flatten)]
+    pub json: JsonFlag,
+}
+
+/// Arguments of `map export`.
+#[derive(Clone, Debug, Args)]
+#[expect(missing_docs, reason = "clap would show the documentation of what is flattened")]
+pub struct ExportArgs {
+    /// The pinned file
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub state: StateDirArg,
+}
+
+impl MapArgs {
+    /// Whether errors are to be JSON too.
+    #[must_use]
+    pub fn wants_json(&self) -> bool {
+        match &self.command {
+            MapCommand::Show(args) => args.file.json.json,
+            MapCommand::Verify(args) => args.json.json,
+            MapCommand::Export(_) => true,
+        }
+    }
+}
+
+/// Runs `fastice map`.
+///
+/// # Errors
+/// When the file cannot be looked at, has no record where one is needed, or differs from it.
+pub fn run(args: &MapArgs) -> Outcome {
+    let mut out = Out::stdout();
+    let exit = match &args.command {
+        MapCommand::Show(args) => show(args, &mut out)?,
+        MapCommand::Verify(args) => verify(args, &mut out)?,
+        MapCommand::Export(args) => {
+            let (_, pin) = required_record(&args.state.state_dir, &args.file)?;
+            out.json(&View::stored(&pin).document())?;
+            Exit::Ok
+        }
+    };
+    out.flush()?;
+    Ok(exit)
+}
+
+/// The drawing alone, of records as the filesystem told them; device offsets are those of the filesystem's device.
+pub(super) fn picture(records: &[RawExtent], columns: usize, colour: bool) -> Vec<String> {
+    let extent = |record: &RawExtent| Extent {
+        file_offset: record.file_offset,
+        device_offset: record.device_offset,
+        len: record.len,
+    };
+    draw::layout(&records.iter().map(extent).collect::<Vec<_>>(), columns, colour)
+}
+
+fn show(args: &ShowArgs, out: &mut Out) -> Outcome {
+    let view = View::of(&args.file.file, &args.file.state.state_dir)?;
+    if args.file.json.json {
+        out.json(&view.document())?;
+        return Ok(Exit::Ok);
+    }
+    for line in view.head() {
+        out.line(line)?;
+    }
+    let extents = &view.extents;
+    if extents.is_empty() {
+        out.line("no extents: nothing of it lies on the device")?;
+    } else {
+        out.line("")?;
+        for line in draw::layout(extents, out.columns(), out.colour()) {
+            out.line(line)?;
+        }
+        out.line("")?;
+        list(&view, args.all, out)?;
+    }
+    for line in view.verdict() {
+        out.line(line)?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// The table of extents: all, or the first and last and how many there are of which size.
+fn list(view: &View, all: bool, out: &mut Out) -> std::io::Result<()> {
+    let rows = view.rows();
+    let head = ["# ", "file offset ", "device offset ", "length ", "flags"];
+    if all || rows.len() <= LISTED_MAX {
+        return out.table(head, &rows);
+    }
+    let tail = rows.len().saturating_sub(LISTED_LAST);
+    let gap = ["…"; 5].map(str::to_owned);
+    let shown: Vec<_> = rows
+        .iter()
+        .take(LISTED_FIRST)
+        .chain(std::iter::once(&gap))
+        .chain(rows.iter().skip(tail))
+        .cloned()
+        .collect();
+    out.table(head, &shown)?;
+    out.line("")?;
+    out.line(format!("{} extents (--all lists each), by size:", rows.len()))?;
+    for line in draw::histogram(&view.extents) {
+        out.line(line)?;
+    }
+    Ok(())
+}
+
+/// The answer of `map verify`.
+#[derive(Serialize)]
+struct Verdict {
+    path: String,
+    generation: u64,
+    same: bool,
+    immutable: bool,
+    size_bytes: u64,
+    frozen_size_bytes: u64,
+    differing_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_difference: Option<FirstDifference>,
+}
+
+#[derive(Serialize)]
+struct FirstDifference {
+    file_offset_bytes: u64,
+    len_bytes: u64,
+    message: String,
+}
+
+fn verify(args: &FileArgs, out: &mut Out) -> Outcome {
+    let (state, pin) = required_record(&args.state.state_dir, &args.file)?;
+    let report = match verify_stored(&pin) {
+        Err(error) if is_denied(&error) => return Err(held(&state, &pin, error)),
+        other => other?,
+    };
+    let VerifyReport { comparison: Comparison { first, differing, .. }, .. } = report;
+    let verdict = Verdict {
+        path: pin.path().display().to_string(),
+        generation: pin.generation,
+        same: report.map_is_true(),
+        immutable: report.immutable,
+        size_bytes: report.size.get(),
+        frozen_size_bytes: pin.identity.size.get(),
+        differing_bytes: differing.get(),
+        first_difference: first.map(|difference| FirstDifference {
+            file_offset_bytes: difference.file_offset.get(),
+            len_bytes: difference.len.get(),
+            message: difference.to_string(),
+        }),
+    };
+    if args.json.json {
+        out.json(&verdict)?;
+    } else {
+        describe(&verdict, out)?;
+    }
+    Ok(if verdict.same { Exit::Ok } else { Exit::Differs })
+}
+
+fn describe(verdict: &Verdict, out: &mut Out) -> std::io::Result<()> {
+    let path = &verdict.path;
+    if verdict.same {
+        let size = format_size(verdict.size_bytes);
+        out.line(format!("{path}: every block of {size} lies where generation {} says", verdict.generation))?;
+    }
+    if verdict.size_bytes != verdict.frozen_size_bytes {
+        let (now, then) = (verdict.size_bytes, verdict.frozen_size_bytes);
+        out.line(format!("{path}: DIFFERS: has {now} bytes, had {then} when it was pinned"))?;
+    }
+    if let Some(first) = &verdict.first_difference {
+        let differing = format_size(verdict.differing_bytes);
+        out.line(format!("{path}: DIFFERS in {differing}, first: {}", first.message))?;
+    }
+    if !verdict.immutable {
+        out.line(format!("{path}: its immutable flag is gone: nothing keeps the map as it is"))?;
+    }
+    Ok(())
+}
+
+/// Why a file cannot be verified from outside: who holds its pin opens it for nobody.
+fn held(state: &crate::extent::StateDir, pin: &crate::extent::StoredPin, error: ExtentError) -> Failure {
+    match state.holder(&pin.identity.key()) {
+        Ok(Some(owner)) => {
+            let text = format!("{} is pinned by {owner}, which lets nobody open it", pin.path().display());
+            let remedy = "that process verifies the map itself; to verify from outside, end it first";
+            Failure::new(Exit::Refused, anyhow::Error::new(error).context(text)).with_remedy(remedy)
+        }
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,185 @@
+//! `fastice pin`: pins files, so that they stay as they are until they are served, or unpinned.
+
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::StateDirArg;
+use super::exit::{Exit, Failure, Outcome};
+use super::files::Stages;
+use super::many::each;
+use super::map::hex;
+use super::out::{JsonFlag, Out};
+use super::sys::{StopSignals, Wake};
+use crate::config::format_size;
+use crate::extent::{PinOptions, PinnedFile, RecallWatch, StateDir, pin};
+use crate::units::BlockSize;
+
+/// Pin files: prove that they are fit, and make them immutable
+///
+/// Afterwards the immutable flag and a record remain, over a reboot too. What needs a process, the denial of opens
+/// and the lease, is held while `fastice serve` runs, or with --hold.
+#[derive(Clone, Debug, Args)]
+pub struct PinArgs {
+    /// The files, on XFS or ext4
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// First make them fit: write zeros where nothing was written, unshare, pad to the block
+    #[arg(long)]
+    pub prepare: bool,
+    /// With --prepare: pad the size to a multiple of this [default: the device's logical block]
+    #[arg(long, value_name = "BYTES", requires = "prepare", value_parser = block_size)]
+    pub block_size: Option<BlockSize>,
+    /// Stay in the foreground and hold all guards, until Ctrl-C
+    #[arg(long)]
+    pub hold: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub state: StateDirArg,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub json: JsonFlag,
+}
+
+fn block_size(text: &str) -> Result<BlockSize, String> {
+    match text {
+        "512" => Ok(BlockSize::B512),
+        "4096" => Ok(BlockSize::B4096),
+        _ => Err("it is 512 or 4096".to_owned()),
+    }
+}
+
+/// One pinned file, as `--json` prints it.
+#[derive(Serialize)]
+struct Pinned {
+    path: String,
+    generation: u64,
+    size_bytes: u64,
+    extents: usize,
+    checksum: String,
+    guards: Vec<GuardDocument>,
+}
+
+#[derive(Serialize)]
+struct GuardDocument {
+    name: &'static str,
+    /// Whether it is in force after this command.
+    remains: bool,
+    refuses: &'static str,
+    delays: &'static str,
+    detects: &'static str,
+}
+
+/// Pins the files, and with `--hold` waits.
+///
+/// # Errors
+/// When the state directory cannot be used; what is wrong with single files is told, and decides the exit status.
+pub fn run(args: &PinArgs) -> Outcome {
+    // Before any thread starts.
+    let signals = if args.hold { Some(StopSignals::take()?) } else { None };
+    let json = args.json.json;
+    let state = StateDir::open(&args.state.state_dir)?;
+    let options =
+        PinOptions { prepare: args.prepare, block_size: args.block_size, keep: true, on_recall: None };
+    let mut out = Out::stdout();
+    let results = each(&args.files, json, |path| {
+        let pinned = pin(path, &options, &state, &mut Stages::of(path, json))?;
+        let document = describe(&pinned, args.hold);
+        if !json {
+            tell(&document, &mut out)?;
+        }
+        Ok((pinned, document))
+    });
+    let (exit, errors) = (results.exit(), results.errors());
+    let (pins, documents): (Vec<PinnedFile>, Vec<Pinned>) = results.done.into_iter().unzip();
+    if json {
+        out.json(&serde_json::json!({ "pins": documents, "held": args.hold, "errors": errors }))?;
+    } else if let Some(first) = documents.first() {
+        tell_guards(first, args.hold, &mut out)?;
+    }
+    out.flush()?;
+    let exit = match signals {
+        Some(signals) if !pins.is_empty() => hold(&pins, &signals, json, &mut out)?.unwrap_or(exit),
+        _ => exit,
+    };
+    pins.into_iter().for_each(PinnedFile::keep);
+    Ok(exit)
+}
+
+fn describe(pinned: &PinnedFile, held: bool) -> Pinned {
+    let map = pinned.map();
+    let guards = pinned.guards().iter().map(|guard| GuardDocument {
+        name: guard.name,
+        remains: held || guard.outlives_process,
+        refuses: guard.refuses,
+        delays: guard.delays,
+        detects: guard.detects,
+    });
+    Pinned {
+        path: pinned.path().display().to_string(),
+        generation: map.generation(),
+        size_bytes: map.len().get(),
+        extents: map.extent_count(),
+        checksum: hex(&map.checksum()),
+        guards: guards.collect(),
+    }
+}
+
+fn tell(pinned: &Pinned, out: &mut Out) -> std::io::Result<()> {
+    let (size, count) = (format_size(pinned.size_bytes), pinned.extents);
+    out.line(format!(
+        "{}: pinned, {size} in {count} extent(s), generation {}",
+        pinned.path, pinned.generation
+    ))?;
+    out.flush()
+}
+
+/// What keeps the files as they are from now on, and what not.
+fn tell_guards(pinned: &Pinned, held: bool, out: &mut Out) -> std::io::Result<()> {
+    out.line("")?;
+    for guard in &pinned.guards {
+        let state = if guard.remains { "in force now" } else { "while served" };
+        out.line(format!("{state}  {}", guard.name))?;
+        for (verb, what) in [("refuses", guard.refuses), ("delays", guard.delays), ("detects", guard.detects)]
+        {
+            if !what.is_empty() {
+                out.line(format!("              {verb} {what}"))?;
+            }
+        }
+    }
+    if !held {
+        out.line("\nThe immutable flag and the record remain. `fastice serve` adds the rest, `fastice unpin` undoes it.")?;
+    }
+    out.flush()
+}
+
+/// Waits for Ctrl-C, or until a pin is recalled.
+fn hold(
+    pins: &[PinnedFile],
+    signals: &StopSignals,
+    json: bool,
+    out: &mut Out,
+) -> Result<Option<Exit>, Failure> {
+    let watches: Vec<(RecallWatch, &Path)> =
+        pins.iter().filter_map(|pin| Some((pin.recall()?, pin.path()))).collect();
+    if !json {
+        out.line("holding all guards; Ctrl-C lets go of those that need this process")?;
+        out.flush()?;
+    }
+    let descriptors: Vec<_> = watches.iter().map(|(watch, _)| watch.as_fd()).collect();
+    loop {
+        match signals.wait(&descriptors, None)? {
+            Wake::Asked(_) => return Ok(None),
+            Wake::Timeout => {}
+            Wake::Readable(index) => {
+                let Some((watch, path)) = watches.get(index) else { continue };
+                let why = watch.reason().map_or_else(String::new, |reason| format!(": {reason}"));
+                let error = anyhow::anyhow!("the pin of {} was recalled{why}", path.display());
+                let remedy = "find out who; `fastice map verify` tells whether the map is still the same";
+                return Err(Failure::new(Exit::Differs, error).with_remedy(remedy));
+            }
+        }
+    }
+}

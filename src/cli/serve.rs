@@ -1,0 +1,143 @@
+//! `fastice serve`: the target, in the foreground, until it is told to end.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exit::{Exit, Failure, Outcome};
+use super::log::{self, LogArgs, LogHandle};
+use super::out::Out;
+use super::sys::{Asked, StopSignals, Wake};
+use crate::config::Config;
+use crate::control::{self, Running, ServeError};
+use crate::extent::Progress;
+use crate::fabrics::TargetError;
+
+/// Where the configuration is when nobody says.
+pub const DEFAULT_CONFIG: &str = "/etc/fastice/fastice.toml";
+/// How the line begins that tells on standard output that hosts can connect; the addresses follow.
+pub(super) const READY: &str = "ready: ";
+/// How often is looked whether the target has ended by itself.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Serve the files of a configuration, until SIGTERM or Ctrl-C
+///
+/// Logs go to standard error; when hosts can connect, a line `ready: ADDRESS...` goes to standard output. SIGTERM and
+/// Ctrl-C drain, tell the hosts and let go of the files; those that `fastice pin` had pinned before stay immutable.
+/// SIGHUP reads the configuration again: hosts, subsystems, namespaces and the log level change live, the rest at the
+/// next start.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// The configuration
+    #[arg(long, short, value_name = "FILE", env = "FASTICE_CONFIG", default_value = DEFAULT_CONFIG)]
+    pub config: PathBuf,
+    /// Check the configuration and end
+    #[arg(long)]
+    pub check: bool,
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        let remedy = error.remedy();
+        let failure = match error {
+            ServeError::Extent(error) => return error.into(),
+            error @ ServeError::Target(TargetError::Geometry { .. }) => {
+                let remedy = "leave `block_size` out, or pad the file with `prepare = true` (unpin it first)";
+                return Self::new(Exit::Refused, error).with_remedy(remedy);
+            }
+            error @ ServeError::Device { .. } => Self::new(Exit::Refused, error),
+            error => Self::new(Exit::Failed, error),
+        };
+        Self { remedy, ..failure }
+    }
+}
+
+/// Serves.
+///
+/// # Errors
+/// When the configuration is wrong, or something stands in the way of serving, or the target does not end in order.
+pub fn run(args: &ServeArgs, logs: &LogArgs) -> Outcome {
+    let config = Config::load(&args.config)?;
+    let log =
+        log::start(logs, config.log, config.log_format).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let mut out = Out::stdout();
+    if args.check {
+        out.line(format!("{}: good", args.config.display()))?;
+        out.flush()?;
+        return Ok(Exit::Ok);
+    }
+    // Before any thread starts, so that none of them is interrupted.
+    let signals = StopSignals::take()?;
+    let running = control::start(config, &mut LoggedProgress::default())?;
+    let addresses: Vec<String> = running.addresses().iter().map(ToString::to_string).collect();
+    out.line(format!("{READY}{}", addresses.join(" ")))?;
+    out.flush()?;
+    wait(args, &log, &signals, &running)?;
+    running.stop(Running::STOP_PATIENCE)?;
+    Ok(Exit::Ok)
+}
+
+/// Returns when somebody asks the target to end, or when it has ended by itself.
+fn wait(args: &ServeArgs, log: &LogHandle, signals: &StopSignals, running: &Running) -> Result<(), Failure> {
+    loop {
+        match signals.wait(&[], Some(HEALTH_INTERVAL))? {
+            Wake::Asked(Asked::Stop) => return Ok(()),
+            Wake::Asked(Asked::Reload) => reload(args, log, running),
+            // Why it has ended is what stopping it returns.
+            Wake::Timeout | Wake::Readable(_) if running.has_ended() => return Ok(()),
+            Wake::Timeout | Wake::Readable(_) => {}
+        }
+    }
+}
+
+/// Reads the configuration again. Whatever is wrong with it, what was served is served on.
+fn reload(args: &ServeArgs, log: &LogHandle, running: &Running) {
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!("the configuration stays as it was:\n{error}");
+            return;
+        }
+    };
+    if let Err(error) = log.set_level(config.log) {
+        tracing::error!("{error:#}");
+    }
+    match running.reload(config) {
+        Ok(report) => {
+            let (added, removed, kept) = (report.added, report.removed, report.kept);
+            tracing::info!(added, removed, kept, "configuration reloaded");
+            for reason in report.needs_restart {
+                tracing::warn!("{reason} changed in the configuration, which takes effect at the next start");
+            }
+        }
+        Err(error) => {
+            let failure = Failure::from(error);
+            tracing::error!("the configuration stays as it was: {failure}");
+        }
+    }
+}
+
+/// The stages of pinning, as log lines.
+#[derive(Default)]
+struct LoggedProgress {
+    stage: String,
+    told_tenths: u64,
+}
+
+impl Progress for LoggedProgress {
+    fn stage(&mut self, name: &str) {
+        name.clone_into(&mut self.stage);
+        self.told_tenths = 0;
+        tracing::debug!("{name}");
+    }
+
+    /// Every tenth of what takes long.
+    fn advance(&mut self, done: u64, total: u64) {
+        let tenths = done.saturating_mul(10).checked_div(total).unwrap_or_default();
+        if tenths > self.told_tenths {
+            self.told_tenths = tenths;
+            tracing::info!("{}: {} %", self.stage, tenths.saturating_mul(10));
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `fastice unpin`: undoes a pin that no process holds.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::StateDirArg;
+use super::exit::Outcome;
+use super::files::existing_state;
+use super::many::each;
+use super::out::{JsonFlag, Out};
+use crate::extent::{ExtentError, StateProblem, UnpinReport, unpin};
+
+/// Unpin files: clear the immutable flag that fastice set, remove the record
+///
+/// A file that is being served cannot be unpinned: end `fastice serve`, or take it out of its configuration.
+#[derive(Clone, Debug, Args)]
+pub struct UnpinArgs {
+    /// The files
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Also when the map has changed, the file is gone or replaced, or the record is damaged
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub state: StateDirArg,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub json: JsonFlag,
+}
+
+/// One unpinned file, as `--json` prints it.
+#[derive(Serialize)]
+struct Unpinned {
+    path: String,
+    immutable_cleared: bool,
+    /// Whether the map was the recorded one to the end; absent when there was none to compare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    map_was_true: Option<bool>,
+}
+
+/// Unpins the files.
+///
+/// # Errors
+/// When the state directory cannot be used; what is wrong with single files is told, and decides the exit status.
+pub fn run(args: &UnpinArgs) -> Outcome {
+    let json = args.json.json;
+    let state = existing_state(&args.state.state_dir)?;
+    let mut out = Out::stdout();
+    let results = each(&args.files, json, |path| {
+        let missing = || ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing };
+        let report = unpin(path, state.as_ref().ok_or_else(missing)?, args.force)?;
+        let UnpinReport { immutable_cleared, map_was_true } = report;
+        let unpinned = Unpinned { path: path.display().to_string(), immutable_cleared, map_was_true };
+        if !json {
+            out.line(text(&unpinned))?;
+        }
+        Ok(unpinned)
+    });
+    if json {
+        out.json(&serde_json::json!({ "unpinned": results.done, "errors": results.errors() }))?;
+    }
+    out.flush()?;
+    Ok(results.exit())
+}
+
+fn text(unpinned: &Unpinned) -> String {
+    let flag =
+        if unpinned.immutable_cleared { "immutable flag cleared" } else { "immutable flag left as it is" };
+    let map = match unpinned.map_was_true {
+        Some(true) => "the map was the same to the end",
+        Some(false) => "THE MAP HAD CHANGED, or the file was gone",
+        None => "there was no map to compare",
+    };
+    format!("{}: unpinned, {flag}, {map}", unpinned.path)
+}

@@ -1,0 +1,222 @@
+//! Goal: pin, unpin, pins and map do and say on a real XFS what the manual says.
+//! Method: an XFS on a loop device made for the test, the binary run on its files. Needs root.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A mounted XFS; dropping it unmounts.
+struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// `None`, and a word about it, where the machine does not allow it.
+    fn new(test: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() || Command::new("mkfs.xfs").arg("-V").output().is_err() {
+            // The real standard error: what a passing test prints is captured otherwise.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: needs root and mkfs.xfs");
+            return None;
+        }
+        let lab = Self { dir: tempfile::tempdir().expect("a directory") };
+        let image = lab.dir.path().join("xfs.img");
+        File::create(&image).and_then(|file| file.set_len(320 << 20)).expect("an image");
+        fs::create_dir(lab.root()).expect("a mount point");
+        run(Command::new("mkfs.xfs").arg("-q").arg(&image));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(lab.root()));
+        Some(lab)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// A written file of `mib` MiB.
+    fn file(&self, name: &str, mib: usize) -> PathBuf {
+        let path = self.root().join(name);
+        let file = File::create(&path).expect("a file");
+        file.write_all_at(&vec![0x5a; mib << 20], 0).expect("room");
+        file.sync_all().expect("a disk");
+        path
+    }
+
+    fn command(&self, args: &[&str], files: &[&Path]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fastice"));
+        command
+            .args(args)
+            .args(files)
+            .env("FASTICE_STATE_DIR", self.dir.path().join("state"))
+            .env_remove("RUST_LOG");
+        command
+    }
+
+    fn fastice(&self, args: &[&str], files: &[&Path]) -> Output {
+        self.command(args, files).output().expect("the binary runs")
+    }
+
+    /// The JSON on standard output of a command that exits with `code`.
+    fn json(&self, args: &[&str], files: &[&Path], code: i32) -> Value {
+        let output = self.fastice(args, files);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {told}");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+
+    fn state_of(&self, path: &Path) -> String {
+        let pins = self.json(&["pins", "--json"], &[], 0);
+        let rows = pins["pins"].as_array().expect("an array");
+        let row = rows.iter().find(|row| row["path"].as_str() == path.to_str()).expect("a row");
+        row["state"].as_str().expect("a word").to_owned()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let files = fs::read_dir(self.root()).into_iter().flatten().flatten().map(|entry| entry.path());
+        // Not every file is immutable, and a failed test leaves some that are.
+        let _ = Command::new("chattr").arg("-i").args(files).stderr(Stdio::null()).status();
+        let _ = Command::new("umount").arg(self.root()).status();
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("the program is there");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Whether root can open the file for writing.
+fn writable(path: &Path) -> bool {
+    File::options().write(true).open(path).is_ok()
+}
+
+/// `pin --hold` in the background, ended by SIGINT.
+struct Held(Child);
+
+impl Held {
+    fn end(mut self) -> i32 {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+        self.0.wait().expect("our child").code().expect("an exit status")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Already gone when the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_pin_remains_and_is_undone() {
+    let Some(lab) = Lab::new("a_pin_remains_and_is_undone") else { return };
+    let file = lab.file("a.img", 4);
+    let pinned = lab.json(&["pin", "--json"], &[&file], 0);
+    assert_eq!(pinned["held"], false);
+    let pin = &pinned["pins"][0];
+    assert_eq!((&pin["path"], &pin["size_bytes"]), (&file.to_str().into(), &(4 << 20).into()));
+    let remains: Vec<bool> =
+        pin["guards"].as_array().expect("guards").iter().map(|g| g["remains"] == true).collect();
+    assert_eq!(remains, [false, true, false], "the immutable flag alone outlives the process");
+    assert!(!writable(&file));
+    assert_eq!(lab.state_of(&file), "immutable");
+    let verdict = lab.json(&["map", "verify", "--json"], &[&file], 0);
+    assert_eq!((&verdict["same"], &verdict["differing_bytes"]), (&true.into(), &0.into()));
+
+    let unpinned = lab.json(&["unpin", "--json"], &[&file], 0);
+    assert_eq!(unpinned["unpinned"][0]["immutable_cleared"], true);
+    assert_eq!(unpinned["unpinned"][0]["map_was_true"], true);
+    assert!(writable(&file));
+    assert_eq!(lab.fastice(&["unpin"], &[&file]).status.code(), Some(1), "there is no pin any more");
+}
+
+#[test]
+fn unfit_files_are_refused_and_the_others_pinned() {
+    let Some(lab) = Lab::new("unfit_files_are_refused_and_the_others_pinned") else { return };
+    let good = lab.file("good.img", 1);
+    let hole = lab.root().join("hole.img");
+    File::create(&hole).and_then(|file| file.set_len(1 << 20)).expect("a file");
+    let result = lab.json(&["pin", "--json"], &[&hole, &good], 3);
+    assert_eq!(result["pins"].as_array().map(Vec::len), Some(1));
+    assert_eq!(result["errors"][0]["error"]["remedy"], "pin with --prepare, or serve with `prepare = true`");
+    assert!(writable(&hole));
+
+    let shown = lab.json(&["map", "show", "--json"], &[&hole], 0);
+    assert_eq!((&shown["fit"], &shown["violations"][0]["name"]), (&false.into(), &"hole".into()));
+    lab.json(&["pin", "--prepare", "--json"], &[&hole], 0);
+    assert_eq!(lab.state_of(&hole), "immutable");
+}
+
+#[test]
+fn a_changed_map_is_told_with_4() {
+    let Some(lab) = Lab::new("a_changed_map_is_told_with_4") else { return };
+    let file = lab.file("a.img", 4);
+    lab.json(&["pin", "--json"], &[&file], 0);
+    run(Command::new("chattr").arg("-i").arg(&file));
+    assert_eq!(lab.state_of(&file), "unguarded");
+    run(Command::new("fallocate").args(["-p", "-o", "1MiB", "-l", "64KiB"]).arg(&file));
+    let verdict = lab.json(&["map", "verify", "--json"], &[&file], 4);
+    assert_eq!(verdict["first_difference"]["file_offset_bytes"], 1 << 20);
+    assert_eq!(verdict["differing_bytes"], 64 << 10);
+    assert_eq!(lab.state_of(&file), "changed");
+    lab.json(&["unpin", "--json"], &[&file], 4);
+    lab.json(&["unpin", "--force", "--json"], &[&file], 0);
+
+    let gone = lab.file("b.img", 1);
+    lab.json(&["pin", "--json"], &[&gone], 0);
+    run(Command::new("chattr").arg("-i").arg(&gone));
+    fs::remove_file(&gone).expect("it is not immutable");
+    assert_eq!(lab.state_of(&gone), "missing");
+    lab.json(&["unpin", "--force", "--json"], &[&gone], 0);
+}
+
+#[test]
+fn a_held_pin_lets_nobody_in_and_can_still_be_shown() {
+    let Some(lab) = Lab::new("a_held_pin_lets_nobody_in_and_can_still_be_shown") else { return };
+    let file = lab.file("a.img", 2);
+    let mut command = lab.command(&["pin", "--hold", "--json"], &[&file]);
+    let held = Held(command.stdout(Stdio::null()).spawn().expect("the binary runs"));
+    let started = Instant::now();
+    while File::open(&file).is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(20), "nothing guards the file");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    while lab.json(&["pins", "--json"], &[], 0)["pins"][0]["extents"].as_u64().unwrap_or(0) == 0 {
+        assert!(started.elapsed() < Duration::from_secs(20), "the map is not recorded");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(lab.state_of(&file), "guarded");
+    let shown = lab.json(&["map", "show", "--json"], &[&file], 0);
+    assert_eq!(shown["source"], "stored");
+    assert_eq!(lab.json(&["map", "export"], &[&file], 0)["extents"], shown["extents"]);
+    assert_eq!(lab.fastice(&["map", "verify"], &[&file]).status.code(), Some(3));
+    assert_eq!(
+        lab.fastice(&["unpin", "--force"], &[&file]).status.code(),
+        Some(3),
+        "never under a living process"
+    );
+    assert_eq!(held.end(), 0);
+    assert_eq!(lab.state_of(&file), "immutable");
+    assert!(File::open(&file).is_ok());
+}
+
+#[test]
+fn doctor_finds_pins_that_nothing_keeps() {
+    let Some(lab) = Lab::new("doctor_finds_pins_that_nothing_keeps") else { return };
+    let file = lab.file("a.img", 1);
+    lab.json(&["pin", "--json"], &[&file], 0);
+    run(Command::new("chattr").arg("-i").arg(&file));
+    let output = lab.fastice(&["doctor", "--json"], &[]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let checks = report["checks"].as_array().expect("an array");
+    let pins = checks.iter().find(|check| check["id"] == "pins").expect("a check");
+    assert_eq!(pins["status"], "warn");
+    let remedy = pins["remedy"].as_str().expect("a remedy");
+    assert!(remedy.contains(&format!("fastice unpin {}", file.display())), "{remedy}");
+}

@@ -1,0 +1,23 @@
+//! The daemon as a process, on files of real XFS and ext4 filesystems over loop devices: what outlives its death, how it
+//! ends, what it refuses, and what it does when a pin is broken.
+#![expect(clippy::print_stdout, reason = "seeds and findings, which the harness shows when a test fails")]
+
+#[path = "common/loopfs.rs"]
+mod loopfs;
+
+#[path = "serve/crash.rs"]
+mod crash;
+#[path = "serve/daemon.rs"]
+mod daemon;
+#[path = "serve/leftover.rs"]
+mod leftover;
+#[path = "serve/load.rs"]
+mod load;
+#[path = "serve/recall.rs"]
+mod recall;
+#[path = "serve/refusals.rs"]
+mod refusals;
+#[path = "serve/reload.rs"]
+mod reload;
+#[path = "serve/stop.rs"]
+mod stop;

@@ -1,0 +1,109 @@
+//! Load of our own host, in a thread of this process.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fastice::initiator::bench::{
+    self, BenchOptions, BenchProgress, BenchReport, Ledger, Limit, Pattern, Verify,
+};
+use fastice::initiator::controller::{ConnectOptions, Host};
+use fastice::initiator::error::InitiatorError;
+use nvme_spec::Nsid;
+
+use super::daemon::{NQN, PATIENCE, eventually};
+
+/// A seed for this run of a test; `FASTICE_TEST_SEED` repeats an old one.
+pub(crate) fn seed(test: &str) -> u64 {
+    let now =
+        || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::from(since.subsec_nanos()));
+    let seed = std::env::var("FASTICE_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(now);
+    println!("{test}: FASTICE_TEST_SEED={seed}");
+    seed
+}
+
+/// How a host connects here.
+pub(crate) fn connect_options(address: SocketAddr) -> ConnectOptions {
+    ConnectOptions::new(address, NQN, Host::random())
+}
+
+/// Mixed verified load on two queues until it is stopped.
+pub(crate) fn options(address: SocketAddr, nsid: u32, seed: u64) -> BenchOptions {
+    BenchOptions {
+        pattern: Pattern::Random,
+        read_percent: 30,
+        depth: 16,
+        queues: 2,
+        limit: Limit::Duration(Duration::from_secs(60)),
+        seed,
+        verify: Verify::OnRead,
+        flush_interval: 40,
+        reconnect: Some(PATIENCE),
+        ..BenchOptions::new(connect_options(address), Nsid(nsid))
+    }
+}
+
+/// A load that runs.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    thread: JoinHandle<Result<(BenchReport, Ledger), InitiatorError>>,
+}
+
+impl Load {
+    /// Starts it, and waits for its first commands.
+    pub(crate) fn start(options: BenchOptions) -> Self {
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&done));
+        let progress = move |progress: &BenchProgress| {
+            counter.store(progress.reads + progress.writes, Ordering::Relaxed);
+        };
+        let thread = std::thread::spawn(move || bench::run_to_ledger(&options, &stopped, progress));
+        let load = Self { stop, done, thread };
+        load.goes_on();
+        load
+    }
+
+    /// Reads and writes that had completed some tenths of a second ago.
+    fn commands(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it has done more.
+    pub(crate) fn goes_on(&self) {
+        let before = self.commands();
+        eventually("the load goes on", || self.commands() > before || self.thread.is_finished());
+    }
+
+    /// Stops it: its report, and what it wrote.
+    pub(crate) fn end(self) -> Result<(BenchReport, Ledger), InitiatorError> {
+        self.stop.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + 2 * PATIENCE;
+        while !self.thread.is_finished() {
+            assert!(Instant::now() < deadline, "the load does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.thread.join().expect("the load does not panic")
+    }
+
+    /// Stops it; it must not have met anything wrong.
+    pub(crate) fn end_clean(self) -> (BenchReport, Ledger) {
+        let (report, ledger) = self.end().expect("the load ends well");
+        assert!(report.is_clean(), "{report:?}");
+        assert!(report.writes.commands > 0 && report.reads.commands > 0, "{report:?}");
+        (report, ledger)
+    }
+}
+
+/// Every acknowledged write must be in the file, read through the filesystem.
+pub(crate) fn assert_in_file(ledger: &mut Ledger, path: &Path) {
+    let file = std::fs::File::open(path).expect("the file is free");
+    let audit =
+        ledger.audit(|offset, data| file.read_exact_at(data, offset.get())).expect("the file is read");
+    assert_eq!(audit.faults, 0, "{audit:?}");
+    assert!(audit.units_checked > 100, "{audit:?}");
+}

@@ -1,0 +1,116 @@
+//! What `serve` refuses: with which status, and in which words.
+
+use std::fs::{self, File, Permissions};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::daemon::{FILE_LEN, Lab, any_port, create, is_immutable, namespaces};
+use super::load::{Load, assert_in_file, options};
+use super::loopfs::{self, Spec};
+
+/// `serve` must end with `code` and say all of `words`; nothing may be left pinned.
+fn refused(lab: &Lab, config: &Path, code: i32, words: &[&str]) {
+    let (status, log) = lab.try_serve(config).err().expect("refused");
+    assert_eq!(status.code(), Some(code), "{log}");
+    for word in words {
+        assert!(log.contains(word), "{word:?} is missing: {log}");
+    }
+    assert!(lab.pin().is_none(), "{log}");
+}
+
+#[test]
+fn a_file_in_use_is_refused_and_its_user_named() {
+    for spec in [Spec::XFS, Spec::EXT4] {
+        let Some(lab) = Lab::new("file in use", &spec) else { return };
+        let path = lab.fragmented("file");
+        let config = lab.open_config(any_port(), &[&path]);
+        let mut user = Command::new("sleep")
+            .arg("60")
+            .stdin(Stdio::from(File::open(&path).expect("the file")))
+            .spawn()
+            .expect("sleep runs");
+        let named = format!("process {} (sleep)", user.id());
+        refused(&lab, &config, 3, &[&named, path.to_str().expect("a path")]);
+        assert!(!is_immutable(&path));
+        user.kill().expect("it sleeps");
+        user.wait().expect("it ends");
+        lab.serve(&config).stop();
+    }
+}
+
+#[test]
+fn holes_and_unwritten_ranges_are_refused_or_filled_when_told_so() {
+    for spec in [Spec::XFS, Spec::EXT4] {
+        let Some(lab) = Lab::new("unfit files", &spec) else { return };
+        let (hollow, preallocated) = (lab.fs.path("hollow"), lab.fs.path("preallocated"));
+        create(&hollow).set_len(FILE_LEN).expect("a hole");
+        let flags = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(create(&preallocated), flags, 0, FILE_LEN).expect("room");
+        for (path, word) in [(&hollow, "hole"), (&preallocated, "unwritten")] {
+            let config = lab.open_config(any_port(), &[path]);
+            refused(&lab, &config, 3, &[word, "prepare", path.to_str().expect("a path")]);
+            assert!(!is_immutable(path));
+            let prepared = format!("allow_any_host = true\n{}prepare = true\n", namespaces(&[path]));
+            let daemon = lab.serve(&lab.config("", any_port(), &prepared));
+            let (_, mut ledger) = Load::start(options(daemon.address(), 1, 71)).end_clean();
+            daemon.stop();
+            assert_in_file(&mut ledger, path);
+        }
+    }
+}
+
+#[test]
+fn addresses_keys_and_files_that_are_wrong_are_named() {
+    let Some(lab) = Lab::new("wrong configurations", &Spec::EXT4) else { return };
+    let path = lab.fragmented("file");
+    let taken = TcpListener::bind(any_port()).expect("a port");
+    let address = taken.local_addr().expect("its address");
+    refused(&lab, &lab.open_config(address, &[&path]), 1, &[&address.to_string(), "ss -ltnp"]);
+    assert!(!is_immutable(&path), "nothing is pinned for a target that cannot listen");
+
+    let all = format!("allow_any_host = true\n{}", namespaces(&[&path]));
+    let config = lab.config("colour = 7", any_port(), &all);
+    let line =
+        fs::read_to_string(&config).expect("it is there").lines().position(|line| line == "colour = 7");
+    let line = format!("{}", line.expect("the line") + 1);
+    refused(&lab, &config, 2, &["colour", &line, "fastice.toml"]);
+
+    refused(&lab, &lab.open_config(any_port(), &[&lab.fs.path("absent")]), 1, &["absent"]);
+    refused(&lab, &lab.place("absent.toml"), 2, &["absent.toml"]);
+    // The second file is bad: the first is let go again.
+    let bad = lab.fs.path("bad");
+    create(&bad).set_len(FILE_LEN).expect("a hole");
+    refused(&lab, &lab.open_config(any_port(), &[&path, &bad]), 3, &["bad", "hole"]);
+    assert!(!is_immutable(&path));
+    fs::OpenOptions::new().write(true).open(&path).expect("writable");
+}
+
+#[test]
+fn whoever_is_not_root_is_told_so() {
+    const TEST: &str = "not root";
+    let Some(lab) = Lab::new(TEST, &Spec::XFS) else { return };
+    if Command::new("setpriv").arg("--version").output().is_err() {
+        return loopfs::skip(TEST, "no setpriv");
+    }
+    let path = lab.fragmented("file");
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("a mode");
+    let config = lab.open_config(any_port(), &[&path]);
+    let open = |place: &Path, mode| fs::set_permissions(place, Permissions::from_mode(mode)).expect("a mode");
+    open(lab.fs.outside().parent().expect("the directory of the lab"), 0o755);
+    open(&lab.fs.outside(), 0o777);
+    // Where it was built, others may not look.
+    let binary = lab.place("fastice");
+    fs::copy(env!("CARGO_BIN_EXE_fastice"), &binary).expect("room");
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&binary)
+        .args(["serve", "--config"]);
+    let output = command.arg(&config).env_remove("RUST_LOG").output().expect("it runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{told}");
+    assert!(told.contains("root"), "{told}");
+    assert!(!is_immutable(&path));
+}
