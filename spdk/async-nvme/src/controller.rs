@@ -1,0 +1,567 @@
+//! The controller: reset, enable, ready, shutdown, and the end, as a state machine that is polled.
+//!
+//! ```text
+//!   Idle --start--> Disabling --RDY 0--> Enabling --RDY 1--> Starting --identified--> Ready --shutdown--> ShuttingDown
+//!                    ^   |                                                              |                      |
+//!                    |   | late: function reset, once                                   |                   Stopped
+//!                    |   v                                                              |
+//!                    `-- fatal status, late command, broken protocol -------------------'
+//!                        too often, or no way to reset: Failed          registers all ones: Removed
+//! ```
+//!
+//! Every wait has a deadline from CAP.TO (or CRTO) or the options. Nothing here sleeps or blocks.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvme_spec::register::{Cap, Cc, Crto, Csts, Property};
+use tracing::{debug, warn};
+
+use crate::access::Access;
+use crate::admin::{AdminCommand, AdminQueue, AdminReply, AdminToken, AdminTrouble};
+use crate::clock::{Clock, Moment};
+use crate::error::Error;
+use crate::info::{ControllerInfo, NamespaceInfo};
+use crate::jobs::Jobs;
+use crate::link::{Shared, state, wish};
+use crate::op::Limits;
+use crate::queue::QueueTicket;
+use crate::quirks::Quirks;
+use crate::start::Start;
+
+/// How a controller shall be driven.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// I/O queue pairs to ask for.
+    pub io_queues: u16,
+    /// The largest transfer in bytes; longer operations are split. Each command of a queue has a list for this much.
+    pub transfer_len_max: u32,
+    /// How long an admin command may take.
+    pub admin_timeout: Duration,
+    /// How long an I/O command may take before it is aborted.
+    pub io_timeout: Duration,
+    /// How long an aborted I/O command may still take before the controller is reset.
+    pub abort_grace: Duration,
+    /// Resets in a row before the controller is given up.
+    pub resets_max: u32,
+    /// After this long without trouble, resets count from zero again.
+    pub settled_after: Duration,
+    /// How often CSTS is read while the controller is ready.
+    pub status_every: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            io_queues: 16,
+            transfer_len_max: 256 << 10,
+            admin_timeout: Duration::from_secs(10),
+            io_timeout: Duration::from_secs(30),
+            abort_grace: Duration::from_secs(5),
+            resets_max: 3,
+            settled_after: Duration::from_secs(60),
+            status_every: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Where a controller stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Made, not started.
+    Idle,
+    /// CC.EN was cleared; CSTS.RDY is not yet 0.
+    Disabling,
+    /// CC.EN was set; CSTS.RDY is not yet 1.
+    Enabling,
+    /// Identifying.
+    Starting,
+    /// In use.
+    Ready,
+    /// CC.SHN was set; CSTS.SHST does not yet say complete.
+    ShuttingDown,
+    /// Shut down and disabled.
+    Stopped,
+    /// Given up; see [`Controller::failure`].
+    Failed,
+    /// The device is gone.
+    Removed,
+}
+
+/// Something that its owner may want to know.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A reset began, and why.
+    Resetting(Error),
+    /// The controller is ready (again).
+    Ready,
+    /// An asynchronous event (Base section 5.1.2): DW0 of its completion.
+    Asynchronous(u32),
+    /// The namespaces were read anew.
+    NamespacesChanged,
+    /// The controller is given up, or gone.
+    Ended(Error),
+}
+
+/// A controller, polled by one thread. Its queue pairs live on others.
+#[derive(Debug)]
+pub struct Controller {
+    pub(crate) shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    pub(crate) options: Options,
+    pub(crate) quirks: Quirks,
+    cap: Cap,
+    pub(crate) state: State,
+    deadline: Moment,
+    limit: Duration,
+    /// CSTS is not read before (a quirk).
+    quiet_until: Moment,
+    reset_from_outside: bool,
+    stopping: bool,
+    pub(crate) admin: AdminQueue,
+    pub(crate) start: Option<Start>,
+    pub(crate) jobs: Jobs,
+    pub(crate) info: ControllerInfo,
+    pub(crate) namespaces: Vec<NamespaceInfo>,
+    pub(crate) events: VecDeque<Event>,
+    resets: u32,
+    ready_since: Moment,
+    status_at: Moment,
+    failure: Option<Error>,
+    /// The device could not be kept from memory.
+    stranded: bool,
+}
+
+/// Events kept at most; the oldest goes first.
+const EVENTS_MAX: usize = 64;
+
+impl Controller {
+    /// Looks at the device and makes the admin queue. Nothing is written to the device yet.
+    ///
+    /// # Errors
+    /// When the device is gone, is one that cannot be driven, or memory cannot be had or mapped.
+    pub fn new(access: Arc<dyn Access>, options: Options, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        let name = access.name().to_owned();
+        let bits = access.read64(Property::CAP.0);
+        if bits == u64::MAX {
+            return Err(Error::Gone { name });
+        }
+        let cap = Cap::from_bits(bits);
+        let unsupported = |what: &str| Error::Unsupported { name: name.clone(), what: what.to_owned() };
+        if !cap.css_nvm() && !cap.css_iocs() {
+            return Err(unsupported("it does not offer the NVM command set"));
+        }
+        if cap.mqes_z() == 0 {
+            return Err(unsupported("its queues have one entry (CAP.MQES)"));
+        }
+        if cap.mpsmin() > 4 {
+            return Err(unsupported("its memory pages are larger than 64 KiB (CAP.MPSMIN)"));
+        }
+        let id = access.config_read32(0).unwrap_or(u32::MAX).to_le_bytes();
+        let quirks = Quirks::of(u16::from_le_bytes([id[0], id[1]]), u16::from_le_bytes([id[2], id[3]]));
+        let page = 4096usize << cap.mpsmin();
+        let shared = Arc::new(Shared::new(access, cap.dstrd(), page));
+        let layout = AdminQueue::layout(page, cap.mqes_z());
+        let mapping = shared.queue_memory(layout.total_len)?;
+        let admin = AdminQueue::new(name.clone(), mapping, layout, cap.dstrd())
+            .ok_or_else(|| unsupported("the admin queue does not fit its memory"))?;
+        Ok(Self {
+            shared,
+            clock,
+            options,
+            quirks,
+            cap,
+            state: State::Idle,
+            deadline: Moment::default(),
+            limit: Duration::ZERO,
+            quiet_until: Moment::default(),
+            reset_from_outside: false,
+            stopping: false,
+            admin,
+            start: None,
+            jobs: Jobs::default(),
+            info: ControllerInfo::default(),
+            namespaces: Vec::new(),
+            events: VecDeque::with_capacity(EVENTS_MAX),
+            resets: 0,
+            ready_since: Moment::default(),
+            status_at: Moment::default(),
+            failure: None,
+            stranded: false,
+        })
+    }
+
+    /// Where the controller stands.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// Why it failed or was given up.
+    #[must_use]
+    pub const fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+
+    /// What the controller is; empty until it was ready once.
+    #[must_use]
+    pub const fn info(&self) -> &ControllerInfo {
+        &self.info
+    }
+
+    /// Its active namespaces, also those that cannot be used (see [`NamespaceInfo::refusal`]).
+    #[must_use]
+    pub fn namespaces(&self) -> &[NamespaceInfo] {
+        &self.namespaces
+    }
+
+    /// The next event, if there is one.
+    #[must_use]
+    pub fn take_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    pub(crate) fn tell(&mut self, event: Event) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.shared.name()
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    /// Begins with a reset of the controller, whatever state it was left in. Poll until it is ready.
+    pub fn start(&mut self) {
+        if self.state == State::Idle {
+            self.disable();
+        }
+    }
+
+    /// Resets the controller. Operations under way end with [`crate::IoError::Reset`].
+    pub fn reset(&mut self) {
+        let error = Error::Reset { name: self.name() };
+        self.begin_reset(error);
+    }
+
+    /// Begins an orderly end: CC.SHN, then disable. Operations under way end when the controller is disabled.
+    pub fn begin_shutdown(&mut self) {
+        match self.state {
+            State::Ready | State::Starting => {
+                let cc = Cc::from_bits(self.shared.access.read32(Property::CC.0));
+                self.hold_links();
+                self.shared.access.write32(Property::CC.0, cc.with_shn(0b01).into_bits());
+                self.enter(State::ShuttingDown, self.ready_limit().max(Duration::from_secs(5)));
+                self.stopping = true;
+            }
+            State::Disabling | State::Enabling => self.stopping = true,
+            State::Idle => self.state = State::Stopped,
+            _ => {}
+        }
+    }
+
+    /// Gives an admin command to the controller, to be asked for with [`Controller::take_admin`].
+    ///
+    /// # Errors
+    /// When the controller is not ready, too many are open, or the data is too much for one command.
+    pub fn submit_admin(&mut self, command: &AdminCommand) -> Result<AdminToken, Error> {
+        if self.state != State::Ready {
+            return Err(Error::NotReady { name: self.name() });
+        }
+        let (now, limit) = (self.now(), self.options.admin_timeout);
+        let token = self.admin.submit(command, now, Some(limit), false)?;
+        self.admin.ring(&*self.shared.access);
+        Ok(token)
+    }
+
+    /// The answer to an admin command, once; `None` while there is none.
+    pub fn take_admin(&mut self, token: AdminToken) -> Option<Result<AdminReply, Error>> {
+        self.admin.take(token)
+    }
+
+    /// The right to open a queue pair for a namespace, with at most `depth` operations at a time; fewer when the
+    /// controller's queues are shorter.
+    ///
+    /// # Errors
+    /// When the controller was never ready, has no such namespace or no more queues, or when the namespace is one
+    /// that cannot be used.
+    pub fn queue_ticket(&mut self, nsid: u32, depth: u16) -> Result<QueueTicket, Error> {
+        let name = self.name();
+        if self.info.io_queues == 0 || self.is_over() {
+            return Err(Error::NotReady { name });
+        }
+        let namespace = self.namespaces.iter().find(|namespace| namespace.nsid == nsid);
+        let refuse = |what: &str| Error::Namespace { name: name.clone(), nsid, what: what.to_owned() };
+        let namespace = namespace.ok_or_else(|| refuse("there is no such active namespace"))?;
+        if let Some(why) = namespace.refusal {
+            return Err(refuse(why));
+        }
+        let limits = Limits::new(&self.info, namespace, self.shared.page);
+        let namespace = namespace.clone();
+        let qid = self
+            .jobs
+            .take_qid(self.info.io_queues)
+            .ok_or(Error::Exhausted { name, what: "queue pair: ask for more in the options" })?;
+        Ok(QueueTicket {
+            shared: self.shared.clone(),
+            qid,
+            depth: depth.clamp(1, self.cap.mqes_z()),
+            limits,
+            namespace,
+            io_timeout: self.options.io_timeout,
+            abort_grace: self.options.abort_grace,
+        })
+    }
+
+    /// Whether it will never be ready (again).
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        matches!(self.state, State::Stopped | State::Failed | State::Removed)
+    }
+
+    /// Does what is due, and returns at once: where the controller stands now.
+    pub fn poll(&mut self) -> State {
+        let now = self.now();
+        match self.state {
+            State::Idle | State::Stopped | State::Failed | State::Removed => {}
+            State::Disabling | State::Enabling | State::ShuttingDown => {
+                if now >= self.quiet_until {
+                    self.watch_status(now);
+                }
+            }
+            State::Starting | State::Ready => self.work(now),
+        }
+        self.state
+    }
+
+    fn work(&mut self, now: Moment) {
+        if now >= self.status_at || self.state == State::Starting {
+            self.status_at = now.after(self.options.status_every);
+            let csts = self.csts();
+            if self.look_at(csts) {
+                return;
+            }
+        }
+        let trouble = match self.admin.poll(&*self.shared.access, now) {
+            Ok(_) => None,
+            Err(AdminTrouble::Violation(what)) => Some(Error::Violation { name: self.name(), what }),
+            Err(AdminTrouble::Timeout(command)) => Some(Error::Timeout { name: self.name(), command }),
+        };
+        let wished = match self.shared.take_wish() {
+            wish::TIMEOUT => Some(Error::IoTimeout { name: self.name() }),
+            wish::VIOLATION => {
+                Some(Error::Violation { name: self.name(), what: "a completion of no open i/o command" })
+            }
+            _ => None,
+        };
+        if let Some(error) = trouble.or(wished) {
+            self.begin_reset(error);
+            return;
+        }
+        self.poll_start(now);
+        if self.state == State::Ready {
+            self.poll_jobs(now);
+            self.poll_events(now);
+            if self.resets > 0 && now >= self.ready_since.after(self.options.settled_after) {
+                self.resets = 0;
+            }
+        }
+        self.admin.ring(&*self.shared.access);
+    }
+
+    /// Becomes ready: called when everything is identified.
+    pub(crate) fn become_ready(&mut self, now: Moment) {
+        self.state = State::Ready;
+        self.ready_since = now;
+        debug!(name = self.shared.access.name(), queues = self.info.io_queues, "controller is ready");
+        self.tell(Event::Ready);
+        for _ in 0..self.info.event_requests_max.min(4) {
+            let _ = self.admin.submit_event_request(now);
+        }
+    }
+
+    /// CSTS, `None` when the device is gone.
+    fn csts(&self) -> Option<Csts> {
+        let bits = self.shared.access.read32(Property::CSTS.0);
+        (bits != u32::MAX).then(|| Csts::from_bits(bits))
+    }
+
+    /// Acts on a device that is gone or has failed; whether it was.
+    fn look_at(&mut self, csts: Option<Csts>) -> bool {
+        match csts {
+            None => {
+                self.end(State::Removed, Error::Gone { name: self.name() });
+                true
+            }
+            Some(csts) if csts.cfs() => {
+                let error = Error::Fatal { name: self.name() };
+                self.begin_reset(error);
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    fn watch_status(&mut self, now: Moment) {
+        let Some(csts) = self.csts() else {
+            self.end(State::Removed, Error::Gone { name: self.name() });
+            return;
+        };
+        match self.state {
+            State::Disabling if !csts.rdy() => self.disabled(),
+            State::Disabling if now >= self.deadline => self.disable_late(),
+            State::Enabling if csts.cfs() => {
+                let error = Error::Fatal { name: self.name() };
+                self.begin_reset(error);
+            }
+            State::Enabling if csts.rdy() => {
+                self.state = State::Starting;
+                self.begin_start();
+            }
+            State::Enabling if now >= self.deadline => {
+                let error = self.late("become ready");
+                self.begin_reset(error);
+            }
+            // A shutdown that is not confirmed ends in a disable all the same.
+            State::ShuttingDown if csts.shst() == 0b10 || csts.cfs() || now >= self.deadline => {
+                self.disable()
+            }
+            _ => {}
+        }
+    }
+
+    fn late(&self, what: &'static str) -> Error {
+        Error::Late {
+            name: self.name(),
+            what,
+            limit_ms: u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn enter(&mut self, state: State, limit: Duration) {
+        self.state = state;
+        self.limit = limit;
+        self.deadline = self.now().after(limit);
+    }
+
+    /// The worst time for CSTS.RDY to follow CC.EN: CAP.TO, or CRTO.CRWMT where that says more.
+    fn ready_limit(&self) -> Duration {
+        let mut units = u32::from(self.cap.to()).max(1);
+        if self.cap.crwms() {
+            let crto = self.shared.access.read32(Property::CRTO.0);
+            if crto != u32::MAX {
+                units = units.max(u32::from(Crto::from_bits(crto).crwmt()));
+            }
+        }
+        Duration::from_millis(500) * units
+    }
+
+    /// Resets because of `error`; gives up when that was tried too often.
+    pub(crate) fn begin_reset(&mut self, error: Error) {
+        if self.is_over() || self.state == State::Idle {
+            return;
+        }
+        warn!(name = self.shared.access.name(), %error, "controller is reset");
+        self.resets += 1;
+        if self.resets > self.options.resets_max {
+            self.end(State::Failed, error);
+            return;
+        }
+        self.tell(Event::Resetting(error));
+        self.disable();
+    }
+
+    fn disable(&mut self) {
+        self.hold_links();
+        self.start = None;
+        self.reset_from_outside = false;
+        let cc = self.shared.access.read32(Property::CC.0);
+        self.shared.access.write32(Property::CC.0, Cc::from_bits(cc).with_en(false).with_shn(0).into_bits());
+        self.enter(State::Disabling, self.ready_limit());
+        self.quiet_until = self.now().after(self.quirks.delay_before_ready.unwrap_or_default());
+    }
+
+    /// CSTS.RDY does not become 0: from outside, then.
+    fn disable_late(&mut self) {
+        let error = self.late("stop");
+        if self.reset_from_outside || self.shared.access.function_reset().is_err() {
+            self.end(State::Failed, error);
+            return;
+        }
+        self.reset_from_outside = true;
+        self.enter(State::Disabling, self.ready_limit());
+    }
+
+    /// CSTS.RDY is 0: the controller has no queues and writes nothing any more.
+    fn disabled(&mut self) {
+        let error = Error::Reset { name: self.name() };
+        self.admin.fail_all(&error);
+        self.jobs.forget_device();
+        let _ = self.shared.take_wish();
+        if self.stopping {
+            self.settle_links(state::GONE);
+            self.state = State::Stopped;
+            return;
+        }
+        self.settle_links(state::LOST);
+        if let Err(source) = self.shared.access.dma_restore() {
+            self.end(State::Failed, Error::Access { name: self.name(), source: Arc::new(source) });
+            return;
+        }
+        self.enable();
+    }
+
+    fn enable(&mut self) {
+        let Some((asq, acq)) = self.admin.addresses() else {
+            let error = Error::Exhausted { name: self.name(), what: "address for the admin queue" };
+            self.end(State::Failed, error);
+            return;
+        };
+        let access = &self.shared.access;
+        let size_z = u32::from(self.admin.entries()) - 1;
+        access.write32(Property::AQA.0, size_z | size_z << 16);
+        access.write64(Property::ASQ.0, asq);
+        access.write64(Property::ACQ.0, acq);
+        let cc = Cc::new().with_mps(self.cap.mpsmin()).with_iosqes(6).with_iocqes(4).with_en(true);
+        access.write32(Property::CC.0, cc.into_bits());
+        self.enter(State::Enabling, self.ready_limit());
+        self.quiet_until = self.now().after(self.quirks.delay_before_ready.unwrap_or_default());
+    }
+
+    /// The end: makes sure that the device cannot write any more, then lets all buffers go. When that cannot be made
+    /// sure of, they are kept for ever.
+    fn end(&mut self, end: State, error: Error) {
+        self.hold_links();
+        let reset = end != State::Removed && self.shared.access.function_reset().is_ok();
+        let safe = reset || self.shared.access.dma_revoke().is_ok();
+        self.stranded = !safe;
+        self.settle_links(if safe { state::GONE } else { state::STRANDED });
+        self.admin.fail_all(&error);
+        self.start = None;
+        self.jobs.forget_device();
+        self.state = end;
+        warn!(name = self.shared.access.name(), %error, safe, "controller is given up");
+        self.failure = Some(error.clone());
+        self.tell(Event::Ended(error));
+    }
+}
+
+impl Drop for Controller {
+    /// A controller that is dropped in use is cut off from memory at once; shut it down first to spare it that.
+    fn drop(&mut self) {
+        if !self.is_over() && self.state != State::Idle {
+            self.end(State::Failed, Error::NotReady { name: self.name() });
+        }
+        self.shared.close();
+        self.settle_links(state::GONE);
+        if !self.stranded {
+            self.shared.unmap_all();
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! A polled NVMe driver in user space, for any way to reach a controller.
+//!
+//! ```text
+//!   control core                                    each I/O core
+//!   Controller --- poll() ---- admin queue           IoQueue --- submit / ring / poll
+//!      |  state machine, identify, resets               |  operations cut into commands, slots, rings
+//!      |  creates and deletes queues, aborts            |
+//!      `----------------- Link: one word a queue -------'
+//!                                |
+//!      Access: registers, DMA mappings, reset     (VFIO, vfio-user, a model: whoever implements it)
+//! ```
+//!
+//! * Nothing sleeps, blocks or starts threads; time comes from a [`Clock`], every wait has a deadline.
+//! * On the I/O path there is no lock, no system call and no allocation; one doorbell a batch.
+//! * Buffers are [`hugepage_alloc::DmaBuf`]s, owned by the queue from `submit` until the device is done with them,
+//!   resets and failures included.
+//! * What a device says is checked: an unknown, stale or repeated identifier, an impossible queue head, a fatal
+//!   status, registers of all ones, or silence end in a reset or in giving the device up, never in a panic.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use async_nvme::{Controller, Options, SystemClock, block_on};
+//! use nvme_model::{ControllerOptions, NamespaceOptions, Subsystem};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let subsystem = Subsystem::new("DOC1");
+//! subsystem.add_namespace(NamespaceOptions::memory(1, 12, 256))?;
+//! let model = subsystem.controller(ControllerOptions::default());
+//! let clock = Arc::new(SystemClock::default());
+//! let mut controller = Controller::new(model.clone(), Options::default(), clock)?;
+//! block_on(controller.ready(), || { model.step(); })?;
+//! assert_eq!(controller.namespaces()[0].blocks, 256);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What it does not do yet: there is no VFIO or vfio-user access here, only the trait, and so no run on hardware;
+//! interrupts are in the trait but queues are created without them (polling only); shadow doorbells (DBBUF), Copy,
+//! metadata formats, zoned and key-value command sets, controller memory buffers, firmware download; resubmission of
+//! operations after a reset (their owner is told whether they reached the device). A queue pair serves one namespace.
+
+#![deny(unsafe_code)]
+
+pub mod access;
+mod admin;
+mod clock;
+mod control;
+mod controller;
+mod error;
+mod exec;
+mod info;
+mod jobs;
+mod link;
+mod op;
+mod prp;
+mod queue;
+mod quirks;
+mod ring;
+mod slots;
+mod start;
+
+pub use access::{Access, AccessError, DmaMapping, Iova};
+pub use admin::{AdminCommand, AdminReply, AdminToken};
+pub use clock::{Clock, ManualClock, Moment, SystemClock};
+pub use controller::{Controller, Event, Options, State};
+pub use error::{Error, IoError};
+pub use exec::block_on;
+pub use info::{ControllerInfo, NamespaceInfo};
+pub use op::{Done, Op, OpKind, RawCommand};
+pub use queue::{IoQueue, QueueStats, QueueTicket, Refused, RefusedWhy};
+pub use quirks::Quirks;

@@ -1,0 +1,220 @@
+//! What a controller and its queue pairs, on other cores, know of each other.
+//!
+//! ```text
+//!             queue                    controller
+//!   open ---> WANTED ----------------> CREATING ---> LIVE
+//!               ^                          \          | reset begins
+//!               | rings emptied,            v         v
+//!               | operations failed         REFUSED  HOLD     the device may still write: buffers are held
+//!               |                                     | CSTS.RDY is 0, or the device is cut off
+//!               `------------------------------------ LOST
+//!   drop ---> CLOSING -- queues deleted --> CLOSED         for good: GONE (cut off), STRANDED (could not be)
+//! ```
+//!
+//! One word a queue, written seldom: reading it costs a poll next to nothing. There is no lock on the I/O path.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hugepage_alloc::DmaRegion;
+use nvme_spec::Status;
+
+use crate::access::{Access, DmaMapping, Iova};
+use crate::error::Error;
+use crate::info::NamespaceInfo;
+
+/// See the picture above.
+pub(crate) mod state {
+    pub(crate) const WANTED: u8 = 0;
+    pub(crate) const CREATING: u8 = 1;
+    pub(crate) const LIVE: u8 = 2;
+    pub(crate) const HOLD: u8 = 3;
+    pub(crate) const LOST: u8 = 4;
+    pub(crate) const CLOSING: u8 = 5;
+    pub(crate) const CLOSED: u8 = 6;
+    pub(crate) const REFUSED: u8 = 7;
+    pub(crate) const GONE: u8 = 8;
+    pub(crate) const STRANDED: u8 = 9;
+}
+
+/// Why a queue wants its controller reset.
+pub(crate) mod wish {
+    pub(crate) const NONE: u8 = 0;
+    pub(crate) const TIMEOUT: u8 = 1;
+    pub(crate) const VIOLATION: u8 = 2;
+}
+
+/// One queue pair as both sides see it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) qid: u16,
+    pub(crate) entries: u16,
+    pub(crate) sq: Iova,
+    pub(crate) cq: Iova,
+    pub(crate) mapping: DmaMapping,
+    /// The namespace as it was when the queue pair was asked for.
+    pub(crate) namespace: NamespaceInfo,
+    state: AtomicU8,
+    /// The status with which creation failed.
+    refused: AtomicU16,
+    /// A command to abort: its identifier, and bit 16 set.
+    abort: AtomicU32,
+}
+
+impl Link {
+    pub(crate) fn new(
+        qid: u16,
+        entries: u16,
+        rings: (Iova, Iova),
+        mapping: DmaMapping,
+        namespace: NamespaceInfo,
+    ) -> Self {
+        Self {
+            qid,
+            entries,
+            sq: rings.0,
+            cq: rings.1,
+            mapping,
+            namespace,
+            state: AtomicU8::new(state::WANTED),
+            refused: AtomicU16::new(0),
+            abort: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) fn state(&self) -> u8 {
+        self.state.load(Ordering::Acquire)
+    }
+
+    /// From one state to another; false when it is in neither, because the other side was faster.
+    pub(crate) fn advance(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The queue is dropped.
+    pub(crate) fn close(&self) -> u8 {
+        self.state.swap(state::CLOSING, Ordering::AcqRel)
+    }
+
+    pub(crate) fn set_closed(&self) {
+        self.state.store(state::CLOSED, Ordering::Release);
+    }
+
+    pub(crate) fn refuse(&self, status: Status) {
+        self.refused.store(status.0, Ordering::Relaxed);
+        let _ = self.advance(state::CREATING, state::REFUSED);
+    }
+
+    pub(crate) fn refused_with(&self) -> Status {
+        Status(self.refused.load(Ordering::Relaxed))
+    }
+
+    /// Asks for an abort; false while another one waits.
+    pub(crate) fn ask_abort(&self, cid: u16) -> bool {
+        let asked = u32::from(cid) | 1 << 16;
+        self.abort.compare_exchange(0, asked, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is the identifier")]
+    pub(crate) fn take_abort(&self) -> Option<u16> {
+        let asked = self.abort.swap(0, Ordering::AcqRel);
+        (asked != 0).then_some(asked as u16)
+    }
+}
+
+/// What all parts of a driven controller share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) access: Arc<dyn Access>,
+    pub(crate) dstrd: u8,
+    pub(crate) page: usize,
+    wish: AtomicU8,
+    /// The controller is dropped: nobody serves links any more.
+    closed: AtomicBool,
+    links: Mutex<Vec<Arc<Link>>>,
+    mappings: Mutex<Vec<DmaMapping>>,
+}
+
+impl Shared {
+    pub(crate) fn new(access: Arc<dyn Access>, dstrd: u8, page: usize) -> Self {
+        Self {
+            access,
+            dstrd,
+            page,
+            wish: AtomicU8::new(wish::NONE),
+            closed: AtomicBool::new(false),
+            links: Mutex::new(Vec::new()),
+            mappings: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.access.name().to_owned()
+    }
+
+    pub(crate) fn ask_reset(&self, why: u8) {
+        let _ = self.wish.compare_exchange(wish::NONE, why, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    pub(crate) fn take_wish(&self) -> u8 {
+        if self.wish.load(Ordering::Relaxed) == wish::NONE {
+            return wish::NONE;
+        }
+        self.wish.swap(wish::NONE, Ordering::AcqRel)
+    }
+
+    pub(crate) fn links(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a new queue pair known to the controller.
+    pub(crate) fn add_link(&self, link: &Arc<Link>) -> Result<(), Error> {
+        let mut links = self.links();
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::NotReady { name: self.name() });
+        }
+        links.push(link.clone());
+        Ok(())
+    }
+
+    /// No link is added from now on.
+    pub(crate) fn close(&self) {
+        let _links = self.links();
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// The mapping of a region, made now unless there is one.
+    pub(crate) fn map(&self, region: &DmaRegion) -> Result<DmaMapping, Error> {
+        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = mappings.iter().find(|known| known.region().is_same(region)) {
+            return Ok(known.clone());
+        }
+        let mapping = self
+            .access
+            .dma_map(region)
+            .map_err(|source| Error::Access { name: self.name(), source: Arc::new(source) })?;
+        mappings.push(mapping.clone());
+        Ok(mapping)
+    }
+
+    /// Ends all mappings. Only when the device can no longer write.
+    pub(crate) fn unmap_all(&self) {
+        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        mappings.retain(|mapping| self.access.dma_unmap(mapping).is_err());
+    }
+
+    /// Ends a mapping; one that cannot be ended keeps its memory.
+    pub(crate) fn unmap(&self, mapping: &DmaMapping) {
+        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.access.dma_unmap(mapping).is_ok() {
+            mappings.retain(|known| !known.region().is_same(mapping.region()));
+        }
+    }
+
+    /// Memory for queues, mapped.
+    pub(crate) fn queue_memory(&self, bytes: usize) -> Result<DmaMapping, Error> {
+        let region = DmaRegion::map(bytes, true, true)
+            .map_err(|source| Error::Memory { name: self.name(), source: Arc::new(source) })?;
+        self.map(&region)
+    }
+}

@@ -1,0 +1,153 @@
+//! The two rings of a queue pair, in memory shared with the device (Base section 3.3.1).
+//!
+//! ```text
+//!   region  | submission entries | (page) completion entries | lists, one for each command |
+//! ```
+//!
+//! `push` only stores; `ring_submissions` tells the device, once for all that was pushed. A completion is there when
+//! its phase tag is the expected one; that word is read first, the other after it.
+
+use hugepage_alloc::DmaRegion;
+use nvme_spec::queue::{cq_head_doorbell, sq_tail_doorbell};
+use nvme_spec::{CompletionQueueEntry, SubmissionQueueEntry};
+use zerocopy::transmute;
+
+use crate::access::{Access, DmaMapping, Iova};
+
+/// Bytes of an entry in each ring.
+const SQE_LEN: usize = 64;
+const CQE_LEN: usize = 16;
+
+/// Where things lie in the region of a queue pair.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    pub(crate) entries: u16,
+    cq_at: usize,
+    lists_at: usize,
+    list_len: usize,
+    pub(crate) total_len: usize,
+}
+
+impl Layout {
+    /// For `entries` in both rings and a list of `list_len` bytes (a power of two of at most 4096) for each command.
+    pub(crate) fn new(entries: u16, page: usize, list_len: usize) -> Self {
+        let cq_at = (usize::from(entries) * SQE_LEN).next_multiple_of(page);
+        let lists_at = (cq_at + usize::from(entries) * CQE_LEN).next_multiple_of(4096.max(page));
+        Self { entries, cq_at, lists_at, list_len, total_len: lists_at + usize::from(entries) * list_len }
+    }
+
+    pub(crate) const fn list_len(&self) -> usize {
+        self.list_len
+    }
+
+    pub(crate) const fn list_at(&self, slot: u16) -> usize {
+        self.lists_at + slot as usize * self.list_len
+    }
+}
+
+/// A submission and a completion ring of the same length.
+#[derive(Debug)]
+pub(crate) struct Rings {
+    region: DmaRegion,
+    pub(crate) layout: Layout,
+    qid: u16,
+    sq_doorbell: u32,
+    cq_doorbell: u32,
+    tail: u16,
+    tail_rung: u16,
+    head: u16,
+    head_rung: u16,
+    phase: bool,
+}
+
+impl Rings {
+    /// Rings in a mapped region, which is zeroed. `None` when the layout does not fit.
+    pub(crate) fn new(mapping: &DmaMapping, layout: Layout, qid: u16, dstrd: u8) -> Option<Self> {
+        let region = mapping.region().clone();
+        if region.len() < layout.total_len {
+            return None;
+        }
+        let mut rings = Self {
+            region,
+            layout,
+            qid,
+            sq_doorbell: sq_tail_doorbell(qid, dstrd),
+            cq_doorbell: cq_head_doorbell(qid, dstrd),
+            tail: 0,
+            tail_rung: 0,
+            head: 0,
+            head_rung: 0,
+            phase: true,
+        };
+        rings.restart();
+        Some(rings)
+    }
+
+    pub(crate) const fn region(&self) -> &DmaRegion {
+        &self.region
+    }
+
+    /// The device's addresses of both rings.
+    pub(crate) fn addresses(mapping: &DmaMapping, layout: &Layout) -> Option<(Iova, Iova)> {
+        // Each ring lies in one 2 MiB: 4095 entries of 64 and 16 bytes are far less.
+        Some((mapping.iova(0)?, mapping.iova(layout.cq_at)?))
+    }
+
+    /// Empties both rings. Only while no device uses them.
+    pub(crate) fn restart(&mut self) {
+        let zeroed = self.region.zero(0, self.layout.lists_at);
+        debug_assert!(zeroed, "the layout fits the region");
+        (self.tail, self.tail_rung, self.head, self.head_rung, self.phase) = (0, 0, 0, 0, true);
+    }
+
+    /// Stores a command behind the others. The caller has made sure that the ring has room.
+    pub(crate) fn push(&mut self, sqe: SubmissionQueueEntry) {
+        let words: [u64; 8] = transmute!(sqe);
+        let stored = self.region.store_u64s(usize::from(self.tail) * SQE_LEN, words);
+        debug_assert!(stored, "the tail lies in the ring");
+        self.tail += 1;
+        if self.tail == self.layout.entries {
+            self.tail = 0;
+        }
+    }
+
+    /// Tells the device of everything pushed; whether there was anything.
+    pub(crate) fn ring_submissions(&mut self, access: &dyn Access) -> bool {
+        if self.tail == self.tail_rung {
+            return false;
+        }
+        self.tail_rung = self.tail;
+        access.write32(self.sq_doorbell, u32::from(self.tail));
+        true
+    }
+
+    /// The next completion, if there is one.
+    pub(crate) fn pop(&mut self) -> Option<CompletionQueueEntry> {
+        let at = self.layout.cq_at + usize::from(self.head) * CQE_LEN;
+        let high = self.region.load_u64(at + 8)?;
+        // The phase tag is bit 0 of the last two bytes.
+        if (u64::from_le(high) >> 48 & 1 == 1) != self.phase {
+            return None;
+        }
+        let low = self.region.load_u64(at)?;
+        self.head += 1;
+        if self.head == self.layout.entries {
+            self.head = 0;
+            self.phase = !self.phase;
+        }
+        Some(transmute!([low, high]))
+    }
+
+    /// Gives the device back the room of everything popped.
+    pub(crate) fn ring_completions(&mut self, access: &dyn Access) {
+        if self.head != self.head_rung {
+            self.head_rung = self.head;
+            access.write32(self.cq_doorbell, u32::from(self.head));
+        }
+    }
+
+    /// Whether a completion names what this queue pair can have: its own queue and a head inside it.
+    pub(crate) const fn is_plausible(&self, cqe: &CompletionQueueEntry) -> bool {
+        cqe.sqid.get() == self.qid && cqe.sqhd.get() < self.layout.entries
+    }
+}
