@@ -43,6 +43,21 @@ impl Sysfs {
         Some(node(&self.directory(device)?))
     }
 
+    /// The name of the block device that has the identity of `disk`, by its identifiers alone: names and numbers change.
+    /// `None` when there is none, or when the disk told no identifier.
+    pub(super) fn same_disk(&self, disk: &DiskIdentity) -> io::Result<Option<String>> {
+        let told = [("nguid", &disk.nguid), ("eui", &disk.eui64), ("wwid", &disk.wwid)];
+        for entry in fs::read_dir(self.root.join("block"))? {
+            let directory = entry?.path();
+            let same =
+                |(name, told): &(&str, &Option<String>)| told.is_some() && text(&directory, name) == **told;
+            if told.iter().any(same) {
+                return Ok(Some(file_name(&directory)));
+            }
+        }
+        Ok(None)
+    }
+
     /// The whole disk under the device `device`, which may be a partition of it, or why it cannot be served.
     pub(super) fn disk(&self, device: DeviceNumber) -> io::Result<Result<DiskIdentity, Violation>> {
         let Some(directory) = self.directory(device) else {
@@ -221,6 +236,22 @@ mod tests {
         let expected = Violation::Stacked { disk: "nvme0n1".into(), lowers: "sda, sdb".into() };
         assert_eq!(tree.disk(PART), Err(expected.clone()));
         assert_eq!(tree.disk(DISK), Err(expected));
+    }
+
+    #[test]
+    fn a_disk_is_found_by_its_identifiers_and_by_nothing_else() {
+        let tree = Tree::new();
+        let disk = tree.disk(DISK).unwrap();
+        let sysfs = Sysfs { root: tree.root.path().to_path_buf() };
+        fs::create_dir(tree.root.path().join("block")).unwrap();
+        assert_eq!(sysfs.same_disk(&disk).unwrap(), None);
+        tree.write("block/nvme0n1/nguid", "00-02\n");
+        assert_eq!(sysfs.same_disk(&disk).unwrap(), None, "the name alone says nothing");
+        tree.write("block/nvme3n1/wwid", "eui.0001\n");
+        assert_eq!(sysfs.same_disk(&disk).unwrap().as_deref(), Some("nvme3n1"));
+        let nameless = DiskIdentity { nguid: None, wwid: None, ..disk };
+        tree.write("block/sda/nguid", "\n");
+        assert_eq!(sysfs.same_disk(&nameless).unwrap(), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use super::accept::Violation;
 use super::compare::Difference;
 use super::lookup::Segment;
+use super::ondisk::OnDiskError;
 use super::owner::Owner;
 use crate::units::{ByteLen, ByteOffset};
 
@@ -159,6 +160,22 @@ pub enum ExtentError {
         /// In what way.
         problem: StateProblem,
     },
+    /// A file that is to be served without its filesystem, which the kernel still has.
+    #[error("{} cannot be taken over: {by}", path.display())]
+    KernelHasIt {
+        /// The file.
+        path: PathBuf,
+        /// How it has it.
+        by: String,
+    },
+    /// The unmounted device does not tell the map of the file.
+    #[error("{} cannot be taken over", path.display())]
+    OnDisk {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<OnDiskError>,
+    },
     /// The filesystem has too little room to prepare the file.
     #[error("preparing {} needs {needed} bytes, its filesystem has {available} left", path.display())]
     NoSpace {
@@ -182,7 +199,13 @@ impl ExtentError {
         match self {
             Self::Io { .. } => ExtentErrorKind::Io,
             Self::NotAccepted { .. } => ExtentErrorKind::NotAccepted,
-            Self::InUse { .. } | Self::CommandsLeft { .. } => ExtentErrorKind::InUse,
+            Self::InUse { .. } | Self::CommandsLeft { .. } | Self::KernelHasIt { .. } => {
+                ExtentErrorKind::InUse
+            }
+            Self::OnDisk { source, .. } => match **source {
+                OnDiskError::Io { .. } => ExtentErrorKind::Io,
+                _ => ExtentErrorKind::NotAccepted,
+            },
             Self::AlreadyPinned { .. } => ExtentErrorKind::AlreadyPinned,
             Self::Changed { .. } | Self::Resized { .. } => ExtentErrorKind::Changed,
             Self::Guard { .. } => ExtentErrorKind::Guard,
@@ -215,6 +238,11 @@ impl ExtentError {
                 path.display()
             ),
             Self::Guard { guard, source, .. } => guard_remedy(guard, source.as_ref()),
+            Self::KernelHasIt { .. } => {
+                "serve it while it is mounted, or unmount it and give its controller to fastice (`fastice device bind`)"
+                    .to_owned()
+            }
+            Self::OnDisk { source, .. } => source.remedy().to_owned(),
             Self::Map { .. } => "report it: the filesystem told a map that no file can have".to_owned(),
             Self::State { path, problem } => problem.remedy(path),
             Self::NoSpace { .. } => "free space on the filesystem; the file was left as it was".to_owned(),

@@ -18,7 +18,8 @@
 //! ```
 //!
 //! [`pin`] runs the whole column; [`PinnedFile`] owns what it built. All unsafe code and raw system calls are in
-//! `sys`. The module knows nothing of NVMe-oF, of exports or of how devices are opened.
+//! `sys`. [`take_over`] is the way in for a file whose filesystem is not mounted: its map is read from the device by
+//! [`ondisk`]. The module knows nothing of NVMe-oF, of exports or of how devices are opened.
 //!
 //! What it does not do: watch a pinned file over time (it gives [`PinnedFile::verify`] and the lease recall to whoever
 //! does), resolve device-mapper, MD or multi-device filesystems, or protect a file from root's every means: root can
@@ -33,11 +34,13 @@ mod facts;
 mod fiemap;
 pub mod fuzz;
 mod guard;
+mod handover;
 mod holders;
 mod identity;
 mod lease;
 mod lookup;
 mod map;
+pub mod ondisk;
 mod owner;
 mod pin;
 mod prepare;
@@ -58,6 +61,7 @@ pub use error::{ExtentError, ExtentErrorKind, Holder, LookupError, MapFault, Sta
 pub use facts::FileFacts;
 pub use fiemap::{FiemapFlags, RawExtent};
 pub use guard::{OnRecall, RecallReason, RecallWatch};
+pub use handover::{HandedOver, stored_pin, take_over};
 pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};
 pub use lookup::{LookupCursor, Segment, Segments};
 pub use map::{Extent, FrozenMap};

@@ -54,7 +54,6 @@ impl Spec {
 pub(crate) struct LoopFs {
     image: tempfile::TempDir,
     device: String,
-    mounted: bool,
 }
 
 impl LoopFs {
@@ -73,7 +72,7 @@ impl LoopFs {
         fs::File::create(&file).and_then(|f| f.set_len(spec.size_mib << 20)).map_err(|e| e.to_string())?;
         let device = run(Command::new("losetup").args(["--find", "--show", "--partscan"]).arg(&file))?;
         // From here on the drop cleans up.
-        let mut made = Self { image, device: device.trim().to_owned(), mounted: false };
+        let made = Self { image, device: device.trim().to_owned() };
         let target = made.filesystem_device(spec)?;
         run(Command::new(format!("mkfs.{}", spec.kind)).args(spec.mkfs).arg(&target))?;
         if !spec.tune.is_empty() {
@@ -86,7 +85,6 @@ impl LoopFs {
             mount.args(["-o", spec.mount]);
         }
         run(mount.arg(&target).arg(made.root()))?;
-        made.mounted = true;
         Ok(made)
     }
 
@@ -128,15 +126,9 @@ impl LoopFs {
 
 impl Drop for LoopFs {
     fn drop(&mut self) {
-        // A process that a test has just ended may keep it busy for a moment.
-        for _ in 0..50 {
-            if !self.mounted || run(Command::new("umount").arg(self.root())).is_ok() {
-                self.mounted = false;
-                break;
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        let lazily = self.mounted.then(|| run(Command::new("umount").arg("--lazy").arg(self.root())));
+        let root = self.root();
+        let unmounted = !is_mounted(&root) || unmount(&root).is_ok();
+        let lazily = (!unmounted).then(|| run(Command::new("umount").arg("--lazy").arg(root)));
         let detached = run(Command::new("losetup").args(["--detach", &self.device]));
         for failed in [lazily, Some(detached)].into_iter().flatten().filter_map(Result::err) {
             let _ = writeln!(
@@ -147,6 +139,24 @@ impl Drop for LoopFs {
             );
         }
     }
+}
+
+fn is_mounted(root: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(root))
+}
+
+/// Unmounts it, patiently: something that a test has just ended may keep it busy for a moment.
+pub(crate) fn unmount(root: &Path) -> Result<(), String> {
+    let mut outcome = Err(String::new());
+    for _ in 0..100 {
+        outcome = run(Command::new("umount").arg(root)).map(|_| ());
+        if outcome.is_ok() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    outcome
 }
 
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
