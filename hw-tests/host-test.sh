@@ -22,6 +22,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/guest" && pwd)
 # shellcheck source=guest/lib.sh
 source "$here/lib.sh"
+# shellcheck source=guest/harness.sh
+source "$here/harness.sh"
 
 readonly address=10.0.9.1 port=4420 discovery_port=8009 guest_address=10.0.9.2/24
 readonly nqn_rw=nqn.2026-11.io.fastice:test nqn_ro=nqn.2026-11.io.fastice:guarded
@@ -34,7 +36,7 @@ readonly rw_mib=64 ro_mib=4 chunk_kib=256
 # --- outside: packages, image, then this script again in its own namespaces ------------------------
 
 outer() {
-    local keep=0 limit=600 arg
+    local keep=0 limit=600
     while (($#)); do
         case $1 in
             --keep) keep=1 ;;
@@ -49,77 +51,7 @@ outer() {
     install_missing
     [[ -c /dev/net/tun ]] || die "no /dev/net/tun; try: modprobe tun"
     [[ -e /dev/loop-control ]] || die "no loop devices; try: modprobe loop"
-    arg=$(now_ms)
-    HW_IMAGE=$("$here/prepare-image.sh")
-    HW_WORK=$(mktemp -d "${TMPDIR:-/tmp}/fastice-hw.XXXXXX")
-    HW_CACHE=${HW_CACHE:-$here/../cache}
-    export HW_IMAGE HW_WORK HW_CACHE HW_LIMIT=$limit HW_INNER=1
-    say "image ready in $((($(now_ms) - arg) / 1000)) s: $HW_IMAGE"
-    # Processes, mounts and network live in namespaces of their own: whatever happens to this script, the kernel
-    # ends and undoes them all, and no other mount on this machine is held busy (slave propagation).
-    inner_pid=
-    # (unshare itself takes no notice of SIGTERM; its child does.)
-    # shellcheck disable=SC2064  # the value of now
-    trap "end_inner; finish_outer $keep" EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
-    setpriv --pdeathsig KILL unshare --net --mount --propagation slave --pid --fork --kill-child=TERM --mount-proc "${BASH_SOURCE[0]}" &
-    inner_pid=$!
-    local code=0
-    wait "$inner_pid" || code=$?
-    inner_pid=
-    exit "$code"
-}
-
-end_inner() {
-    local child
-    [[ -n $inner_pid ]] || return 0
-    for child in $(children_of "$inner_pid" 2>/dev/null); do
-        kill -TERM "$child" || true
-    done
-    wait "$inner_pid" || true
-}
-
-finish_outer() {
-    local last=$HW_CACHE/last
-    rm -rf "$last"
-    mkdir -p "$last"
-    cp "$HW_WORK"/{console,control,target,host}.log "$HW_WORK"/fastice.toml "$last/" 2>/dev/null || true
-    if (($1)); then
-        say "kept: $HW_WORK"
-    else
-        rm -rf "$HW_WORK"
-    fi
-}
-
-# --- inside: results --------------------------------------------------------------------------------
-
-passed=0 failed=0 skipped=0
-
-result() { # NAME PASS|FAIL|SKIP DETAIL
-    case $2 in
-        PASS) passed=$((passed + 1)) ;;
-        FAIL) failed=$((failed + 1)) ;;
-        SKIP) skipped=$((skipped + 1)) ;;
-    esac
-    printf 'RESULT %-36s %s %s\n' "$1" "$2" "${3:-}"
-}
-
-# judge NAME COMMAND...: a scenario on this side.
-judge() {
-    local name=$1 start code=0
-    shift
-    start=$(now_ms)
-    # Not in a subshell: a command may change the state of the target.
-    "$@" >"$work/judged" 2>&1 || code=$?
-    { printf -- '--- %s\n' "$name" && cat "$work/judged"; } >>"$work/host.log"
-    if ((code == 77)); then
-        result "$name" SKIP "$(tail -n 1 "$work/judged")"
-    elif ((code == 0)); then
-        result "$name" PASS "$((($(now_ms) - start) / 1000)) s"
-    else
-        result "$name" FAIL "$(tail -n 2 "$work/judged" | tr '\n' ' ')"
-    fi
+    run_inside "${BASH_SOURCE[0]}" "$keep" "$limit" last
 }
 
 # --- inside: storage --------------------------------------------------------------------------------
@@ -203,11 +135,7 @@ make_network() {
 
 # make_overlay DIR ROLE GUEST_ADDRESS
 make_overlay() {
-    mkdir -p "$1/hw"
-    cp "$here"/in-guest/*.sh "$1/hw/"
-    install -m 755 "$here/in-guest/init" "$1/init"
-    cat >"$1/hw/params.sh" <<PARAMS
-GUEST_ROLE='$2'
+    lay_overlay "$1" "$2" <<PARAMS
 GUEST_ADDRESS='$3'
 TARGET_ADDRESS='$address'
 TARGET_PORT='$port'
@@ -225,58 +153,32 @@ RO_SUM='$ro_sum'
 WWID_PATTERN='$target_wwid_pattern'
 AWAY_VERBS='$target_away_verbs'
 STRICT_STATUS='$target_strict_status'
-ONLY='${HW_ONLY:-}'
 PARAMS
 }
 
-# What the guest may ask for. The answer is one line: "ok" or "fail <why>".
 obey() {
-    local verb=$1
-    say "the guest asks: $verb"
-    case $verb in
+    case $1 in
         kill-restart) target_kill && target_start ;;
         restart) target_stop && target_start ;;
         *) return 1 ;;
     esac
 }
 
-host_sums=() fs_sum='' guest_done=0
+host_sums=() fs_sum=''
 
-handle() {
-    local line=${1%$'\r'} words
-    read -r -a words <<<"$line"
-    case ${words[0]:-} in
-        RESULT) result "${words[1]}" "${words[2]}" "${words[*]:3}" ;;
-        HOSTCMD) if obey "${words[1]}"; then echo ok >&"$to_guest"; else echo "fail ${words[1]}" >&"$to_guest"; fi ;;
-        HOSTSUM) host_sums+=("${words[*]:1}") ;;
-        FSSUM) fs_sum=${words[1]} ;;
-        DONE) guest_done=1 ;;
-        BOOTED) say "guest booted after $((($(now_ms) - guest_start) / 1000)) s: ${words[*]:1}" ;;
-        *) say "guest: $line" ;;
+guest_said() {
+    case ${1:-} in
+        HOSTSUM) host_sums+=("${*:2}") ;;
+        FSSUM) fs_sum=$2 ;;
+        *) return 1 ;;
     esac
 }
 
 run_scenarios() {
-    local line guest_pid code=0
+    local code=0
     make_overlay "$work/overlay" scenario "$guest_address"
-    mkfifo "$work/guest-control.in" "$work/guest-control.out"
-    exec {to_guest}<>"$work/guest-control.in" {from_guest}<>"$work/guest-control.out"
-    guest_start=$(now_ms)
-    "$here/run-guest.sh" --image "$image" --overlay "$work/overlay" --log "$work/console.log" --tap tap0 \
-        --control "$work/guest-control" --timeout "$HW_LIMIT" >>"$work/host.log" 2>&1 &
-    guest_pid=$!
-    while kill -0 "$guest_pid" 2>/dev/null; do
-        while IFS= read -r -t 1 line <&"$from_guest"; do
-            printf '%s\n' "$line" >>"$work/control.log"
-            handle "$line"
-        done
-    done
-    wait "$guest_pid" || code=$?
-    if ((guest_done)) && ((code == 0)); then
-        result guest-ran-to-its-end PASS "$((($(now_ms) - guest_start) / 1000)) s"
-    else
-        result guest-ran-to-its-end FAIL "exit code $code (124: time over); last words: $(tail -n 3 "$work/console.log" | tr '\n\r' '| ')"
-    fi
+    converse --tap tap0 || code=$?
+    guest_ended "$code"
 }
 
 # --- inside: judged on this side ----------------------------------------------------------------------
@@ -378,8 +280,7 @@ inner() {
     judge host-guests-filesystem-intact guests_filesystem_intact
     judge host-read-only-file-unchanged read_only_file_unchanged
     drop_storage
-    printf 'hw-tests: %d passed, %d failed, %d skipped (%d s)\n' "$passed" "$failed" "$skipped" "$((($(now_ms) - started) / 1000))"
-    ((failed == 0))
+    summary "$started"
 }
 
 if [[ ${HW_INNER:-} == 1 ]]; then

@@ -15,6 +15,9 @@ readonly -A HW_PACKAGE_OF=(
     [mkfs.xfs]=xfsprogs
     [xfs_io]=xfsprogs
     [filefrag]=e2fsprogs
+    [mkfs.ext4]=e2fsprogs
+    [sfdisk]=fdisk
+    [setpriv]=util-linux
     [ip]=iproute2
     [losetup]=mount
     [unshare]=util-linux
@@ -63,3 +66,12 @@ now_ms() {
 
 # Process ids of the children of a process; none when it is gone.
 children_of() { { tr ' ' '\n' <"/proc/$1/task/$1/children"; } 2>/dev/null || true; }
+
+# Copies a program and the libraries it is linked with into the tree of a guest.
+copy_program() { # TREE PROGRAM
+    local tree=$1 program=$2 library
+    install -D -m 755 "$program" "$tree/bin/$(basename "$program")"
+    while read -r library; do
+        [[ -e $tree$library ]] || install -D -m 755 "$library" "$tree$library"
+    done < <(ldd "$program" 2>/dev/null | grep -oE '/[^ ]+\.so[^ ]*' || true)
+}

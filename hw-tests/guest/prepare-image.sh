@@ -20,11 +20,15 @@ cache=${HW_CACHE:-$here/../cache}
 kernel_series=${HW_KERNEL_SERIES:-6.12}
 
 # The programs of the guest besides busybox. One that only shows up in newer packages is no loss.
-readonly GUEST_PROGRAMS=(nvme mkfs.xfs xfs_repair xfs_io blkdiscard dd stty modprobe)
+readonly GUEST_PROGRAMS=(
+    nvme mkfs.xfs xfs_repair xfs_io blkdiscard dd stty modprobe
+    mkfs.ext4 e2fsck sfdisk
+)
 readonly GUEST_MODULES=(
     virtio_pci virtio_net virtio_blk
+    nvme vfio-pci vfio_iommu_type1
     nvme-tcp nvme-fabrics nvmet nvmet-tcp
-    xfs crc32c_generic crc32c-intel crc32-pclmul
+    xfs ext4 crc32c_generic crc32c-intel crc32-pclmul
 )
 
 scratch=
@@ -78,15 +82,6 @@ extract_vmlinux() {
     # The build appends the unpacked size to the stream, except for gzip, whose own trailer has it.
     tail -c +$((offset + 1)) "$bzimage" | head -c $((length - 4)) | "${tool[@]}" >"$out" 2>/dev/null || true
     [[ $(od -An -tx1 -N 4 "$out" | tr -d ' ') == 7f454c46 ]] || die "no ELF kernel in $bzimage"
-}
-
-# Copies a program and the libraries it is linked with into the tree.
-copy_program() {
-    local tree=$1 program=$2 library
-    install -D -m 755 "$program" "$tree/bin/$(basename "$program")"
-    while read -r library; do
-        [[ -e $tree$library ]] || install -D -m 755 "$library" "$tree$library"
-    done < <(ldd "$program" 2>/dev/null | grep -oE '/[^ ]+\.so[^ ]*' || true)
 }
 
 # Copies the wanted modules and what they depend on, unpacked and without debug sections.
@@ -151,6 +146,8 @@ build() {
     # The cpios are laid over each other: /bin and /lib must be real directories in both.
     pack "$scratch/base" "$scratch/out/base.cpio"
     pack "$scratch/fio" "$scratch/out/fio.cpio"
+    # A machine without a compiler does without: its guests measure for themselves.
+    ! command -v cc >/dev/null || cc -O1 -o "$scratch/out/tsc-khz" "$here/tsc-khz.c" || die "cannot compile tsc-khz.c"
     printf '%s\n' "$release" >"$scratch/out/release"
     rm -rf "$out"
     mv "$scratch/out" "$out"
@@ -168,7 +165,8 @@ main() {
     key=$({
         basename "$deb"
         sha256sum <"${BASH_SOURCE[0]}"
-        dpkg-query -W -f '${Package} ${Version}\n' busybox-static nvme-cli fio xfsprogs kmod libc6 2>/dev/null || true
+        sha256sum "$here/lib.sh" "$here/tsc-khz.c" | cut -d' ' -f1
+        dpkg-query -W -f '${Package} ${Version}\n' busybox-static nvme-cli fio xfsprogs e2fsprogs fdisk kmod libc6 2>/dev/null || true
     } | sha256sum | head -c 12)
     out=$cache/guest-$kernel_series-$key
     if [[ ! -s $out/release ]]; then
