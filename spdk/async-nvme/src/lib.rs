@@ -58,6 +58,8 @@ mod quirks;
 mod ring;
 mod slots;
 mod start;
+#[cfg(all(feature = "vfio", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub mod vfio;
 
 pub use access::{Access, AccessError, DmaMapping, Iova};
 pub use admin::{AdminCommand, AdminReply, AdminToken};
