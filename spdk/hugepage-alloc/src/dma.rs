@@ -1,11 +1,13 @@
 //! A region that a device shares: kept mapped by counting, reached by copies that are checked against its length.
 #![expect(unsafe_code, reason = "copies bytes that a device may be writing")]
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use crate::mapping::Mapping;
 use crate::shared::{copy_racy, zero_racy};
-use crate::{AllocError, Backing, Region};
+use crate::{AllocError, Backing, PeerFileError, Region, RegionOptions};
 
 /// A [`Region`] with several owners: a pool, the device it is mapped for, and whoever drives it. It stays mapped
 /// until the last one lets go, so a device's mapping that keeps a clone can never point at memory given back.
@@ -41,7 +43,30 @@ impl DmaRegion {
         Ok(Region::map(bytes, prefer_huge, lock)?.into())
     }
 
-    /// The length in bytes, a multiple of 2 MiB.
+    /// Maps at least `bytes` of zeroed memory, as [`Region::with_options`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_options(bytes: usize, options: &RegionOptions) -> Result<Self, AllocError> {
+        Ok(Region::with_options(bytes, options)?.into())
+    }
+
+    /// Maps `len` bytes from `offset` of a file in memory that another process made and shares: the device's end of
+    /// [`DmaRegion::file`]. Both are multiples of the file's pages.
+    ///
+    /// The other process is not trusted: a file that could still be cut off (SIGBUS), whose size does not reach, or
+    /// whose huge pages are not there is refused. What it can still do is punch holes into it later, see
+    /// [`Region::file`].
+    ///
+    /// # Errors
+    /// When the file is no memfd with `F_SEAL_SHRINK`, the range is not in it, or it cannot be mapped.
+    pub fn from_file(file: OwnedFd, offset: u64, len: usize, writable: bool) -> Result<Self, PeerFileError> {
+        let mapping = Mapping::of_peer_file(file, offset, len, writable)?;
+        mapping.keep_private();
+        Ok(Region::of_peer(mapping).into())
+    }
+
+    /// The length in bytes: a multiple of 2 MiB, or for a region [from a file](DmaRegion::from_file) of 4096.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a region is never empty")]
     pub fn len(&self) -> usize {
@@ -66,6 +91,24 @@ impl DmaRegion {
         self.region.notice()
     }
 
+    /// The file through which another process maps the region, see [`Region::file`].
+    #[must_use]
+    pub fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        self.region.file()
+    }
+
+    /// The NUMA node that the first page came from; `None` when the kernel cannot tell.
+    #[must_use]
+    pub fn node(&self) -> Option<u32> {
+        self.region.node()
+    }
+
+    /// Whether the region may be written to. Only one [from a file](DmaRegion::from_file) may not be.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.region.is_writable()
+    }
+
     /// Whether both are the same memory.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
@@ -85,16 +128,17 @@ impl DmaRegion {
     /// Copies `source` to position `at`. Returns false, and copies nothing, when the range leaves the region.
     #[must_use]
     pub fn write(&self, at: usize, source: &[u8]) -> bool {
-        let Some(to) = self.range(at, source.len()) else { return false };
+        let Some(to) = self.writable_range(at, source.len()) else { return false };
         // SAFETY: the target range lies in the mapping (checked), `source` is Rust memory and so does not overlap.
         unsafe { copy_racy(source.as_ptr(), to, source.len()) };
         true
     }
 
-    /// Zeroes `len` bytes from position `at`. Returns false, and writes nothing, when the range leaves the region.
+    /// Zeroes `len` bytes from position `at`. Returns false, and writes nothing, when the range leaves the region or
+    /// it may not be written to.
     #[must_use]
     pub fn zero(&self, at: usize, len: usize) -> bool {
-        let Some(to) = self.range(at, len) else { return false };
+        let Some(to) = self.writable_range(at, len) else { return false };
         // SAFETY: the range lies in the mapping (checked).
         unsafe { zero_racy(to, len) };
         true
@@ -128,7 +172,7 @@ impl DmaRegion {
         if !at.is_multiple_of(8) {
             return false;
         }
-        let Some(to) = self.range(at, N * 8) else { return false };
+        let Some(to) = self.writable_range(at, N * 8) else { return false };
         fence(Ordering::Release);
         for (index, word) in words.into_iter().enumerate() {
             // SAFETY: the range lies in the mapping and is aligned (both checked); volatile, for a device may be
@@ -141,7 +185,10 @@ impl DmaRegion {
     /// Writes the aligned half word at `at`, like [`DmaRegion::store_u64s`].
     #[must_use]
     pub fn store_u32(&self, at: usize, word: u32) -> bool {
-        let Some(to) = self.aligned(at, 4) else { return false };
+        if !at.is_multiple_of(4) {
+            return false;
+        }
+        let Some(to) = self.writable_range(at, 4) else { return false };
         fence(Ordering::Release);
         // SAFETY: four aligned bytes in the mapping (checked); volatile, for a device may be reading them.
         unsafe { to.cast::<u32>().write_volatile(word) };
@@ -153,6 +200,10 @@ impl DmaRegion {
             return None;
         }
         self.range(at, len)
+    }
+
+    fn writable_range(&self, at: usize, len: usize) -> Option<*mut u8> {
+        if self.region.is_writable() { self.range(at, len) } else { None }
     }
 
     fn range(&self, at: usize, len: usize) -> Option<*mut u8> {

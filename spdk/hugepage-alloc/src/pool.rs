@@ -13,8 +13,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::region::{REGION_LEN_MAX, refuse_without_room};
-use crate::{AllocError, BUFFER_ALIGN, BUFFER_LEN_MAX, Backing, DmaBuf, DmaRegion};
+use crate::region::{BYTES_MAX, REGION_LEN_MAX, refuse_without_room};
+use crate::{AllocError, BUFFER_ALIGN, BUFFER_LEN_MAX, Backing, DmaBuf, DmaRegion, RegionOptions};
 
 /// Buffer sizes, as powers of two. All divide a page.
 const CLASS_SHIFTS: [u8; 6] = [12, 14, 16, 18, 20, 21];
@@ -24,7 +24,7 @@ const BUFFER_NONE: u16 = u16::MAX;
 /// The list of free pages, after those of the classes.
 const LIST_FREE: usize = CLASS_SHIFTS.len();
 
-/// What a pool shall be.
+/// What a pool shall be, in short: [`RegionOptions`] say more.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {
     /// The size in bytes, rounded up to 2 MiB.
@@ -74,16 +74,25 @@ impl BufferPool {
     /// # Errors
     /// When the memory cannot be mapped. Missing huge pages are no error, see [`BufferPool::notice`].
     pub fn new(options: &PoolOptions) -> Result<Self, AllocError> {
-        if options.bytes == 0 || options.bytes > 1 << 40 {
-            return Err(AllocError::BadSize { bytes: options.bytes });
+        Self::with_options(options.bytes, &RegionOptions::of_flags(options.prefer_huge, options.lock))
+    }
+
+    /// Maps at least `bytes` of memory as the options say, and builds the tables of a pool over it. With 1 GiB pages
+    /// the pool is a multiple of 1 GiB, else of 2 MiB.
+    ///
+    /// # Errors
+    /// As [`crate::Region::with_options`].
+    pub fn with_options(bytes: usize, options: &RegionOptions) -> Result<Self, AllocError> {
+        if bytes == 0 || bytes > BYTES_MAX {
+            return Err(AllocError::BadSize { bytes });
         }
-        let mut left = options.bytes.next_multiple_of(BUFFER_LEN_MAX);
+        let mut left = bytes.next_multiple_of(BUFFER_LEN_MAX);
         let mut regions = Vec::with_capacity(left.div_ceil(REGION_LEN_MAX));
         while left > 0 {
             let len = left.min(REGION_LEN_MAX);
-            let region = DmaRegion::map(len, options.prefer_huge, options.lock)?;
+            let region = DmaRegion::with_options(len, options)?;
             left -= len;
-            if region.backing() != Backing::HugePages2M {
+            if !region.backing().is_huge() {
                 // The rest will be of ordinary pages too: know that there are enough before touching them.
                 refuse_without_room(left)?;
             }
