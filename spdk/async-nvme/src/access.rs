@@ -56,6 +56,16 @@ impl DmaMapping {
         &self.region
     }
 
+    /// Whether the `len` bytes from `offset` follow each other for the device, as a queue must.
+    #[must_use]
+    pub fn is_contiguous(&self, offset: usize, len: usize) -> bool {
+        let end = offset.saturating_add(len.max(1) - 1);
+        let parts = self.parts.get(offset / BUFFER_LEN_MAX..=end / BUFFER_LEN_MAX);
+        parts.is_some_and(|parts| {
+            parts.windows(2).all(|pair| pair[0].checked_add(BUFFER_LEN_MAX as u64) == Some(pair[1]))
+        })
+    }
+
     /// The device's address of the byte at `offset` in the region, `None` behind its end. Holds for the bytes up
     /// to the next multiple of 2 MiB.
     #[must_use]
@@ -177,13 +187,25 @@ pub trait Access: Send + Sync + fmt::Debug {
         0
     }
 
-    /// Signals `eventfd` on interrupt `vector` from now on. The access duplicates the descriptor.
+    /// Signals `eventfd` on interrupt `vector` from now on. The access duplicates the descriptor. An eventfd attached
+    /// before is replaced.
     ///
     /// # Errors
     /// When there is no such vector, or no interrupts at all.
     fn interrupt_attach(&self, vector: u16, eventfd: BorrowedFd<'_>) -> Result<(), AccessError> {
         let _ = (vector, eventfd);
         Err(AccessError::Unsupported { what: "an interrupt", name: self.name().to_owned() })
+    }
+
+    /// Ends what [`Access::interrupt_attach`] began: the vector is masked, so that a queue that is polled costs nobody
+    /// an interrupt. One that would have been raised meanwhile may be signalled at the next attach, or never: whoever
+    /// attaches looks at the queue after it.
+    ///
+    /// # Errors
+    /// When there is no such vector, or this way cannot mask one; then it goes on being signalled.
+    fn interrupt_detach(&self, vector: u16) -> Result<(), AccessError> {
+        let _ = vector;
+        Err(AccessError::Unsupported { what: "masking an interrupt", name: self.name().to_owned() })
     }
 }
 
@@ -199,10 +221,13 @@ mod tests {
         assert_eq!(mapping.iova(0x1234), Some(Iova(0x4000_1234)));
         assert_eq!(mapping.iova((2 << 20) + 8), Some(Iova(0x1000_0008)));
         assert_eq!(mapping.iova(4 << 20), None);
+        assert!(mapping.is_contiguous(0, 2 << 20) && mapping.is_contiguous(2 << 20, 2 << 20));
+        assert!(!mapping.is_contiguous(0, (2 << 20) + 1) && !mapping.is_contiguous(4096, 4 << 20));
         assert!(DmaMapping::by_part(region.clone(), vec![Iova(0)]).is_none());
         assert!(DmaMapping::by_part(region.clone(), vec![Iova(0), Iova(100)]).is_none());
         assert!(DmaMapping::contiguous(region.clone(), Iova(u64::MAX - 4096)).is_none());
         let mapping = DmaMapping::contiguous(region, Iova(0x10_0000)).unwrap();
+        assert!(mapping.is_contiguous(4096, (4 << 20) - 4096) && !mapping.is_contiguous(4096, 4 << 20));
         assert_eq!(mapping.iova((2 << 20) + 1), Some(Iova(0x30_0001)));
     }
 }
