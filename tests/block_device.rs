@@ -8,7 +8,6 @@ mod bytes;
 mod loop_device;
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -301,7 +300,7 @@ fn a_partition_is_refused() {
     let added = Command::new("addpart").arg(&disk.node).args(["1", "1024", "2048"]).status();
     let name = format!("{}p1", disk.node.file_name().and_then(|name| name.to_str()).expect("a name"));
     let Ok(number) = std::fs::read_to_string(format!("/sys/class/block/{name}/dev")) else {
-        eprintln!("SKIPPED: no partitions on loop devices here ({added:?})");
+        eprintln!("SKIPPED: a_partition_is_refused: no partitions on loop devices here ({added:?})");
         return;
     };
     let (major, minor) = number.trim().split_once(':').expect("major:minor");
@@ -322,7 +321,7 @@ fn a_device_that_cannot_write_says_so() {
             let unmounted = (0..200).any(|_| {
                 let output = Command::new("umount").arg(&self.0).output().expect("umount");
                 output.status.success() || {
-                    std::thread::sleep(std::time::Duration::from_millis(25));
+                    std::thread::sleep(Duration::from_millis(25));
                     false
                 }
             });
@@ -333,7 +332,7 @@ fn a_device_that_cannot_write_says_so() {
     let mounted =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=1M", "tmpfs"]).arg(folder.path()).status();
     if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED: tmpfs cannot be mounted; run as root");
+        eprintln!("SKIPPED: a_device_that_cannot_write_says_so: tmpfs cannot be mounted; run as root");
         return;
     }
     let _mount = Mount(folder.path().to_owned());
@@ -390,9 +389,6 @@ fn a_dropped_queue_leaves_nothing_behind() {
         ring.turn(Wait::UpTo(Duration::from_millis(50))).expect("a turn");
     }
     assert_eq!(pool.stats().bytes_in_use, 0);
-    // Nobody has it open any more, or it would be busy.
-    let node = File::open(&disk.node).expect("the node");
-    assert!(rustix::fs::fstat(node.as_fd()).is_ok());
 }
 
 #[derive(Clone, Debug)]

@@ -1,44 +1,33 @@
 //! Goal: pin, unpin, pins and map do and say on a real XFS what the manual says.
 //! Method: an XFS on a loop device made for the test, the binary run on its files. Needs root.
 
+#[expect(dead_code, reason = "shared with tests that use more of it")]
+#[path = "common/loopfs.rs"]
+mod loopfs;
+
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use loopfs::{LoopFs, Spec};
 use serde_json::Value;
 
-/// A mounted XFS; dropping it unmounts.
+/// A mounted XFS, and a state directory outside of it.
 struct Lab {
-    dir: tempfile::TempDir,
+    fs: LoopFs,
 }
 
 impl Lab {
-    /// `None`, and a word about it, where the machine does not allow it.
+    /// `None` after saying why not.
     fn new(test: &str) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() || Command::new("mkfs.xfs").arg("-V").output().is_err() {
-            // The real standard error: what a passing test prints is captured otherwise.
-            let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: needs root and mkfs.xfs");
-            return None;
-        }
-        let lab = Self { dir: tempfile::tempdir().expect("a directory") };
-        let image = lab.dir.path().join("xfs.img");
-        File::create(&image).and_then(|file| file.set_len(320 << 20)).expect("an image");
-        fs::create_dir(lab.root()).expect("a mount point");
-        run(Command::new("mkfs.xfs").arg("-q").arg(&image));
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(lab.root()));
-        Some(lab)
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("mnt")
+        Some(Self { fs: loopfs::make_or_skip(test, &Spec { size_mib: 320, ..Spec::XFS })? })
     }
 
     /// A written file of `mib` MiB.
     fn file(&self, name: &str, mib: usize) -> PathBuf {
-        let path = self.root().join(name);
+        let path = self.fs.path(name);
         let file = File::create(&path).expect("a file");
         file.write_all_at(&vec![0x5a; mib << 20], 0).expect("room");
         file.sync_all().expect("a disk");
@@ -47,11 +36,7 @@ impl Lab {
 
     fn command(&self, args: &[&str], files: &[&Path]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fastice"));
-        command
-            .args(args)
-            .args(files)
-            .env("FASTICE_STATE_DIR", self.dir.path().join("state"))
-            .env_remove("RUST_LOG");
+        command.args(args).args(files).env("FASTICE_STATE_DIR", self.fs.outside()).env_remove("RUST_LOG");
         command
     }
 
@@ -75,18 +60,9 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let files = fs::read_dir(self.root()).into_iter().flatten().flatten().map(|entry| entry.path());
-        // Not every file is immutable, and a failed test leaves some that are.
-        let _ = Command::new("chattr").arg("-i").args(files).stderr(Stdio::null()).status();
-        let _ = Command::new("umount").arg(self.root()).status();
-    }
-}
-
+/// Runs a program that must succeed.
 fn run(command: &mut Command) {
-    let output = command.output().expect("the program is there");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    loopfs::run(command).expect("it succeeds");
 }
 
 /// Whether root can open the file for writing.
@@ -140,7 +116,7 @@ fn a_pin_remains_and_is_undone() {
 fn unfit_files_are_refused_and_the_others_pinned() {
     let Some(lab) = Lab::new("unfit_files_are_refused_and_the_others_pinned") else { return };
     let good = lab.file("good.img", 1);
-    let hole = lab.root().join("hole.img");
+    let hole = lab.fs.path("hole.img");
     File::create(&hole).and_then(|file| file.set_len(1 << 20)).expect("a file");
     let result = lab.json(&["pin", "--json"], &[&hole, &good], 3);
     assert_eq!(result["pins"].as_array().map(Vec::len), Some(1));

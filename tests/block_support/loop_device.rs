@@ -20,7 +20,10 @@ impl Loop {
                 Some(Self { node })
             }
             other => {
-                eprintln!("SKIPPED: no loop device (run as root, with losetup): {other:?}");
+                // The harness names the thread by the test.
+                let thread = std::thread::current();
+                let test = thread.name().unwrap_or("a loop device").replace("::", " ");
+                eprintln!("SKIPPED: {test}: no loop device (run as root, with losetup): {other:?}");
                 None
             }
         }

@@ -204,7 +204,7 @@ fn without_huge_pages_ordinary_ones_are_used_and_the_reason_told() {
     let options = PoolOptions { bytes: 256 << 20, prefer_huge: true, lock: false };
     let reserved = std::fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap_or_default();
     if reserved.trim().parse::<usize>().is_ok_and(|pages| pages >= 128) {
-        eprintln!("SKIPPED: this machine has {} huge pages reserved", reserved.trim());
+        eprintln!("SKIPPED: without hugepages: this machine has {} huge pages reserved", reserved.trim());
         return;
     }
     let pool = BufferPool::new(&options).expect("256 MiB of memory");
