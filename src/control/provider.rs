@@ -260,6 +260,11 @@ impl Provider {
         self.undrained.extend(under.map(|(path, _)| path.clone()));
     }
 
+    /// Whether commands of an export of this file, gone since, may still be on a device.
+    pub(super) fn is_undrained(&self, path: &Path) -> bool {
+        self.undrained.contains(path)
+    }
+
     /// Lets go of files that no namespace names any more.
     pub(super) fn release_unnamed(&mut self, backings: &Backings) {
         let is_gone = |path: &&PathBuf| !backings.names(path) && !self.undrained.contains(*path);

@@ -141,7 +141,8 @@ impl Server {
             }
             None => true,
         };
-        if drained {
+        // An export that a reload removed may have left commands behind, though that of now has none.
+        if drained && !self.provider.is_undrained(path) {
             self.provider.release(path);
             // A reload that names the file is to pin it anew, not to find this fenced one still good.
             self.backings.forget(path);
