@@ -51,6 +51,7 @@ mod survey;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod undo;
 mod unpin;
 mod verify;
 

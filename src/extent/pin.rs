@@ -17,10 +17,10 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, IFlags};
+use rustix::fs::Advice;
 
 use super::accept::Violation;
 use super::compare::compare;
@@ -37,6 +37,7 @@ use super::progress::Progress;
 use super::record::{StoredMap, StoredPin};
 use super::state::{PinLock, StateDir};
 use super::survey::{absolute, open_read, survey_file, to_extents};
+use super::undo::{ImmutableFlag, IntentRecord, change_flag};
 use super::unpin::refuse_if_held;
 use super::verify::{VerifyReport, verify_file};
 use crate::units::BlockSize;
@@ -225,7 +226,7 @@ impl Attempt<'_> {
             map,
         };
         let record = IntentRecord::store(self.state, &intent, previous)?;
-        let flag = ImmutableFlag::set(self)?;
+        let flag = ImmutableFlag::set(self.file, self.path())?;
         let lease = lease::prove_unopened(self.file, self.facts, &guard)?;
         self.sync()?;
         lease::downgrade(self.file, self.facts)?;
@@ -301,104 +302,6 @@ impl Attempt<'_> {
         }
         if !lease::is_held(self.file) || guard.watch().reason().is_some() {
             return Err(self.guard_error("lease", "it was broken meanwhile", None));
-        }
-        Ok(())
-    }
-}
-
-/// The record of a pin that is being made. Dropped, it puts back what was there before.
-struct IntentRecord<'a> {
-    state: &'a StateDir,
-    key: String,
-    previous: Option<StoredPin>,
-    armed: bool,
-}
-
-impl<'a> IntentRecord<'a> {
-    fn store(
-        state: &'a StateDir,
-        intent: &StoredPin,
-        previous: Option<StoredPin>,
-    ) -> Result<Self, ExtentError> {
-        state.store(intent)?;
-        Ok(Self { state, key: intent.identity.key(), previous, armed: true })
-    }
-
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for IntentRecord<'_> {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        let undone = match &self.previous {
-            Some(previous) => self.state.store(previous),
-            None => self.state.remove(&self.key),
-        };
-        if let Err(error) = undone {
-            tracing::error!(error = %Chain(&error), "cannot undo the record of a failed pin");
-        }
-    }
-}
-
-/// The immutable flag of a file that is being pinned. Dropped, it is cleared if it was set here.
-struct ImmutableFlag<'a> {
-    file: &'a File,
-    path: PathBuf,
-    armed: bool,
-}
-
-impl<'a> ImmutableFlag<'a> {
-    fn set(attempt: &Attempt<'a>) -> Result<Self, ExtentError> {
-        let path = attempt.path().to_path_buf();
-        let failed = |problem, source| attempt.guard_error(IMMUTABLE, problem, source);
-        if is_immutable(attempt.file, &path)? {
-            return Ok(Self { file: attempt.file, path, armed: false });
-        }
-        change_flag(attempt.file, true).map_err(|source| failed("cannot be set", Some(source)))?;
-        let flag = Self { file: attempt.file, path, armed: true };
-        if is_immutable(attempt.file, &flag.path)? {
-            Ok(flag)
-        } else {
-            Err(failed("the filesystem does not keep it", None))
-        }
-    }
-
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for ImmutableFlag<'_> {
-    fn drop(&mut self) {
-        if self.armed
-            && let Err(error) = change_flag(self.file, false)
-        {
-            tracing::error!(path = %self.path.display(), %error, "cannot clear the immutable flag of a failed pin");
-        }
-    }
-}
-
-/// Sets or clears the immutable flag, and leaves the others.
-pub(super) fn change_flag(file: &File, immutable: bool) -> io::Result<()> {
-    let mut flags = rustix::fs::ioctl_getflags(file)?;
-    flags.set(IFlags::IMMUTABLE, immutable);
-    Ok(rustix::fs::ioctl_setflags(file, flags)?)
-}
-
-/// An error and its sources on one line, for the log.
-pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
         }
         Ok(())
     }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ExtentError, StateProblem};
 use super::facts::{FileFacts, is_immutable, number_of};
-use super::pin::{change_flag, no_record};
+use super::pin::no_record;
 use super::record::StoredPin;
 use super::state::StateDir;
 use super::survey::open_read;
+use super::undo::change_flag;
 use super::verify::verify_file;
 
 /// What unpinning did.

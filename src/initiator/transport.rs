@@ -23,6 +23,7 @@ use crate::tcp::pdu::{
 };
 use nvme_spec::SubmissionQueueEntry;
 use rustix::event::{PollFd, PollFlags, Timespec};
+pub use slot::Deadline;
 use slot::{Slot, SlotState};
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpStream};
@@ -489,13 +490,4 @@ impl Queue {
             }
         }
     }
-}
-
-/// When a command in flight becomes an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deadline {
-    /// After [`Timeouts::command`].
-    Default,
-    /// Never: for Asynchronous Event Request.
-    Never,
 }

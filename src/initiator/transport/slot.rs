@@ -1,8 +1,17 @@
 //! The state of one command.
 
-use super::{DataFault, Deadline};
+use super::DataFault;
 use crate::initiator::command::{Completion, Transfer};
 use std::time::{Duration, Instant};
+
+/// When a command in flight becomes an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// After [`Timeouts::command`](super::Timeouts::command).
+    Default,
+    /// Never: for Asynchronous Event Request.
+    Never,
+}
 
 /// Where a slot stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,9 +7,11 @@ use nvme_spec::Nsid;
 
 use super::*;
 use crate::block::{MemDevice, MemOptions};
-use crate::fabrics::{HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target, TargetOptions};
+use crate::fabrics::{
+    FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target, TargetOptions,
+};
 use crate::ring::RingOptions;
-use crate::units::BlockSize;
+use crate::units::{BlockSize, ByteLen, ByteOffset};
 
 const LEN: ByteLen = ByteLen(1 << 20);
 const BLOCK: u32 = 512;

@@ -22,6 +22,7 @@ mod counters;
 mod fuzz;
 mod request;
 mod rx;
+mod timeouts;
 mod tx;
 
 use std::collections::VecDeque;
@@ -36,6 +37,7 @@ pub use self::counters::{Counter, TcpCounters, TcpStats};
 pub use self::fuzz::fuzz_connection;
 use self::request::{Index, Requests, State};
 use self::rx::{Rx, RxState, Step};
+pub use self::timeouts::TcpTimeouts;
 use self::tx::{Out, Tx, TxSize};
 use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules, Phase, Receiver, TermReq};
 use crate::fabrics::{Completion, QueueSession, SessionEvent};
@@ -58,30 +60,6 @@ const RX_BYTES_IO: usize = 256 * 1024;
 /// Send batches, likewise.
 const TX_SMALL: TxSize = TxSize { arena_bytes: 4096, parts: 64, queue: 64 };
 const TX_IO: TxSize = TxSize { arena_bytes: 32 * 1024, parts: 512, queue: 256 };
-
-/// Time-outs of a connection.
-#[derive(Clone, Copy, Debug)]
-pub struct TcpTimeouts {
-    /// From the TCP connection to the Connect command.
-    pub handshake: Duration,
-    /// For the data that a host owes, and for a host to take the answers of one batch: memory of others waits.
-    pub transfer: Duration,
-    /// For commands under way to be answered, once the connection is to end.
-    pub ending: Duration,
-    /// For the peer to read the last answers and to close, once they are sent.
-    pub closing: Duration,
-}
-
-impl Default for TcpTimeouts {
-    fn default() -> Self {
-        Self {
-            handshake: Duration::from_secs(10),
-            transfer: Duration::from_secs(30),
-            ending: Duration::from_secs(5),
-            closing: Duration::from_secs(1),
-        }
-    }
-}
 
 /// Kinds of ring operations.
 const RECV: u8 = 1;
