@@ -144,7 +144,8 @@ fn list(members: &[GroupMember]) -> String {
     if members.is_empty() {
         return "all of its members".to_owned();
     }
-    let one = |one: &GroupMember| format!("{} ({})", one.address, one.driver.as_deref().unwrap_or("no driver"));
+    let one =
+        |one: &GroupMember| format!("{} ({})", one.address, one.driver.as_deref().unwrap_or("no driver"));
     members.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

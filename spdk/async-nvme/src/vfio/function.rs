@@ -79,7 +79,8 @@ impl<K: Kernel> Function<K> {
         if !info.is_pci {
             return Err(unsupported("VFIO says that it is no PCI function"));
         }
-        let region = |index| kernel.region_info(&device, index).map_err(failed("VFIO_DEVICE_GET_REGION_INFO"));
+        let region =
+            |index| kernel.region_info(&device, index).map_err(failed("VFIO_DEVICE_GET_REGION_INFO"));
         let config = region(abi::VFIO_PCI_CONFIG_REGION_INDEX)?;
         let config = Config { file_offset: config.file_offset, len: config.len };
         let bar = region(abi::VFIO_PCI_BAR0_REGION_INDEX)?;
@@ -146,7 +147,8 @@ impl<K: Kernel> Function<K> {
         if self.gone.load(Ordering::Relaxed) {
             return true;
         }
-        let asked = self.release.as_ref().is_some_and(|release| rustix::io::read(release, &mut [0; 8]).is_ok());
+        let asked =
+            self.release.as_ref().is_some_and(|release| rustix::io::read(release, &mut [0; 8]).is_ok());
         let gone = asked || self.bar.is_gone();
         if gone {
             tracing::warn!(name = self.name, asked, "the function is gone, or the host wants it back");
@@ -249,7 +251,8 @@ impl<K: Kernel + fmt::Debug> Access for Function<K> {
     fn dma_revoke(&self) -> Result<(), AccessError> {
         let mut memory = self.memory();
         // The device is asked first, for it stops at once; but only the IOMMU makes sure of one that does not obey.
-        let off = self.set_command(0, COMMAND_BUS_MASTER).map_err(self.io_error("turning the bus master off"));
+        let off =
+            self.set_command(0, COMMAND_BUS_MASTER).map_err(self.io_error("turning the bus master off"));
         let unmapped = memory.uninstall_all(&self.kernel, &self.space, &self.name);
         let revoked = if unmapped.is_ok() { Ok(()) } else { off };
         if revoked.is_ok() {
@@ -281,7 +284,10 @@ impl<K: Kernel + fmt::Debug> Access for Function<K> {
     fn config_read32(&self, offset: u16) -> Result<u32, AccessError> {
         let inside = offset.is_multiple_of(4) && u64::from(offset) + 4 <= self.config.len;
         if !inside {
-            return Err(AccessError::NoSuch { what: format!("dword at {offset:#x}"), name: self.name.clone() });
+            return Err(AccessError::NoSuch {
+                what: format!("dword at {offset:#x}"),
+                name: self.name.clone(),
+            });
         }
         if self.is_gone() {
             return Ok(u32::MAX);
@@ -299,6 +305,10 @@ impl<K: Kernel + fmt::Debug> Access for Function<K> {
 
     fn interrupt_attach(&self, vector: u16, eventfd: BorrowedFd<'_>) -> Result<(), AccessError> {
         self.irqs.attach(&self.kernel, &self.device, &self.name, vector, eventfd)
+    }
+
+    fn interrupt_detach(&self, vector: u16) -> Result<(), AccessError> {
+        self.irqs.detach(&self.kernel, &self.device, &self.name, vector)
     }
 }
 

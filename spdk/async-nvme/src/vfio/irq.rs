@@ -4,7 +4,7 @@
 //! vectors to those that are on (`VFIO_IRQ_INFO_NORESIZE`), but give one that is on another eventfd at any time.
 
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vfio_bindings::bindings::vfio as abi;
 
@@ -48,7 +48,7 @@ impl Irqs {
         if vector >= self.count {
             return Err(no_such());
         }
-        let mut on = self.on.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut on = self.on();
         if *on == 0 {
             *on = switch_on(kernel, device, self.count).map_err(failed)?;
         }
@@ -56,6 +56,32 @@ impl Irqs {
             return Err(no_such());
         }
         kernel.set_irqs(device, MSIX, vector.into(), &[Some(eventfd)]).map_err(failed).map(drop)
+    }
+
+    /// Takes the eventfd of a vector away. The kernel masks a vector that has none.
+    pub(super) fn detach<K: Kernel>(
+        &self,
+        kernel: &K,
+        device: &K::File,
+        name: &str,
+        vector: u16,
+    ) -> Result<(), AccessError> {
+        if vector >= self.count {
+            let what = format!("interrupt vector {vector}");
+            return Err(AccessError::NoSuch { what, name: name.to_owned() });
+        }
+        if vector < *self.on() {
+            kernel.set_irqs(device, MSIX, vector.into(), &[None]).map_err(|source| AccessError::Io {
+                what: "detaching an interrupt",
+                name: name.to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn on(&self) -> MutexGuard<'_, u16> {
+        self.on.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -311,8 +311,7 @@ impl Kernel for Linux {
     }
 
     fn device_info(&self, device: &OwnedFd) -> io::Result<DeviceInfo> {
-        let mut info =
-            abi::vfio_device_info { argsz: size::<abi::vfio_device_info>(), ..Default::default() };
+        let mut info = abi::vfio_device_info { argsz: size::<abi::vfio_device_info>(), ..Default::default() };
         // SAFETY: the structure of this command; without room behind it no capabilities follow.
         unsafe { call(device, DEVICE_GET_INFO, &raw mut info)? };
         Ok(DeviceInfo {

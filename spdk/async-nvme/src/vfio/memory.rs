@@ -82,7 +82,8 @@ impl Memory {
         region: &DmaRegion,
     ) -> Result<DmaMapping, AccessError> {
         let failed = |source| AccessError::Io { what: "mapping a region", name: name.to_owned(), source };
-        let physical = PhysicalRegion::look_up(region, sure).map_err(|error| failed(std::io::Error::other(error)))?;
+        let physical =
+            PhysicalRegion::look_up(region, sure).map_err(|error| failed(std::io::Error::other(error)))?;
         let parts = physical.parts().iter().map(|&part| Iova(part)).collect();
         let mapping =
             DmaMapping::by_part(region.clone(), parts).ok_or_else(|| no_such("such addresses", name))?;
@@ -101,8 +102,7 @@ impl Memory {
         let same = |entry: &Entry| {
             entry.mapping.region().is_same(mapping.region()) && entry.mapping.iova(0) == mapping.iova(0)
         };
-        let index =
-            self.entries.iter().position(same).ok_or_else(|| no_such("such mapping", name))?;
+        let index = self.entries.iter().position(same).ok_or_else(|| no_such("such mapping", name))?;
         if !space.is_guarded() && !self.revoked {
             let what = "ending a mapping while the bus master is on, without an IOMMU,";
             return Err(AccessError::Unsupported { what, name: name.to_owned() });

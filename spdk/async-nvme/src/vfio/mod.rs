@@ -215,6 +215,9 @@ macro_rules! access {
             fn interrupt_attach(&self, vector: u16, eventfd: BorrowedFd<'_>) -> Result<(), AccessError> {
                 self.0.interrupt_attach(vector, eventfd)
             }
+            fn interrupt_detach(&self, vector: u16) -> Result<(), AccessError> {
+                self.0.interrupt_detach(vector)
+            }
         }
     };
 }

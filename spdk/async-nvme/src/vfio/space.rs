@@ -87,10 +87,8 @@ impl<K: Kernel> Space<K> {
 }
 
 /// What every IOMMU translates when the kernel does not say: 39 bits, without the x86 window of MSI.
-const RANGES_BEFORE_5_4: [IovaRange; 2] = [
-    IovaRange { start: 0, last: 0xFEDF_FFFF },
-    IovaRange { start: 0xFEF0_0000, last: (1 << 39) - 1 },
-];
+const RANGES_BEFORE_5_4: [IovaRange; 2] =
+    [IovaRange { start: 0, last: 0xFEDF_FFFF }, IovaRange { start: 0xFEF0_0000, last: (1 << 39) - 1 }];
 
 /// Opens a device by its group, with an IOMMU of type 1.
 pub(super) fn open_group<K: Kernel>(kernel: &K, function: &PciFunction) -> Result<Opened<K>, OpenError> {
