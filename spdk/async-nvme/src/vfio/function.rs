@@ -263,10 +263,19 @@ impl<K: Kernel + fmt::Debug> Access for Function<K> {
 
     fn dma_restore(&self) -> Result<(), AccessError> {
         let mut memory = self.memory();
-        memory.install_all(&self.kernel, &self.space, &self.name)?;
-        memory.set_revoked(false);
-        self.set_command(COMMAND_MEMORY | COMMAND_BUS_MASTER, 0)
-            .map_err(self.io_error("turning the bus master on"))
+        let restored = memory.install_all(&self.kernel, &self.space, &self.name).and_then(|()| {
+            self.set_command(COMMAND_MEMORY | COMMAND_BUS_MASTER, 0)
+                .map_err(self.io_error("turning the bus master on"))
+        });
+        match restored {
+            Ok(()) => memory.set_revoked(false),
+            // Half of it would be neither the one nor the other.
+            Err(_) if memory.is_revoked() => {
+                let _ = memory.uninstall_all(&self.kernel, &self.space, &self.name);
+            }
+            Err(_) => {}
+        }
+        restored
     }
 
     fn function_reset(&self) -> Result<(), AccessError> {

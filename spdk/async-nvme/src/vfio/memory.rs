@@ -40,6 +40,10 @@ impl Memory {
         Self { iovas: IovaAllocator::new(&ranges), entries: Vec::new(), revoked: false }
     }
 
+    pub(super) const fn is_revoked(&self) -> bool {
+        self.revoked
+    }
+
     /// Says that the device is cut off, or that it is no longer.
     pub(super) const fn set_revoked(&mut self, revoked: bool) {
         self.revoked = revoked;

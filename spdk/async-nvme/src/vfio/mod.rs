@@ -31,6 +31,8 @@
 
 mod bar;
 mod error;
+#[cfg(test)]
+mod fake;
 mod function;
 mod info;
 mod irq;
@@ -41,6 +43,8 @@ mod mmio;
 mod sigbus;
 mod space;
 pub mod sysfs;
+#[cfg(test)]
+mod tests;
 #[cfg(test)]
 mod tree;
 
