@@ -56,6 +56,12 @@ impl DmaMapping {
         &self.region
     }
 
+    /// The highest address of any byte of the region.
+    #[must_use]
+    pub fn iova_max(&self) -> Iova {
+        Iova(self.parts.iter().map(|part| part.saturating_add(BUFFER_LEN_MAX as u64 - 1)).max().unwrap_or(0))
+    }
+
     /// Whether the `len` bytes from `offset` follow each other for the device, as a queue must.
     #[must_use]
     pub fn is_contiguous(&self, offset: usize, len: usize) -> bool {

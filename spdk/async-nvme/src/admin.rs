@@ -1,13 +1,16 @@
 //! The admin queue: a page of data for each command, answers fetched by token.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use nvme_spec::{AdminOpcode, SglDescriptor, Status, SubmissionQueueEntry};
+use nvme_spec::{AdminOpcode, Status, SubmissionQueueEntry};
 
 use crate::access::{Access, DmaMapping};
 use crate::clock::Moment;
 use crate::error::Error;
+use crate::prp;
 use crate::ring::{Layout, Rings};
+use crate::shadow::Shadow;
 
 /// Commands that may be open at once, and the bytes of data of each.
 const SLOTS: u16 = 31;
@@ -80,7 +83,7 @@ pub(crate) struct AdminQueue {
     rings: Rings,
     slots: Vec<Slot>,
     /// DW0 of asynchronous events not yet looked at.
-    pub(crate) events: Vec<u32>,
+    pub(crate) events: VecDeque<u32>,
 }
 
 impl AdminQueue {
@@ -92,7 +95,7 @@ impl AdminQueue {
         let rings = Rings::new(&mapping, layout, 0, dstrd)?;
         let mut slots = Vec::new();
         slots.resize_with(usize::from(layout.entries - 1), Slot::default);
-        Some(Self { name, mapping, rings, slots, events: Vec::with_capacity(8) })
+        Some(Self { name, mapping, rings, slots, events: VecDeque::with_capacity(8) })
     }
 
     pub(crate) fn addresses(&self) -> Option<(u64, u64)> {
@@ -111,14 +114,14 @@ impl AdminQueue {
         limit: Option<Duration>,
         forgotten: bool,
     ) -> Result<AdminToken, Error> {
-        self.submit_at(command, 0, now, limit, forgotten)
+        self.submit_at(command, (0, 0), now, limit, forgotten)
     }
 
-    /// Like [`AdminQueue::submit`]; without data, `prp1` is the address of a queue.
+    /// Like [`AdminQueue::submit`]; without data, the pointers are PRP1 and PRP2.
     pub(crate) fn submit_at(
         &mut self,
         command: &AdminCommand,
-        prp1: u64,
+        pointers: (u64, u64),
         now: Moment,
         limit: Option<Duration>,
         forgotten: bool,
@@ -132,7 +135,8 @@ impl AdminQueue {
         let index = free.ok_or_else(exhausted)?;
         let number = u16::try_from(index).map_err(|_| exhausted())?;
         let list_at = self.rings.layout.list_at(number);
-        let data = if bytes > 0 { self.mapping.iova(list_at).map_or(0, |iova| iova.0) } else { prp1 };
+        let page = || (self.mapping.iova(list_at).map_or(0, |iova| iova.0), 0);
+        let (prp1, prp2) = if bytes > 0 { page() } else { pointers };
         if bytes > 0 {
             let ready = self.rings.region().zero(list_at, DATA_LEN)
                 && self.rings.region().write(list_at, &command.data_out);
@@ -154,7 +158,7 @@ impl AdminQueue {
             opcode: command.opcode,
             cid: cid.into(),
             nsid: command.nsid.into(),
-            dptr: SglDescriptor { address: data.into(), ..Default::default() },
+            dptr: prp::pointers(prp1, prp2),
             cdw10,
             cdw11,
             cdw12,
@@ -173,6 +177,25 @@ impl AdminQueue {
             ..Default::default()
         };
         self.submit(&command, now, None, true).map(|_| ())
+    }
+
+    /// Shadow doorbells from now on; until the controller is reset, or none.
+    pub(crate) fn set_shadow(&mut self, shadow: Option<Shadow>) {
+        self.rings.set_shadow(shadow);
+    }
+
+    /// Whether a poll would find something to do.
+    pub(crate) fn is_due(&self) -> bool {
+        self.rings.has_completion() || !self.rings.is_rung() || !self.events.is_empty()
+    }
+
+    /// When the first of the open commands is late.
+    pub(crate) fn deadline(&self) -> Option<Moment> {
+        let deadlines = self.slots.iter().filter_map(|slot| match slot.state {
+            SlotState::Open { deadline, .. } => deadline,
+            _ => None,
+        });
+        deadlines.min()
     }
 
     pub(crate) fn ring(&mut self, access: &dyn Access) {
@@ -215,7 +238,7 @@ impl AdminQueue {
             slot.state = SlotState::Free;
             // Only event requests have no deadline.
             if deadline.is_none() && status.is_success() && self.events.len() < self.events.capacity() {
-                self.events.push(dw0);
+                self.events.push_back(dw0);
             }
             return Ok(());
         }

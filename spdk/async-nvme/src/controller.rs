@@ -15,94 +15,21 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nvme_spec::register::{Cap, Cc, Crto, Csts, Property};
+use nvme_spec::register::{Cap, Cc, Crto, Csts, Property, css};
 use tracing::{debug, warn};
 
 use crate::access::Access;
 use crate::admin::{AdminCommand, AdminQueue, AdminReply, AdminToken, AdminTrouble};
+use crate::bell::Bell;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::info::{ControllerInfo, NamespaceInfo};
 use crate::jobs::Jobs;
 use crate::link::{Shared, state, wish};
-use crate::op::Limits;
-use crate::queue::QueueTicket;
+use crate::options::{Event, Options, State};
 use crate::quirks::Quirks;
+use crate::shadow::ShadowPages;
 use crate::start::Start;
-
-/// How a controller shall be driven.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// I/O queue pairs to ask for.
-    pub io_queues: u16,
-    /// The largest transfer in bytes; longer operations are split. Each command of a queue has a list for this much.
-    pub transfer_len_max: u32,
-    /// How long an admin command may take.
-    pub admin_timeout: Duration,
-    /// How long an I/O command may take before it is aborted.
-    pub io_timeout: Duration,
-    /// How long an aborted I/O command may still take before the controller is reset.
-    pub abort_grace: Duration,
-    /// Resets in a row before the controller is given up.
-    pub resets_max: u32,
-    /// After this long without trouble, resets count from zero again.
-    pub settled_after: Duration,
-    /// How often CSTS is read while the controller is ready.
-    pub status_every: Duration,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            io_queues: 16,
-            transfer_len_max: 256 << 10,
-            admin_timeout: Duration::from_secs(10),
-            io_timeout: Duration::from_secs(30),
-            abort_grace: Duration::from_secs(5),
-            resets_max: 3,
-            settled_after: Duration::from_secs(60),
-            status_every: Duration::from_millis(100),
-        }
-    }
-}
-
-/// Where a controller stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Made, not started.
-    Idle,
-    /// CC.EN was cleared; CSTS.RDY is not yet 0.
-    Disabling,
-    /// CC.EN was set; CSTS.RDY is not yet 1.
-    Enabling,
-    /// Identifying.
-    Starting,
-    /// In use.
-    Ready,
-    /// CC.SHN was set; CSTS.SHST does not yet say complete.
-    ShuttingDown,
-    /// Shut down and disabled.
-    Stopped,
-    /// Given up; see [`Controller::failure`].
-    Failed,
-    /// The device is gone.
-    Removed,
-}
-
-/// Something that its owner may want to know.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A reset began, and why.
-    Resetting(Error),
-    /// The controller is ready (again).
-    Ready,
-    /// An asynchronous event (Base section 5.1.2): DW0 of its completion.
-    Asynchronous(u32),
-    /// The namespaces were read anew.
-    NamespacesChanged,
-    /// The controller is given up, or gone.
-    Ended(Error),
-}
 
 /// A controller, polled by one thread. Its queue pairs live on others.
 #[derive(Debug)]
@@ -111,7 +38,7 @@ pub struct Controller {
     clock: Arc<dyn Clock>,
     pub(crate) options: Options,
     pub(crate) quirks: Quirks,
-    cap: Cap,
+    pub(crate) cap: Cap,
     pub(crate) state: State,
     deadline: Moment,
     limit: Duration,
@@ -125,12 +52,44 @@ pub struct Controller {
     pub(crate) info: ControllerInfo,
     pub(crate) namespaces: Vec<NamespaceInfo>,
     pub(crate) events: VecDeque<Event>,
+    /// Event requests that are still to be made, and whether the namespaces are to be read anew.
+    pub(crate) events_due: u16,
+    pub(crate) rescan_due: bool,
+    /// Whether the owner wants the volatile write cache on or off.
+    pub(crate) write_cache_wished: Option<bool>,
+    /// Kept for the next life.
+    pub(crate) shadow_pages: Option<ShadowPages>,
+    pub(crate) attached: bool,
     resets: u32,
     ready_since: Moment,
-    status_at: Moment,
+    pub(crate) status_at: Moment,
     failure: Option<Error>,
     /// The device could not be kept from memory.
     stranded: bool,
+}
+
+/// A shutdown is given this long at least.
+const SHUTDOWN_LIMIT_MIN: Duration = Duration::from_secs(5);
+
+/// CAP of a device that can be driven.
+fn read_cap(access: &dyn Access) -> Result<Cap, Error> {
+    let name = access.name();
+    let bits = access.read64(Property::CAP.0);
+    if bits == u64::MAX {
+        return Err(Error::Gone { name: name.to_owned() });
+    }
+    let cap = Cap::from_bits(bits);
+    let unsupported = |what: &str| Error::Unsupported { name: name.to_owned(), what: what.to_owned() };
+    if !cap.css_nvm() && !cap.css_iocs() {
+        return Err(unsupported("it does not offer the NVM command set"));
+    }
+    if cap.mqes_z() == 0 {
+        return Err(unsupported("its queues have one entry (CAP.MQES)"));
+    }
+    if cap.mpsmin() > 4 {
+        return Err(unsupported("its memory pages are larger than 64 KiB (CAP.MPSMIN)"));
+    }
+    Ok(cap)
 }
 
 /// Events kept at most; the oldest goes first.
@@ -143,25 +102,17 @@ impl Controller {
     /// When the device is gone, is one that cannot be driven, or memory cannot be had or mapped.
     pub fn new(access: Arc<dyn Access>, options: Options, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let name = access.name().to_owned();
-        let bits = access.read64(Property::CAP.0);
-        if bits == u64::MAX {
-            return Err(Error::Gone { name });
-        }
-        let cap = Cap::from_bits(bits);
         let unsupported = |what: &str| Error::Unsupported { name: name.clone(), what: what.to_owned() };
-        if !cap.css_nvm() && !cap.css_iocs() {
-            return Err(unsupported("it does not offer the NVM command set"));
-        }
-        if cap.mqes_z() == 0 {
-            return Err(unsupported("its queues have one entry (CAP.MQES)"));
-        }
-        if cap.mpsmin() > 4 {
-            return Err(unsupported("its memory pages are larger than 64 KiB (CAP.MPSMIN)"));
-        }
+        let cap = read_cap(&*access)?;
         let id = access.config_read32(0).unwrap_or(u32::MAX).to_le_bytes();
         let quirks = Quirks::of(u16::from_le_bytes([id[0], id[1]]), u16::from_le_bytes([id[2], id[3]]));
+        if let Some(why) = quirks.refusal {
+            return Err(unsupported(why));
+        }
         let page = 4096usize << cap.mpsmin();
-        let shared = Arc::new(Shared::new(access, cap.dstrd(), page));
+        let failed = |source| Error::Eventfd { name: name.clone(), source: Arc::new(source) };
+        let bell = options.interrupts.then(Bell::new).transpose().map_err(failed)?;
+        let shared = Arc::new(Shared::new(access, cap.dstrd(), page, quirks.address_bits, bell));
         let layout = AdminQueue::layout(page, cap.mqes_z());
         let mapping = shared.queue_memory(layout.total_len)?;
         let admin = AdminQueue::new(name.clone(), mapping, layout, cap.dstrd())
@@ -184,6 +135,11 @@ impl Controller {
             info: ControllerInfo::default(),
             namespaces: Vec::new(),
             events: VecDeque::with_capacity(EVENTS_MAX),
+            events_due: 0,
+            rescan_due: false,
+            write_cache_wished: None,
+            shadow_pages: None,
+            attached: false,
             resets: 0,
             ready_since: Moment::default(),
             status_at: Moment::default(),
@@ -244,7 +200,36 @@ impl Controller {
         }
     }
 
-    /// Resets the controller. Operations under way end with [`crate::IoError::Reset`].
+    /// Starts a controller that is over anew: one that was shut down, that failed and was mended, or that is back after
+    /// its removal (hot-add) behind the same access. Queue pairs of before are gone for good and are opened anew.
+    /// Nothing is taken over from before: it may be another device, so its owner looks at [`Controller::info`] and
+    /// [`Controller::namespaces`] again.
+    ///
+    /// An access that ends with the removal, as that of a PCI function does, needs a new access and a new controller.
+    ///
+    /// # Errors
+    /// When it is not over, is still gone, can no longer be driven, or could not be cut off from memory.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        if !self.is_over() || self.stranded {
+            return Err(Error::NotReady { name: self.name() });
+        }
+        let cap = read_cap(&*self.shared.access)?;
+        let same = (cap.mpsmin(), cap.dstrd()) == (self.cap.mpsmin(), self.cap.dstrd());
+        if !same || cap.mqes_z() < self.admin.entries() - 1 {
+            let what =
+                "its memory page, doorbell stride or queue size changed: make a new controller".to_owned();
+            return Err(Error::Unsupported { name: self.name(), what });
+        }
+        self.cap = cap;
+        (self.info, self.namespaces) = (ControllerInfo::default(), Vec::new());
+        (self.failure, self.stopping, self.resets) = (None, false, 0);
+        self.shared.set_closed(false);
+        self.disable();
+        Ok(())
+    }
+
+    /// Resets the controller. Operations under way end with [`crate::IoError::Reset`], or are given to it anew where
+    /// [`Options::requeue`] says so.
     pub fn reset(&mut self) {
         let error = Error::Reset { name: self.name() };
         self.begin_reset(error);
@@ -257,7 +242,8 @@ impl Controller {
                 let cc = Cc::from_bits(self.shared.access.read32(Property::CC.0));
                 self.hold_links();
                 self.shared.access.write32(Property::CC.0, cc.with_shn(0b01).into_bits());
-                self.enter(State::ShuttingDown, self.ready_limit().max(Duration::from_secs(5)));
+                let told = Duration::from_micros(self.info.shutdown_us.into());
+                self.enter(State::ShuttingDown, self.ready_limit().max(told).max(SHUTDOWN_LIMIT_MIN));
                 self.stopping = true;
             }
             State::Disabling | State::Enabling => self.stopping = true,
@@ -285,41 +271,7 @@ impl Controller {
         self.admin.take(token)
     }
 
-    /// The right to open a queue pair for a namespace, with at most `depth` operations at a time; fewer when the
-    /// controller's queues are shorter.
-    ///
-    /// # Errors
-    /// When the controller was never ready, has no such namespace or no more queues, or when the namespace is one
-    /// that cannot be used.
-    pub fn queue_ticket(&mut self, nsid: u32, depth: u16) -> Result<QueueTicket, Error> {
-        let name = self.name();
-        if self.info.io_queues == 0 || self.is_over() {
-            return Err(Error::NotReady { name });
-        }
-        let namespace = self.namespaces.iter().find(|namespace| namespace.nsid == nsid);
-        let refuse = |what: &str| Error::Namespace { name: name.clone(), nsid, what: what.to_owned() };
-        let namespace = namespace.ok_or_else(|| refuse("there is no such active namespace"))?;
-        if let Some(why) = namespace.refusal {
-            return Err(refuse(why));
-        }
-        let limits = Limits::new(&self.info, namespace, self.shared.page);
-        let namespace = namespace.clone();
-        let qid = self
-            .jobs
-            .take_qid(self.info.io_queues)
-            .ok_or(Error::Exhausted { name, what: "queue pair: ask for more in the options" })?;
-        Ok(QueueTicket {
-            shared: self.shared.clone(),
-            qid,
-            depth: depth.clamp(1, self.cap.mqes_z()),
-            limits,
-            namespace,
-            io_timeout: self.options.io_timeout,
-            abort_grace: self.options.abort_grace,
-        })
-    }
-
-    /// Whether it will never be ready (again).
+    /// Whether it will never be ready (again), unless it is started anew.
     #[must_use]
     pub const fn is_over(&self) -> bool {
         matches!(self.state, State::Stopped | State::Failed | State::Removed)
@@ -381,9 +333,7 @@ impl Controller {
         self.ready_since = now;
         debug!(name = self.shared.access.name(), queues = self.info.io_queues, "controller is ready");
         self.tell(Event::Ready);
-        for _ in 0..self.info.event_requests_max.min(4) {
-            let _ = self.admin.submit_event_request(now);
-        }
+        self.begin_events();
     }
 
     /// CSTS, `None` when the device is gone.
@@ -480,7 +430,10 @@ impl Controller {
     fn disable(&mut self) {
         self.hold_links();
         self.start = None;
+        self.rescan_due = false;
         self.reset_from_outside = false;
+        // It ends with the reset; no queue pair is created before it is set up anew.
+        self.shared.set_shadow(None);
         let cc = self.shared.access.read32(Property::CC.0);
         self.shared.access.write32(Property::CC.0, Cc::from_bits(cc).with_en(false).with_shn(0).into_bits());
         self.enter(State::Disabling, self.ready_limit());
@@ -505,6 +458,7 @@ impl Controller {
         self.jobs.forget_device();
         let _ = self.shared.take_wish();
         if self.stopping {
+            self.shared.set_closed(true);
             self.settle_links(state::GONE);
             self.state = State::Stopped;
             return;
@@ -528,7 +482,9 @@ impl Controller {
         access.write32(Property::AQA.0, size_z | size_z << 16);
         access.write64(Property::ASQ.0, asq);
         access.write64(Property::ACQ.0, acq);
-        let cc = Cc::new().with_mps(self.cap.mpsmin()).with_iosqes(6).with_iocqes(4).with_en(true);
+        let sets = if self.cap.css_nvm() { css::NVM } else { css::ALL };
+        let cc = Cc::new().with_css(sets).with_mps(self.cap.mpsmin());
+        let cc = cc.with_iosqes(6).with_iocqes(4).with_en(true);
         access.write32(Property::CC.0, cc.into_bits());
         self.enter(State::Enabling, self.ready_limit());
         self.quiet_until = self.now().after(self.quirks.delay_before_ready.unwrap_or_default());
@@ -541,6 +497,7 @@ impl Controller {
         let reset = end != State::Removed && self.shared.access.function_reset().is_ok();
         let safe = reset || self.shared.access.dma_revoke().is_ok();
         self.stranded = !safe;
+        self.shared.set_closed(true);
         self.settle_links(if safe { state::GONE } else { state::STRANDED });
         self.admin.fail_all(&error);
         self.start = None;
@@ -558,7 +515,8 @@ impl Drop for Controller {
         if !self.is_over() && self.state != State::Idle {
             self.end(State::Failed, Error::NotReady { name: self.name() });
         }
-        self.shared.close();
+        self.disarm();
+        self.shared.set_closed(true);
         self.settle_links(state::GONE);
         if !self.stranded {
             self.shared.unmap_all();

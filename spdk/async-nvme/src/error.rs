@@ -119,6 +119,15 @@ pub enum Error {
         #[source]
         source: Arc<AllocError>,
     },
+    /// An eventfd could not be had.
+    #[error("no eventfd for {name}: raise the limit of open files")]
+    Eventfd {
+        /// The name of the access.
+        name: String,
+        /// The cause.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
     /// The way to the device refused.
     #[error("the way to {name} failed")]
     Access {

@@ -1,8 +1,8 @@
 //! What a controller and its namespaces say of themselves, checked and in plain numbers.
 
 use nvme_spec::identify::{
-    IdentifyController, IdentifyControllerNvm, IdentifyNamespace, NamespaceIdDescriptor, NamespaceIdType,
-    oncs, sgls, vwc,
+    CSI_NVM, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, NamespaceIdDescriptor,
+    NamespaceIdType, oacs, oncs, sgls, vwc,
 };
 use zerocopy::FromBytes;
 
@@ -32,8 +32,10 @@ pub struct ControllerInfo {
     pub volatile_write_cache: bool,
     /// ONCS, less what a quirk takes away.
     pub oncs: u16,
-    /// Whether data may be described by SGLs without any demand on alignment.
+    /// Whether data may be described by SGLs.
     pub sgl: bool,
+    /// Whether data that SGLs describe may be at any address; else at multiples of 4.
+    pub sgl_any_address: bool,
     /// OAES.
     pub oaes: u32,
     /// Aborts that may be open at once.
@@ -48,6 +50,22 @@ pub struct ControllerInfo {
     pub verify_len_max: u64,
     /// Most blocks of a range of Dataset Management; 0 is no limit.
     pub deallocate_blocks_max: u32,
+    /// Most ranges of a Dataset Management; 0 is no limit.
+    pub dataset_ranges_max: u8,
+    /// Most blocks of all ranges of a Dataset Management; 0 is no limit.
+    pub dataset_blocks_max: u64,
+    /// Whether Copy takes source ranges in descriptor format 0h.
+    pub copies_by_format_0: bool,
+    /// A boundary in bytes that reads and writes do better not to cross (a quirk); 0 when there is none.
+    pub boundary_len: u32,
+    /// Whether it offers shadow doorbells (Doorbell Buffer Config).
+    pub shadow_doorbells: bool,
+    /// Error Information log entries that it keeps.
+    pub error_log_entries: u16,
+    /// The highest temperatures in kelvins before it warns, and before it is critical; 0 when it does not say.
+    pub temperature_limits_k: (u16, u16),
+    /// How long a shutdown may take in microseconds (RTD3E); 0 when it does not say.
+    pub shutdown_us: u32,
 }
 
 fn text(field: &[u8]) -> String {
@@ -71,7 +89,9 @@ impl ControllerInfo {
         if quirks.no_write_zeroes {
             optional &= !oncs::WRITE_ZEROES;
         }
+        let stripe = if quirks.boundary_at_mdts && mdts > 0 { u32::try_from(mdts).unwrap_or(0) } else { 0 };
         Some(Self {
+            boundary_len: stripe,
             serial: text(&id.sn),
             model: text(&id.mn),
             firmware: text(&id.fr),
@@ -81,10 +101,19 @@ impl ControllerInfo {
             transfer_len_max: u32::try_from(transfer).unwrap_or(len_max),
             volatile_write_cache: id.vwc & vwc::PRESENT != 0,
             oncs: optional,
-            sgl: id.sgls.get() & 0b11 == sgls::SUPPORTED,
+            sgl: matches!(id.sgls.get() & 0b11, sgls::SUPPORTED | sgls::SUPPORTED_BY_DWORDS),
+            sgl_any_address: id.sgls.get() & 0b11 == sgls::SUPPORTED,
             oaes: id.oaes.get(),
             aborts_max: u16::from(id.acl_z) + 1,
             event_requests_max: u16::from(id.aerl_z) + 1,
+            copies_by_format_0: id.cdfs.get() & 1 != 0,
+            shadow_doorbells: id.oacs.get() & oacs::DOORBELL_BUFFER_CONFIG != 0,
+            error_log_entries: u16::from(id.elpe_z) + 1,
+            temperature_limits_k: (id.wctemp.get(), id.cctemp.get()),
+            shutdown_us: id.rtd3e_us.get(),
+            // Controllers that do not know their own limits, before NVMe 2.0, may have the one of transfers.
+            write_zeroes_len_max: transfer,
+            verify_len_max: transfer,
             ..Self::default()
         })
     }
@@ -95,6 +124,8 @@ impl ControllerInfo {
             self.write_zeroes_len_max = limit(page_min, id.wzsl);
             self.verify_len_max = limit(page_min, id.vsl);
             self.deallocate_blocks_max = id.dmrsl.get();
+            self.dataset_ranges_max = id.dmrl;
+            self.dataset_blocks_max = id.dmsl.get();
         }
     }
 
@@ -122,6 +153,12 @@ pub struct NamespaceInfo {
     pub uuid: Option<[u8; 16]>,
     /// NOIOB in blocks; 0 for none.
     pub noiob: u16,
+    /// Most blocks of a source range of a Copy (MSSRL); 0 when it is not told.
+    pub copy_range_blocks_max: u16,
+    /// Most blocks of a Copy (MCL); 0 when it is not told.
+    pub copy_blocks_max: u32,
+    /// Most source ranges of a Copy (MSRC).
+    pub copy_ranges_max: u16,
     /// Whether other controllers may reach it too.
     pub shared: bool,
     /// Whether it is write protected.
@@ -134,7 +171,7 @@ pub struct NamespaceInfo {
 
 impl NamespaceInfo {
     /// From Identify Namespace. `None` when the namespace is inactive.
-    pub(crate) fn parse(nsid: u32, data: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(nsid: u32, data: &[u8], quirks: Quirks) -> Option<Self> {
         let (id, _) = IdentifyNamespace::read_from_prefix(data).ok()?;
         if id.nsze.get() == 0 {
             return None;
@@ -149,7 +186,7 @@ impl NamespaceInfo {
             (0, _) => Some("its blocks are neither 512 nor 4096 bytes long; format it with such blocks"),
             _ => Some("its format has metadata; format it with MS 0 (nvme format --ms=0)"),
         };
-        let some = |bytes: &[u8]| bytes.iter().any(|&byte| byte != 0);
+        let some = |bytes: &[u8]| !quirks.bogus_ids && bytes.iter().any(|&byte| byte != 0);
         Some(Self {
             nsid,
             blocks: id.nsze.get(),
@@ -158,6 +195,9 @@ impl NamespaceInfo {
             eui64: some(&id.eui64).then_some(id.eui64),
             uuid: None,
             noiob: id.noiob.get(),
+            copy_range_blocks_max: id.mssrl.get(),
+            copy_blocks_max: id.mcl.get(),
+            copy_ranges_max: u16::from(id.msrc) + 1,
             shared: id.nmic & 1 != 0,
             read_only: id.nsattr & 1 != 0,
             deallocated_reads_zero: id.dlfeat & 0b111 == 0b001,
@@ -166,13 +206,17 @@ impl NamespaceInfo {
     }
 
     /// Adds the identification descriptors; stops at what is not one.
-    pub(crate) fn add_descriptors(&mut self, mut data: &[u8]) {
+    pub(crate) fn add_descriptors(&mut self, mut data: &[u8], quirks: Quirks) {
         while let Ok((header, rest)) = NamespaceIdDescriptor::read_from_prefix(data) {
             let Some((id, after)) = rest.split_at_checked(usize::from(header.nidl)) else { break };
             if header.nidl == 0 {
                 break;
             }
             match header.nidt {
+                NamespaceIdType::CSI if id != [CSI_NVM] => {
+                    self.refusal = Some("its command set is not the NVM command set");
+                }
+                _ if quirks.bogus_ids => {}
                 NamespaceIdType::EUI64 => self.eui64 = id.try_into().ok().or(self.eui64),
                 NamespaceIdType::NGUID => self.nguid = id.try_into().ok().or(self.nguid),
                 NamespaceIdType::UUID => self.uuid = id.try_into().ok().or(self.uuid),
@@ -212,28 +256,54 @@ mod tests {
     use super::*;
     use zerocopy::IntoBytes;
 
+    fn parse(data: &[u8]) -> Option<NamespaceInfo> {
+        NamespaceInfo::parse(1, data, Quirks::default())
+    }
+
+    #[test]
+    fn identifiers_that_are_no_identity_are_not_taken() {
+        let mut id = IdentifyNamespace::zeroed();
+        id.nsze.set(100);
+        id.lbaf[0].lbads = 9;
+        id.nguid = [7; 16];
+        let bogus = Quirks { bogus_ids: true, ..Quirks::default() };
+        let mut info = NamespaceInfo::parse(1, id.as_bytes(), bogus).unwrap();
+        info.add_descriptors(&[1, 8, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8], bogus);
+        assert_eq!((info.nguid, info.eui64), (None, None));
+        assert_eq!(parse(id.as_bytes()).unwrap().nguid, Some([7; 16]));
+    }
+
+    #[test]
+    fn other_command_sets_are_told() {
+        let mut info = NamespaceInfo::default();
+        info.add_descriptors(&[4, 1, 0, 0, 0], Quirks::default());
+        assert_eq!(info.refusal, None);
+        info.add_descriptors(&[4, 1, 0, 0, 2], Quirks::default());
+        assert!(info.refusal.unwrap().contains("command set"));
+    }
+
     #[test]
     fn formats_that_are_not_ours_are_told() {
         let mut id = IdentifyNamespace::zeroed();
-        assert_eq!(NamespaceInfo::parse(1, id.as_bytes()), None, "inactive");
+        assert_eq!(parse(id.as_bytes()), None, "inactive");
         id.nsze.set(100);
         id.lbaf[0].lbads = 12;
-        assert_eq!(NamespaceInfo::parse(1, id.as_bytes()).unwrap().refusal, None);
+        assert_eq!(parse(id.as_bytes()).unwrap().refusal, None);
         id.lbaf[0].ms.set(8);
-        assert!(NamespaceInfo::parse(1, id.as_bytes()).unwrap().refusal.unwrap().contains("metadata"));
+        assert!(parse(id.as_bytes()).unwrap().refusal.unwrap().contains("metadata"));
         id.lbaf[0] = nvme_spec::identify::LbaFormat { ms: 0.into(), lbads: 200, rp: 0 };
-        assert!(NamespaceInfo::parse(1, id.as_bytes()).unwrap().refusal.is_some());
+        assert!(parse(id.as_bytes()).unwrap().refusal.is_some());
         id.lbaf[0].lbads = 9;
         id.nsze.set(u64::MAX);
-        assert!(NamespaceInfo::parse(1, id.as_bytes()).unwrap().refusal.is_some());
+        assert!(parse(id.as_bytes()).unwrap().refusal.is_some());
     }
 
     #[test]
     fn descriptors_of_nonsense_change_nothing() {
         let mut info = NamespaceInfo { nguid: Some([7; 16]), ..Default::default() };
-        info.add_descriptors(&[2, 200, 0, 0, 1]);
-        info.add_descriptors(&[2, 3, 0, 0, 1, 2, 3]);
-        info.add_descriptors(&[]);
+        info.add_descriptors(&[2, 200, 0, 0, 1], Quirks::default());
+        info.add_descriptors(&[2, 3, 0, 0, 1, 2, 3], Quirks::default());
+        info.add_descriptors(&[], Quirks::default());
         assert_eq!(info.nguid, Some([7; 16]));
     }
 }

@@ -7,9 +7,16 @@ use nvme_spec::{AdminOpcode, Status};
 
 use crate::admin::{AdminCommand, AdminToken};
 use crate::clock::Moment;
-use crate::controller::{Controller, Event, State};
+use crate::controller::Controller;
 use crate::error::Error;
 use crate::link::{Link, state};
+use crate::op::Limits;
+use crate::prp;
+use crate::queue::QueueSettings;
+use crate::ticket::{QidLease, QueueTicket};
+
+/// QPRIO: medium (Base section 5.2.2).
+const QPRIO_MEDIUM: u8 = 0b10;
 
 /// How far a queue pair is on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +43,14 @@ pub(crate) struct Jobs {
     /// Identifiers given out with a ticket.
     qids: Vec<u16>,
     aborts: Vec<AdminToken>,
+    /// Links may wait for a creation or deletion, or for an abort.
+    look: bool,
+    look_for_aborts: bool,
 }
 
 impl Jobs {
-    pub(crate) fn take_qid(&mut self, most: u16) -> Option<u16> {
+    fn take_qid(&mut self, most: u16, returned: &[u16]) -> Option<u16> {
+        self.qids.retain(|qid| !returned.contains(qid));
         let qid = (1..=most).find(|qid| !self.qids.contains(qid))?;
         self.qids.push(qid);
         Some(qid)
@@ -50,6 +61,7 @@ impl Jobs {
         self.current = None;
         self.created.clear();
         self.aborts.clear();
+        self.look = true;
     }
 }
 
@@ -57,8 +69,9 @@ impl Jobs {
 fn command(step: Step, link: &Link) -> (AdminCommand, u64) {
     let cdw10 = CreateQueueCdw10::new().with_qid(link.qid);
     let size = cdw10.with_qsize_z(link.entries - 1);
-    let cq = CreateCqCdw11::new().with_pc(true);
-    let sq = CreateSqCdw11::new().with_pc(true).with_cqid(link.qid);
+    let vector = link.vector.unwrap_or(0);
+    let cq = CreateCqCdw11::new().with_pc(true).with_ien(link.vector.is_some()).with_iv(vector);
+    let sq = CreateSqCdw11::new().with_pc(true).with_qprio(link.priority).with_cqid(link.qid);
     let (what, opcode, cdw10, cdw11, prp1) = match step {
         Step::CreateCq => {
             ("Create I/O Completion Queue", AdminOpcode::CREATE_IO_CQ, size, cq.into_bits(), link.cq.0)
@@ -74,13 +87,65 @@ fn command(step: Step, link: &Link) -> (AdminCommand, u64) {
 }
 
 impl Controller {
+    /// The right to open a queue pair for a namespace, with at most `depth` operations at a time; fewer when the
+    /// controller's queues are shorter.
+    ///
+    /// # Errors
+    /// When the controller was never ready, has no such namespace or no more queues, or when the namespace is one
+    /// that cannot be used.
+    pub fn queue_ticket(&mut self, nsid: u32, depth: u16) -> Result<QueueTicket, Error> {
+        let name = self.name();
+        if self.info.io_queues == 0 || self.is_over() {
+            return Err(Error::NotReady { name });
+        }
+        let namespace = self.namespaces.iter().find(|namespace| namespace.nsid == nsid);
+        let refuse = |what: &str| Error::Namespace { name: name.clone(), nsid, what: what.to_owned() };
+        let namespace = namespace.ok_or_else(|| refuse("there is no such active namespace"))?;
+        if let Some(why) = namespace.refusal {
+            return Err(refuse(why));
+        }
+        let page = self.shared.page;
+        let list_len =
+            prp::list_len(self.info.transfer_len_max as usize, page).max(self.quirks.list_align.into());
+        let limits = Limits::new(&self.info, namespace, page, list_len);
+        let namespace = namespace.clone();
+        let qid = self
+            .jobs
+            .take_qid(self.info.io_queues, &self.shared.returned())
+            .ok_or(Error::Exhausted { name, what: "queue pair: ask for more in the options" })?;
+        let depth_max = self.quirks.depth_max.unwrap_or(u16::MAX).min(self.cap.mqes_z());
+        Ok(QueueTicket {
+            shared: self.shared.clone(),
+            qid: QidLease::new(self.shared.clone(), qid),
+            depth: depth.clamp(1, depth_max),
+            namespace,
+            settings: QueueSettings {
+                limits,
+                io_timeout: self.options.io_timeout,
+                abort_grace: self.options.abort_grace,
+                requeue: self.options.requeue,
+            },
+            list_len,
+            priority: if self.quirks.medium_priority { QPRIO_MEDIUM } else { 0 },
+            // Vector 0 is the admin queue's.
+            vector: (qid < self.shared.access.interrupts_max()).then_some(qid),
+            bell: None,
+        })
+    }
+
     /// Serves the queue pairs. Only in state Ready.
     pub(crate) fn poll_jobs(&mut self, now: Moment) {
+        if self.shared.take_attention() {
+            self.jobs.look = true;
+            self.jobs.look_for_aborts = true;
+        }
         self.finish_job(now);
-        if self.jobs.current.is_none() {
+        if self.jobs.look && self.jobs.current.is_none() {
             self.next_job(now);
         }
-        self.serve_aborts(now);
+        if self.jobs.look_for_aborts || !self.jobs.aborts.is_empty() {
+            self.serve_aborts(now);
+        }
     }
 
     fn finish_job(&mut self, now: Moment) {
@@ -91,7 +156,7 @@ impl Controller {
             (Step::CreateCq, Ok(_)) => self.begin_job(&link, Step::CreateSq, now),
             (Step::CreateSq, Ok(_)) => {
                 self.jobs.created.push(link.qid);
-                let _ = link.advance(state::CREATING, state::LIVE);
+                link.advance_by_controller(state::CREATING, state::LIVE);
             }
             (Step::CreateCq, Err(error)) => refuse(&link, &error),
             (Step::CreateSq, Err(error)) => {
@@ -113,9 +178,15 @@ impl Controller {
         if matches!(step, Step::DeleteSq | Step::DeleteCq) {
             self.jobs.created.retain(|&qid| qid != link.qid);
         }
+        if step == Step::CreateCq
+            && let Some(shadow) = self.shared.shadow_of(link)
+        {
+            // The device has no queue of this identifier now.
+            shadow.clear();
+        }
         let limit = self.options.admin_timeout;
         let (command, prp1) = command(step, link);
-        match self.admin.submit_at(&command, prp1, now, Some(limit), false) {
+        match self.admin.submit_at(&command, (prp1, 0), now, Some(limit), false) {
             Ok(token) => self.jobs.current = Some(Job { link: link.clone(), step, token }),
             // No free slot between two steps: only a reset tells for sure what the device has.
             Err(error) => self.begin_reset(error),
@@ -144,6 +215,8 @@ impl Controller {
                 return;
             }
             self.begin_job(&link, Step::CreateCq, now);
+        } else {
+            self.jobs.look = false;
         }
     }
 
@@ -177,8 +250,10 @@ impl Controller {
         } else {
             return;
         };
+        self.jobs.look_for_aborts = false;
         for link in links {
             if self.jobs.aborts.len() >= usize::from(self.info.aborts_max) || !self.admin.has_room() {
+                self.jobs.look_for_aborts = true;
                 return;
             }
             let Some(cid) = link.take_abort() else { continue };
@@ -193,18 +268,6 @@ impl Controller {
             if let Ok(token) = self.admin.submit(&abort, now, Some(limit), false) {
                 self.jobs.aborts.push(token);
             }
-        }
-    }
-
-    /// Reports asynchronous events and asks for the next ones.
-    pub(crate) fn poll_events(&mut self, now: Moment) {
-        let events: Vec<u32> = self.admin.events.drain(..).collect();
-        for dw0 in events {
-            self.tell(Event::Asynchronous(dw0));
-            if is_namespace_change(dw0) && self.start.is_none() {
-                self.begin_rescan();
-            }
-            let _ = self.admin.submit_event_request(now);
         }
     }
 
@@ -227,22 +290,10 @@ impl Controller {
             for &from in froms {
                 // What is lost is safe, also where the others are stranded.
                 let safe = to == state::STRANDED && matches!(from, state::LOST | state::WANTED);
-                let _ = link.advance(from, if safe { state::GONE } else { to });
+                link.advance_by_controller(from, if safe { state::GONE } else { to });
             }
         }
     }
-
-    /// Reads the namespaces anew.
-    pub fn rescan(&mut self) {
-        if self.state == State::Ready && self.start.is_none() {
-            self.begin_rescan();
-        }
-    }
-}
-
-/// Type notice, information 00h: Attached Namespace Attribute Changed.
-const fn is_namespace_change(dw0: u32) -> bool {
-    dw0 & 0xFF07 == 0x0002
 }
 
 fn refuse(link: &Link, error: &Error) {

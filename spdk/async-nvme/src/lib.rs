@@ -43,31 +43,43 @@
 
 pub mod access;
 mod admin;
+mod bell;
 mod clock;
 mod control;
 mod controller;
 mod error;
+mod events;
 mod exec;
+mod idle;
 mod info;
 mod jobs;
 mod link;
 mod op;
+mod options;
 mod prp;
 mod queue;
 mod quirks;
+mod requeue;
+mod reset;
 mod ring;
+mod shadow;
 mod slots;
 mod start;
+mod ticket;
 #[cfg(all(feature = "vfio", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub mod vfio;
 
 pub use access::{Access, AccessError, DmaMapping, Iova};
 pub use admin::{AdminCommand, AdminReply, AdminToken};
+pub use bell::Arm;
 pub use clock::{Clock, ManualClock, Moment, SystemClock};
-pub use controller::{Controller, Event, Options, State};
+pub use controller::Controller;
 pub use error::{Error, IoError};
 pub use exec::block_on;
 pub use info::{ControllerInfo, NamespaceInfo};
 pub use op::{Done, Op, OpKind, RawCommand};
-pub use queue::{IoQueue, QueueStats, QueueTicket, Refused, RefusedWhy};
+pub use options::{Event, Options, State};
+pub use queue::{IoQueue, QueueStats, Refused, RefusedWhy};
 pub use quirks::Quirks;
+pub use requeue::Requeue;
+pub use ticket::QueueTicket;

@@ -20,8 +20,10 @@ use hugepage_alloc::DmaRegion;
 use nvme_spec::Status;
 
 use crate::access::{Access, DmaMapping, Iova};
+use crate::bell::Bell;
 use crate::error::Error;
 use crate::info::NamespaceInfo;
+use crate::shadow::{Shadow, ShadowPages};
 
 /// See the picture above.
 pub(crate) mod state {
@@ -54,6 +56,12 @@ pub(crate) struct Link {
     pub(crate) mapping: DmaMapping,
     /// The namespace as it was when the queue pair was asked for.
     pub(crate) namespace: NamespaceInfo,
+    /// QPRIO of the submission queue.
+    pub(crate) priority: u8,
+    /// The interrupt vector of the completion queue, when it has one.
+    pub(crate) vector: Option<u16>,
+    /// Wakes the queue's core.
+    pub(crate) bell: Option<Bell>,
     state: AtomicU8,
     /// The status with which creation failed.
     refused: AtomicU16,
@@ -76,10 +84,21 @@ impl Link {
             cq: rings.1,
             mapping,
             namespace,
+            priority: 0,
+            vector: None,
+            bell: None,
             state: AtomicU8::new(state::WANTED),
             refused: AtomicU16::new(0),
             abort: AtomicU32::new(0),
         }
+    }
+
+    pub(crate) fn with_interrupt(self, vector: Option<u16>, bell: Option<Bell>) -> Self {
+        Self { vector, bell, ..self }
+    }
+
+    pub(crate) fn with_priority(self, priority: u8) -> Self {
+        Self { priority, ..self }
     }
 
     pub(crate) fn state(&self) -> u8 {
@@ -91,9 +110,13 @@ impl Link {
         self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The queue is dropped.
-    pub(crate) fn close(&self) -> u8 {
-        self.state.swap(state::CLOSING, Ordering::AcqRel)
+    /// Like [`Link::advance`], for the controller: wakes the queue's core.
+    pub(crate) fn advance_by_controller(&self, from: u8, to: u8) {
+        if self.advance(from, to)
+            && let Some(bell) = &self.bell
+        {
+            bell.ring();
+        }
     }
 
     pub(crate) fn set_closed(&self) {
@@ -102,7 +125,7 @@ impl Link {
 
     pub(crate) fn refuse(&self, status: Status) {
         self.refused.store(status.0, Ordering::Relaxed);
-        let _ = self.advance(state::CREATING, state::REFUSED);
+        self.advance_by_controller(state::CREATING, state::REFUSED);
     }
 
     pub(crate) fn refused_with(&self) -> Status {
@@ -110,7 +133,7 @@ impl Link {
     }
 
     /// Asks for an abort; false while another one waits.
-    pub(crate) fn ask_abort(&self, cid: u16) -> bool {
+    fn ask_abort(&self, cid: u16) -> bool {
         let asked = u32::from(cid) | 1 << 16;
         self.abort.compare_exchange(0, asked, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
@@ -128,22 +151,42 @@ pub(crate) struct Shared {
     pub(crate) access: Arc<dyn Access>,
     pub(crate) dstrd: u8,
     pub(crate) page: usize,
+    /// Bits of an address that the device looks at.
+    address_bits: u8,
+    /// What a sleeping controller is woken by.
+    pub(crate) bell: Option<Bell>,
     wish: AtomicU8,
-    /// The controller is dropped: nobody serves links any more.
+    /// A link changed, or wants something.
+    attention: AtomicBool,
+    shadow: Mutex<Option<ShadowPages>>,
+    /// The controller is over or dropped: nobody serves links any more.
     closed: AtomicBool,
     links: Mutex<Vec<Arc<Link>>>,
+    /// Identifiers of queues that were not opened.
+    returned: Mutex<Vec<u16>>,
     mappings: Mutex<Vec<DmaMapping>>,
 }
 
 impl Shared {
-    pub(crate) fn new(access: Arc<dyn Access>, dstrd: u8, page: usize) -> Self {
+    pub(crate) fn new(
+        access: Arc<dyn Access>,
+        dstrd: u8,
+        page: usize,
+        address_bits: u8,
+        bell: Option<Bell>,
+    ) -> Self {
         Self {
             access,
             dstrd,
             page,
+            address_bits,
+            bell,
+            attention: AtomicBool::new(false),
+            shadow: Mutex::new(None),
             wish: AtomicU8::new(wish::NONE),
             closed: AtomicBool::new(false),
             links: Mutex::new(Vec::new()),
+            returned: Mutex::new(Vec::new()),
             mappings: Mutex::new(Vec::new()),
         }
     }
@@ -154,6 +197,55 @@ impl Shared {
 
     pub(crate) fn ask_reset(&self, why: u8) {
         let _ = self.wish.compare_exchange(wish::NONE, why, Ordering::AcqRel, Ordering::Relaxed);
+        self.call_controller();
+    }
+
+    /// Has the controller look at the links.
+    pub(crate) fn call_controller(&self) {
+        self.attention.store(true, Ordering::Release);
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
+    }
+
+    /// Whether a link changed since this was asked last.
+    pub(crate) fn take_attention(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) && self.attention.swap(false, Ordering::AcqRel)
+    }
+
+    pub(crate) fn has_attention(&self) -> bool {
+        self.attention.load(Ordering::Acquire) || self.wish.load(Ordering::Acquire) != wish::NONE
+    }
+
+    /// Asks for an abort; false while another one of the queue waits.
+    pub(crate) fn ask_abort(&self, link: &Link, cid: u16) -> bool {
+        let asked = link.ask_abort(cid);
+        self.call_controller();
+        asked
+    }
+
+    /// Like [`Link::advance`], for the queue: wakes the controller.
+    pub(crate) fn advance_by_queue(&self, link: &Link, from: u8, to: u8) {
+        if link.advance(from, to) {
+            self.call_controller();
+        }
+    }
+
+    /// The queue is dropped. Returns the state before.
+    pub(crate) fn close_link(&self, link: &Link) -> u8 {
+        let was = link.state.swap(state::CLOSING, Ordering::AcqRel);
+        self.call_controller();
+        was
+    }
+
+    /// The shadow doorbells that the controller looks at in this life, if it does.
+    pub(crate) fn set_shadow(&self, pages: Option<ShadowPages>) {
+        *self.shadow.lock().unwrap_or_else(PoisonError::into_inner) = pages;
+    }
+
+    pub(crate) fn shadow_of(&self, link: &Link) -> Option<Shadow> {
+        let pages = self.shadow.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.as_ref().and_then(|pages| pages.of_queue(link.qid))
     }
 
     pub(crate) fn take_wish(&self) -> u8 {
@@ -174,13 +266,24 @@ impl Shared {
             return Err(Error::NotReady { name: self.name() });
         }
         links.push(link.clone());
+        drop(links);
+        self.call_controller();
         Ok(())
     }
 
-    /// No link is added from now on.
-    pub(crate) fn close(&self) {
+    /// A queue identifier that no queue pair uses.
+    pub(crate) fn give_back(&self, qid: u16) {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner).push(qid);
+    }
+
+    pub(crate) fn returned(&self) -> Vec<u16> {
+        std::mem::take(&mut *self.returned.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether links may be added from now on.
+    pub(crate) fn set_closed(&self, closed: bool) {
         let _links = self.links();
-        self.closed.store(true, Ordering::Release);
+        self.closed.store(closed, Ordering::Release);
     }
 
     /// The mapping of a region, made now unless there is one.
@@ -193,6 +296,12 @@ impl Shared {
             .access
             .dma_map(region)
             .map_err(|source| Error::Access { name: self.name(), source: Arc::new(source) })?;
+        let last = mapping.iova_max().0;
+        if u32::from(self.address_bits) < u64::BITS - last.leading_zeros() {
+            let _ = self.access.dma_unmap(&mapping);
+            let what = format!("it takes addresses of {} bits, and got {last:#x}", self.address_bits);
+            return Err(Error::Unsupported { name: self.name(), what });
+        }
         mappings.push(mapping.clone());
         Ok(mapping)
     }

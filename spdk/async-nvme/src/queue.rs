@@ -8,7 +8,8 @@
 //!
 //! Every operation taken by `submit` comes back from `poll` once. Its buffer comes back with it, and never before
 //! the device has completed all its commands, or has been made unable to write: by a controller reset that the
-//! controller confirmed, or by being cut off from memory. All tables are made when the queue is opened.
+//! controller confirmed, or by being cut off from memory. All tables are made when the queue is opened. What a reset
+//! means for the operations under way is in [`crate::reset`], how a queue sleeps in [`crate::idle`].
 
 use std::collections::VecDeque;
 use std::mem;
@@ -22,25 +23,13 @@ use zerocopy::IntoBytes;
 
 use crate::access::DmaMapping;
 use crate::clock::Moment;
-use crate::error::{Error, IoError};
-use crate::info::NamespaceInfo;
+use crate::error::IoError;
 use crate::link::{Link, Shared, state, wish};
-use crate::op::{Done, Limits, Op, OpKind, deallocate_range};
+use crate::op::{COPY_RANGE_LEN, DATASET_RANGE_LEN, Done, Limits, Op, OpKind, copy_range, deallocate_range};
 use crate::prp;
-use crate::ring::{Layout, Rings};
-use crate::slots::{SLOTS_MAX, Slots};
-
-/// The right to open one queue pair: made by the controller, used on the core where the queue will live.
-#[derive(Debug)]
-pub struct QueueTicket {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) qid: u16,
-    pub(crate) depth: u16,
-    pub(crate) limits: Limits,
-    pub(crate) namespace: NamespaceInfo,
-    pub(crate) io_timeout: Duration,
-    pub(crate) abort_grace: Duration,
-}
+use crate::requeue::{Journal, Requeue, changes};
+use crate::ring::Rings;
+use crate::slots::Slots;
 
 /// Why an operation was not taken. It is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,94 +74,118 @@ pub struct QueueStats {
     pub violations: u64,
     /// Resets lived through.
     pub resets: u64,
+    /// Operations given to the device anew after a reset.
+    pub requeued: u64,
 }
 
 #[derive(Debug)]
-struct OpEntry {
-    token: u64,
-    kind: OpKind,
-    lba: u64,
-    /// Blocks not yet given to the device.
-    left: u64,
+pub(crate) struct OpEntry {
+    pub(crate) token: u64,
+    pub(crate) kind: OpKind,
+    pub(crate) lba: u64,
+    pub(crate) blocks: u64,
+    /// Blocks not yet given to the device; 0 when they need not be.
+    pub(crate) left: u64,
     /// Bytes of the buffer already described.
-    done_len: usize,
+    pub(crate) done_len: usize,
     iova: u64,
-    buf: Option<DmaBuf>,
+    pub(crate) buf: Option<DmaBuf>,
     /// Commands open.
-    open: u16,
-    started: bool,
-    error: Option<Status>,
+    pub(crate) open: u16,
+    /// Whether any command of it was given to the device, since the last reset and before it.
+    pub(crate) started: bool,
+    pub(crate) started_before: bool,
+    pub(crate) error: Option<Status>,
     dw0: u32,
+    /// Its number among all submitted, and where the journal stood then.
+    pub(crate) number: u64,
+    pub(crate) position: u64,
 }
 
 /// An I/O queue pair of one namespace. Stays on the thread that opened it.
 #[derive(Debug)]
 pub struct IoQueue {
-    link: Arc<Link>,
-    shared: Arc<Shared>,
-    rings: Rings,
-    slots: Slots,
-    ops: Box<[Option<OpEntry>]>,
-    ops_free: Vec<u16>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) rings: Rings,
+    pub(crate) slots: Slots,
+    pub(crate) ops: Box<[Option<OpEntry>]>,
+    pub(crate) ops_free: Vec<u16>,
     /// Operations with pieces not yet given to the device, in the order of submission.
-    waiting: VecDeque<u16>,
+    pub(crate) waiting: VecDeque<u16>,
     /// Operations that ended otherwise than by completions.
-    ready: VecDeque<Done>,
+    pub(crate) ready: VecDeque<Done>,
     limits: Limits,
     pool: BufferPool,
     buffers: Vec<DmaMapping>,
-    /// Nothing the device says is believed until the reset.
-    poisoned: bool,
+    /// The device has the queue pair, and what it says is believed.
+    pub(crate) life: Life,
+    pub(crate) requeue: Requeue,
+    /// Only where it is needed: see [`crate::requeue`].
+    pub(crate) journal: Option<Journal>,
+    pub(crate) attached: bool,
     io_timeout: Duration,
     abort_grace: Duration,
-    watch_at: Moment,
-    stats: QueueStats,
+    pub(crate) watch_at: Moment,
+    pub(crate) stats: QueueStats,
 }
 
-impl QueueTicket {
-    /// Opens the queue pair for buffers of `pool`: maps them, makes the rings, and asks the controller to create the
-    /// queues. It takes operations when that is done, see [`IoQueue::is_ready`].
-    ///
-    /// # Errors
-    /// When memory cannot be had or mapped, or the controller is no longer there.
-    pub fn open(self, pool: &BufferPool) -> Result<IoQueue, Error> {
-        let shared = self.shared;
-        let list_len = prp::list_len(self.limits.transfer_len, shared.page);
-        let entries = self.depth.min(SLOTS_MAX) + 1;
-        let layout = Layout::new(entries, shared.page, list_len);
-        let buffers = pool.dma_regions().map(|region| shared.map(region)).collect::<Result<Vec<_>, _>>()?;
-        let mapping = shared.queue_memory(layout.total_len)?;
-        let exhausted = || Error::Exhausted { name: shared.name(), what: "memory for the rings" };
-        let rings = Rings::new(&mapping, layout, self.qid, shared.dstrd).ok_or_else(exhausted)?;
-        let addresses = Rings::addresses(&mapping, &layout).ok_or_else(exhausted)?;
-        let link = Arc::new(Link::new(self.qid, entries, addresses, mapping, self.namespace));
-        shared.add_link(&link)?;
-        let depth = entries - 1;
+/// How far the queue's own side is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Not yet seen that the device has the queue pair, or has it again.
+    New,
+    Live,
+    /// Nothing the device says is believed until the reset.
+    Poisoned,
+}
+
+/// What a queue pair takes over from its ticket.
+#[derive(Debug)]
+pub(crate) struct QueueSettings {
+    pub(crate) limits: Limits,
+    pub(crate) io_timeout: Duration,
+    pub(crate) abort_grace: Duration,
+    pub(crate) requeue: Requeue,
+}
+
+impl IoQueue {
+    pub(crate) fn new(
+        settings: QueueSettings,
+        shared: Arc<Shared>,
+        link: Arc<Link>,
+        rings: Rings,
+        pool: &BufferPool,
+        buffers: Vec<DmaMapping>,
+    ) -> Self {
+        let depth = rings.layout.entries - 1;
         let count = usize::from(depth);
         let mut ops = Vec::with_capacity(count);
         ops.resize_with(count, || None);
-        Ok(IoQueue {
+        let QueueSettings { limits, io_timeout, abort_grace, requeue } = settings;
+        Self {
             link,
+            shared,
             rings,
             slots: Slots::new(depth),
             ops: ops.into_boxed_slice(),
             ops_free: (0..depth).rev().collect(),
             waiting: VecDeque::with_capacity(count),
             ready: VecDeque::with_capacity(count),
-            limits: self.limits,
+            limits,
             pool: pool.clone(),
             buffers,
-            poisoned: false,
-            io_timeout: self.io_timeout,
-            abort_grace: self.abort_grace,
+            life: Life::New,
+            requeue,
+            journal: (requeue == Requeue::Idempotent).then(|| Journal::new(depth)),
+            attached: false,
+            io_timeout,
+            abort_grace,
             watch_at: Moment::default(),
             stats: QueueStats::default(),
-            shared,
-        })
+        }
     }
-}
 
-impl IoQueue {
     /// Whether the device has the queue pair, so that operations are taken.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -215,7 +228,8 @@ impl IoQueue {
     /// Gives the operation back, with the reason.
     pub fn submit(&mut self, op: Op) -> Result<(), Refused> {
         match self.link.state() {
-            state::LIVE if !self.poisoned => {}
+            state::LIVE if self.life == Life::Live => {}
+            state::LIVE if self.life == Life::New => self.begin_life(),
             state::GONE | state::STRANDED | state::REFUSED => {
                 return Err(Refused { op, why: RefusedWhy::Gone });
             }
@@ -233,7 +247,11 @@ impl IoQueue {
         let Some(index) = self.ops_free.pop() else {
             return Err(Refused { op, why: RefusedWhy::Full });
         };
-        let left = if matches!(op.kind, OpKind::Flush | OpKind::Raw(_)) { 1 } else { op.blocks };
+        let blocks = match (op.kind, &op.buf) {
+            (OpKind::Flush | OpKind::Raw(_), _) => 1,
+            (OpKind::DatasetManagement { .. }, Some(ranges)) => (ranges.len() / DATASET_RANGE_LEN) as u64,
+            _ => op.blocks,
+        };
         let Some(entry) = self.ops.get_mut(usize::from(index)) else {
             return Err(Refused { op, why: RefusedWhy::Full });
         };
@@ -241,14 +259,18 @@ impl IoQueue {
             token: op.token,
             kind: op.kind,
             lba: op.lba,
-            left,
+            blocks,
+            left: blocks,
             done_len: 0,
             iova,
             buf: op.buf,
             open: 0,
             started: false,
+            started_before: false,
             error: None,
             dw0: 0,
+            number: self.stats.submitted,
+            position: self.journal.as_ref().map_or(0, Journal::position),
         });
         self.stats.submitted += 1;
         self.waiting.push_back(index);
@@ -258,8 +280,7 @@ impl IoQueue {
 
     /// The device's address of the operation's data; 0 when it moves none.
     fn iova_of(&self, op: &Op) -> Option<u64> {
-        let moves = matches!(op.kind, OpKind::Read | OpKind::Write { .. } | OpKind::Compare | OpKind::Raw(_));
-        let Some(buf) = op.buf.as_ref().filter(|_| moves) else { return Some(0) };
+        let Some(buf) = op.buf.as_ref().filter(|_| op.kind.moves_data()) else { return Some(0) };
         if !buf.is_of(&self.pool) {
             return None;
         }
@@ -291,19 +312,20 @@ impl IoQueue {
     fn issue(&mut self, index: u16) -> bool {
         let Some(Some(op)) = self.ops.get_mut(usize::from(index)) else { return false };
         let Some((slot, cid)) = self.slots.open(index) else { return true };
-        let blocks = self.limits.piece(op.kind, op.lba, op.left);
-        let mut sqe = self.limits.command(op.kind, op.lba, blocks);
+        let begun = op.blocks - op.left;
+        let lba = op.lba + begun;
+        let blocks = self.limits.piece(op.kind, lba, op.left);
+        let mut sqe = self.limits.command(op.kind, lba, blocks, begun);
         sqe.cid.set(cid);
         let Some(dptr) =
-            data_pointer(&self.rings, &self.link.mapping, &self.limits, op, slot, blocks, &mut sqe)
+            data_pointer(&self.rings, &self.link.mapping, &self.limits, op, slot, (lba, blocks), &mut sqe)
         else {
             // Not reached while the layout is right. Without addresses nothing may go to the device.
-            self.poisoned = true;
+            self.life = Life::Poisoned;
             self.shared.ask_reset(wish::VIOLATION);
             return false;
         };
         sqe.dptr = dptr;
-        op.lba += blocks;
         op.left -= blocks;
         op.open += 1;
         op.started = true;
@@ -319,7 +341,12 @@ impl IoQueue {
         let budget = budget.min(done.capacity() - done.len());
         let before = done.len();
         let live = match self.link.state() {
-            state::LIVE => !self.poisoned,
+            state::LIVE if self.life == Life::Live => true,
+            state::LIVE if self.life == Life::New => {
+                self.begin_life();
+                true
+            }
+            state::LIVE => false,
             other => {
                 self.leave(other);
                 false
@@ -352,7 +379,7 @@ impl IoQueue {
                 Ok(None) => {}
                 Err(()) => {
                     self.stats.violations += 1;
-                    self.poisoned = true;
+                    self.life = Life::Poisoned;
                     self.shared.ask_reset(wish::VIOLATION);
                     return;
                 }
@@ -362,7 +389,7 @@ impl IoQueue {
     }
 
     /// Books one completion. Ends the operation when it was the last one; Err when no command of ours explains it.
-    fn complete(&mut self, cqe: &CompletionQueueEntry) -> Result<Option<Done>, ()> {
+    pub(crate) fn complete(&mut self, cqe: &CompletionQueueEntry) -> Result<Option<Done>, ()> {
         if !self.rings.is_plausible(cqe) {
             return Err(());
         }
@@ -383,46 +410,14 @@ impl IoQueue {
         if op.open > 0 || op.left > 0 {
             return Ok(None);
         }
+        if let Some(journal) = &mut self.journal {
+            journal.note(changes(op.kind, op.lba, op.blocks));
+        }
         self.ops_free.push(index);
-        let ended = place.take().map(|op| Done {
-            token: op.token,
-            result: op.error.map_or(Ok(op.dw0), |status| Err(IoError::Status(status))),
-            buf: op.buf,
-        });
-        Ok(ended)
-    }
-
-    /// What to do in states other than LIVE.
-    #[cold]
-    fn leave(&mut self, now_in: u8) {
-        match now_in {
-            state::LOST => {
-                self.fail_all(|op| IoError::Reset { reached_device: op.started }, false);
-                self.rings.restart();
-                self.poisoned = false;
-                self.stats.resets += 1;
-                let _ = self.link.advance(state::LOST, state::WANTED);
-            }
-            state::GONE | state::REFUSED => self.fail_all(|_| IoError::Gone, false),
-            state::STRANDED => {
-                self.fail_all(|op| if op.started { IoError::Stranded } else { IoError::Gone }, true);
-            }
-            _ => {}
-        }
-    }
-
-    /// Ends all operations. `keep` leaves their buffers to the device for ever.
-    fn fail_all(&mut self, error: impl Fn(&OpEntry) -> IoError, keep: bool) {
-        for (index, place) in (0..).zip(&mut self.ops) {
-            let Some(mut op) = place.take() else { continue };
-            if keep && op.started {
-                mem::forget(op.buf.take());
-            }
-            self.ready.push_back(Done { token: op.token, result: Err(error(&op)), buf: op.buf.take() });
-            self.ops_free.push(index);
-        }
-        self.waiting.clear();
-        self.slots.close_all();
+        Ok(place.take().map(|op| {
+            let result = op.error.map_or(Ok(op.dw0), |status| Err(IoError::Status(status)));
+            Done { token: op.token, result, buf: op.buf }
+        }))
     }
 
     /// Looks for late commands: has them aborted, then the controller reset.
@@ -436,7 +431,7 @@ impl IoQueue {
                 Some(deadline) if now < deadline => {}
                 Some(_) if slot.aborting => self.shared.ask_reset(wish::TIMEOUT),
                 Some(_) => {
-                    if self.link.ask_abort(cid) {
+                    if self.shared.ask_abort(&self.link, cid) {
                         slot.aborting = true;
                         slot.deadline = Some(now.after(self.abort_grace));
                         self.stats.timeouts += 1;
@@ -454,25 +449,33 @@ fn data_pointer(
     limits: &Limits,
     op: &mut OpEntry,
     slot: u16,
-    blocks: u64,
+    (lba, blocks): (u64, u64),
     sqe: &mut SubmissionQueueEntry,
 ) -> Option<SglDescriptor> {
     let list_at = rings.layout.list_at(slot);
     let list_iova = mapping.iova(list_at)?.0;
     let len = match (op.kind, &op.buf) {
         (OpKind::Deallocate, _) => {
-            let range = deallocate_range(op.lba, blocks);
+            let range = deallocate_range(lba, blocks);
             return rings.region().write(list_at, range.as_bytes()).then(|| prp::pointers(list_iova, 0));
+        }
+        (OpKind::Copy { .. }, _) => {
+            for (at, part) in (list_at..).step_by(COPY_RANGE_LEN).zip(limits.copy_parts(lba, blocks)) {
+                if !rings.region().write(at, copy_range(part).as_bytes()) {
+                    return None;
+                }
+            }
+            return Some(prp::pointers(list_iova, 0));
         }
         (OpKind::Read | OpKind::Write { .. } | OpKind::Compare, _) => {
             usize::try_from(blocks << limits.block_shift).ok()?
         }
-        (OpKind::Raw(_), Some(buf)) => buf.len(),
+        (OpKind::Raw(_) | OpKind::DatasetManagement { .. }, Some(buf)) => buf.len(),
         _ => return Some(SglDescriptor::default()),
     };
     let iova = op.iova + op.done_len as u64;
     op.done_len += len;
-    if limits.sgl && len > 2 * limits.page {
+    if limits.sgl && (len > 2 * limits.page || iova & 3 != 0) {
         sqe.flags = psdt::SGL << 6;
         return Some(SglDescriptor::of(
             sgl_type::DATA_BLOCK,
@@ -488,7 +491,8 @@ impl Drop for IoQueue {
     /// The device deletes the queues when the controller is polled next. Buffers of operations still open are never
     /// used again, for the device may be writing to them.
     fn drop(&mut self) {
-        let was = self.link.close();
+        self.disarm();
+        let was = self.shared.close_link(&self.link);
         if matches!(was, state::WANTED | state::LOST | state::GONE | state::REFUSED) {
             return;
         }

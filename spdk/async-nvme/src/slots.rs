@@ -4,13 +4,16 @@
 //!   CID   15  12 11          0
 //!         [ gen ][   slot    ]      gen goes 1, 2 ... 15, 1: an identifier seen twice, or never given, is noticed
 //! ```
+//!
+//! Queues deeper than 4095 take bits from the generation, up to all of them: then only an identifier that is not open is
+//! noticed.
 
 use crate::clock::Moment;
 
-/// Bits of the slot; the highest slot is not used, so that FFFFh is never an identifier (Base section 4.1).
-const SLOT_BITS: u32 = 12;
-/// Most slots.
-pub(crate) const SLOTS_MAX: u16 = (1 << SLOT_BITS) - 1;
+/// Bits of the slot, at least; the highest slot is not used, so that FFFFh is never an identifier (Base section 4.1).
+const SLOT_BITS_MIN: u32 = 12;
+/// Most slots: with one more entry than that in a ring, its length still is 16 bits.
+pub(crate) const SLOTS_MAX: u16 = u16::MAX - 1;
 
 /// An open command.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,11 +32,18 @@ pub(crate) struct Slot {
 pub(crate) struct Slots {
     slots: Box<[Slot]>,
     free: Vec<u16>,
+    /// Bits of the slot in an identifier, 12 to 16.
+    bits: u32,
+    generation_max: u16,
 }
 
 impl Slots {
     pub(crate) fn new(count: u16) -> Self {
+        let bits = (u16::BITS - count.leading_zeros()).max(SLOT_BITS_MIN);
+        let generation_max = u16::try_from((1u32 << (u16::BITS - bits)) - 1).unwrap_or(0);
         Self {
+            bits,
+            generation_max,
             slots: vec![Slot::default(); usize::from(count)].into_boxed_slice(),
             free: (0..count).rev().collect(),
         }
@@ -43,20 +53,25 @@ impl Slots {
         !self.free.is_empty()
     }
 
+    pub(crate) fn any_open(&self) -> bool {
+        self.free.len() < self.slots.len()
+    }
+
     /// Opens a slot for a part of `op`: its number and identifier.
     pub(crate) fn open(&mut self, op: u16) -> Option<(u16, u16)> {
         let number = self.free.pop()?;
         let slot = self.slots.get_mut(usize::from(number))?;
-        let generation = if slot.generation >= 15 { 1 } else { slot.generation + 1 };
+        let last = self.generation_max;
+        let generation = if slot.generation >= last { last.min(1) } else { slot.generation + 1 };
         *slot = Slot { op, generation, open: true, aborting: false, deadline: None };
-        Some((number, generation << SLOT_BITS | number))
+        Some((number, cid(generation, number, self.bits)))
     }
 
     /// Closes the slot of an identifier and tells its operation; `None` when no open command has the identifier.
     pub(crate) fn close(&mut self, cid: u16) -> Option<u16> {
-        let number = cid & SLOTS_MAX;
+        let number = cid & cid_mask(self.bits);
         let slot = self.slots.get_mut(usize::from(number))?;
-        if !slot.open || slot.generation != cid >> SLOT_BITS {
+        if !slot.open || u32::from(slot.generation) != u32::from(cid) >> self.bits {
             return None;
         }
         slot.open = false;
@@ -76,11 +91,24 @@ impl Slots {
 
     /// The open commands with their identifiers.
     pub(crate) fn open_mut(&mut self) -> impl Iterator<Item = (u16, &mut Slot)> {
+        let bits = self.bits;
         let numbered = (0u16..).zip(self.slots.iter_mut());
         numbered
             .filter(|(_, slot)| slot.open)
-            .map(|(number, slot)| (slot.generation << SLOT_BITS | number, slot))
+            .map(move |(number, slot)| (cid(slot.generation, number, bits), slot))
     }
+}
+
+/// The identifier of a slot.
+#[expect(clippy::cast_possible_truncation, reason = "the generation has as many bits as are left")]
+const fn cid(generation: u16, number: u16, bits: u32) -> u16 {
+    (generation as u32).wrapping_shl(bits) as u16 | number
+}
+
+/// The bits of the slot in an identifier.
+#[expect(clippy::cast_possible_truncation, reason = "at most 16 bits")]
+const fn cid_mask(bits: u32) -> u16 {
+    ((1u32 << bits) - 1) as u16
 }
 
 #[cfg(test)]
@@ -103,14 +131,24 @@ mod tests {
 
     #[test]
     fn there_are_as_many_as_were_asked_for() {
-        let mut slots = Slots::new(SLOTS_MAX);
-        let mut seen = std::collections::HashSet::new();
-        while let Some((_, cid)) = slots.open(0) {
-            assert!(cid != 0xFFFF && cid != 0 && seen.insert(cid));
+        for count in [1, 4095, 4096, 8191, 8192, 32767, 32768, SLOTS_MAX] {
+            let mut slots = Slots::new(count);
+            for _ in 0..3 {
+                let mut seen = std::collections::HashSet::new();
+                while let Some((_, cid)) = slots.open(0) {
+                    assert!(cid != 0xFFFF && seen.insert(cid));
+                    assert!(cid != 0 || count > 32767, "an entry of zeros is nobody's");
+                }
+                assert_eq!(seen.len(), usize::from(count));
+                assert_eq!(slots.open_mut().filter(|(cid, _)| seen.contains(cid)).count(), seen.len());
+                for &cid in seen.iter().step_by(2) {
+                    assert_eq!(slots.close(cid), Some(0));
+                    assert_eq!(slots.close(cid), None, "twice");
+                }
+                slots.close_all();
+                assert!(slots.has_free());
+                assert_eq!(slots.open_mut().count(), 0);
+            }
         }
-        assert_eq!(seen.len(), usize::from(SLOTS_MAX));
-        slots.close_all();
-        assert!(slots.has_free());
-        assert_eq!(slots.open_mut().count(), 0);
     }
 }

@@ -1,21 +1,26 @@
 //! What happens between CSTS.RDY and the state Ready, and at a rescan: one admin command after another.
 //!
 //! ```text
-//!   Controller --> NvmController --> Queues --> Events --> List --> Namespace --> Descriptors --.
-//!                                                         ^ more    ^ the next one ------------ '
+//!   Controller --> NvmController --> Queues --> Doorbells --> WriteCache --> Events --> List --> Namespace --.
+//!                                    (as far as they are wanted)                        ^ more    ^          |
+//!   rescan:                                                                  Changes ----'        `- Descriptors
 //! ```
 
 use nvme_spec::aer::config;
 use nvme_spec::feature::FeatureId;
 use nvme_spec::identify::{Cns, IDENTIFY_LEN};
+use nvme_spec::log::LogPageId;
 use nvme_spec::queue::NumberOfQueues;
 use nvme_spec::{AdminOpcode, Status};
 
 use crate::admin::{AdminCommand, AdminReply, AdminToken};
 use crate::clock::Moment;
-use crate::controller::{Controller, Event, State};
+use crate::controller::Controller;
 use crate::error::Error;
+use crate::events::get_log;
 use crate::info::{ControllerInfo, NamespaceInfo};
+use crate::options::{Event, State};
+use crate::shadow::{Shadow, ShadowPages};
 
 /// Namespaces looked at, at most: a device cannot make us list for ever.
 const NAMESPACES_MAX: usize = 1024;
@@ -25,7 +30,13 @@ enum Step {
     Controller,
     NvmController,
     Queues,
+    /// Sets shadow doorbells up, where they are offered.
+    Doorbells,
+    /// Turns the volatile write cache on or off as before.
+    WriteCache,
     Events,
+    /// The log page of changed namespaces: reading it lets the next change be told.
+    Changes,
     /// The list of namespaces above this identifier.
     List(u32),
     /// The namespace at this place in the list.
@@ -76,7 +87,7 @@ impl Controller {
     }
 
     pub(crate) fn begin_rescan(&mut self) {
-        self.begin_sequence(Step::List(0), true);
+        self.begin_sequence(Step::Changes, true);
     }
 
     fn begin_sequence(&mut self, step: Step, rescan: bool) {
@@ -86,7 +97,8 @@ impl Controller {
         let command = self.step_command(step, 0, &info);
         match self.admin.submit(&command, now, Some(self.options.admin_timeout), false) {
             Ok(token) => self.start = Some(Start { step, token, info, nsids, namespaces, rescan }),
-            Err(_) if rescan => {}
+            // No room: later.
+            Err(_) if rescan => self.rescan_due = true,
             Err(error) => self.begin_reset(error),
         }
         self.admin.ring(&*self.shared.access);
@@ -101,8 +113,20 @@ impl Controller {
                 let value = NumberOfQueues::new().with_nsq_z(wanted_z).with_ncq_z(wanted_z).into_bits();
                 set_feature("Set Features (Number of Queues)", FeatureId::NUMBER_OF_QUEUES, value)
             }
+            Step::Doorbells => AdminCommand {
+                what: "Doorbell Buffer Config",
+                opcode: AdminOpcode::DOORBELL_BUFFER_CONFIG.0,
+                ..Default::default()
+            },
+            Step::WriteCache => set_feature(
+                "Set Features (Volatile Write Cache)",
+                FeatureId::VOLATILE_WRITE_CACHE,
+                self.write_cache_wished.unwrap_or(true).into(),
+            ),
+            Step::Changes => get_log(LogPageId::CHANGED_NAMESPACES, u32::MAX, 0, IDENTIFY_LEN, false),
             Step::Events => {
-                let value = config::SMART_CRITICAL & 0x1F | info.oaes & config::NAMESPACE_ATTRIBUTE;
+                let notices = config::NAMESPACE_ATTRIBUTE | config::FIRMWARE_ACTIVATION;
+                let value = config::SMART_CRITICAL & 0x1F | info.oaes & notices;
                 set_feature(
                     "Set Features (Asynchronous Event Configuration)",
                     FeatureId::ASYNC_EVENT_CONFIG,
@@ -134,7 +158,9 @@ impl Controller {
                     _ => 0,
                 };
                 let command = self.step_command(step, nsid, &start.info);
-                match self.admin.submit(&command, now, Some(self.options.admin_timeout), false) {
+                let pointers = if step == Step::Doorbells { self.shadow_addresses() } else { (0, 0) };
+                let limit = self.options.admin_timeout;
+                match self.admin.submit_at(&command, pointers, now, Some(limit), false) {
                     Ok(token) => self.start = Some(Start { step, token, ..start }),
                     Err(error) if start.rescan => self.tell_rescan_failed(&error),
                     Err(error) => self.begin_reset(error),
@@ -166,14 +192,17 @@ impl Controller {
     }
 
     /// Books an answer: the step after it, or `None` at the end.
-    fn next_step(&self, start: &mut Start, result: Result<AdminReply, Error>) -> Result<Option<Step>, Error> {
+    fn next_step(
+        &mut self,
+        start: &mut Start,
+        result: Result<AdminReply, Error>,
+    ) -> Result<Option<Step>, Error> {
         let page_min = self.shared.page as u64;
-        let nonsense = |what: &str| Error::Unsupported { name: self.name(), what: what.to_owned() };
         match start.step {
             Step::Controller => {
                 let limit = self.options.transfer_len_max.clamp(4096, 2 << 20);
                 start.info = ControllerInfo::parse(&result?.data, page_min, limit, self.quirks)
-                    .ok_or_else(|| nonsense("its Identify data is too short"))?;
+                    .ok_or_else(|| self.unsupported("its Identify data is too short"))?;
                 Ok(Some(if self.quirks.old_identify_only { Step::Queues } else { Step::NvmController }))
             }
             Step::NvmController => {
@@ -187,8 +216,19 @@ impl Controller {
                 let granted = NumberOfQueues::from_bits(result?.dw0);
                 let most = granted.nsq_z().min(granted.ncq_z()).saturating_add(1);
                 start.info.io_queues = most.min(self.options.io_queues.max(1));
-                Ok(Some(Step::Events))
+                let shadow = start.info.shadow_doorbells && self.options.shadow_doorbells;
+                let doorbells = shadow && self.prepare_shadow();
+                Ok(Some(if doorbells { Step::Doorbells } else { self.after_doorbells(&start.info) }))
             }
+            Step::Doorbells => {
+                // Without them it goes on by registers, as before.
+                self.finish_shadow(result.is_ok());
+                Ok(Some(self.after_doorbells(&start.info)))
+            }
+            // Whoever turned it off relies on that.
+            Step::WriteCache => result.map(|_| Some(Step::Events)),
+            // Without the list everything is looked at all the same.
+            Step::Changes => Ok(Some(Step::List(0))),
             // Events are a help, not a need.
             Step::Events => Ok(Some(Step::List(0))),
             Step::List(after) => {
@@ -198,21 +238,21 @@ impl Controller {
             }
             Step::Namespace(index) => {
                 let parsed = match result {
-                    Ok(reply) => NamespaceInfo::parse(start.nsid(index), &reply.data),
+                    Ok(reply) => NamespaceInfo::parse(start.nsid(index), &reply.data, self.quirks),
                     // It may have been removed since it was listed.
                     Err(Error::Status { status, .. }) if is_not_there(status) => None,
                     Err(error) => return Err(error),
                 };
                 let found = parsed.is_some();
                 start.namespaces.extend(parsed);
-                if found && !self.quirks.old_identify_only {
+                if found && !self.quirks.old_identify_only && !self.quirks.no_descriptors {
                     return Ok(Some(Step::Descriptors(index)));
                 }
                 Ok(after(start, index))
             }
             Step::Descriptors(index) => {
                 match (result, start.namespaces.last_mut()) {
-                    (Ok(reply), Some(last)) => last.add_descriptors(&reply.data),
+                    (Ok(reply), Some(last)) => last.add_descriptors(&reply.data, self.quirks),
                     // Controllers before NVMe 1.3 do not know them.
                     (Err(Error::Status { status, .. }), _) if is_not_there(status) => {}
                     (Err(error), _) => return Err(error),
@@ -220,6 +260,45 @@ impl Controller {
                 }
                 Ok(after(start, index))
             }
+        }
+    }
+
+    fn unsupported(&self, what: &str) -> Error {
+        Error::Unsupported { name: self.name(), what: what.to_owned() }
+    }
+
+    const fn after_doorbells(&self, info: &ControllerInfo) -> Step {
+        match self.write_cache_wished {
+            Some(_) if info.volatile_write_cache => Step::WriteCache,
+            _ => Step::Events,
+        }
+    }
+
+    /// Gets shadow doorbells ready; whether there is memory for them.
+    fn prepare_shadow(&mut self) -> bool {
+        let (page, dstrd) = (self.shared.page, self.shared.dstrd);
+        if self.shadow_pages.is_none() {
+            let memory = self.shared.queue_memory(ShadowPages::len(page)).ok();
+            self.shadow_pages = memory.map(|mapping| ShadowPages::new(mapping, page, dstrd));
+        }
+        let Some(pages) = &self.shadow_pages else { return false };
+        pages.clear();
+        self.admin.set_shadow(pages.of_queue(0).map(Shadow::with_registers));
+        true
+    }
+
+    /// PRP1 and PRP2 of Doorbell Buffer Config.
+    fn shadow_addresses(&self) -> (u64, u64) {
+        let addresses = self.shadow_pages.as_ref().and_then(ShadowPages::addresses);
+        addresses.map_or((0, 0), |(shadow, event)| (shadow.0, event.0))
+    }
+
+    /// The controller has answered to them.
+    fn finish_shadow(&mut self, granted: bool) {
+        if granted {
+            self.shared.set_shadow(self.shadow_pages.clone());
+        } else {
+            self.admin.set_shadow(None);
         }
     }
 

@@ -116,6 +116,7 @@ fn queues_run_out_and_come_back() {
     assert!(matches!(rig.controller.queue_ticket(1, 4), Err(Error::Exhausted { .. })));
     drop(first);
     (0..20).for_each(|_| rig.turn());
+    (0..3).for_each(|_| drop(rig.controller.queue_ticket(1, 4).unwrap()));
     let mut third = rig.queue(4);
     assert_eq!(rig.run(&mut third, op(1, OpKind::Flush, 0, 0, None)), Ok(0));
 }

@@ -313,6 +313,8 @@ pub mod oacs {
     pub const FIRMWARE: u16 = 1 << 2;
     /// Namespace management.
     pub const NAMESPACE_MANAGEMENT: u16 = 1 << 3;
+    /// Doorbell Buffer Config: shadow doorbells.
+    pub const DOORBELL_BUFFER_CONFIG: u16 = 1 << 8;
 }
 
 /// LPA bits.
@@ -363,6 +365,8 @@ pub mod vwc {
 pub mod sgls {
     /// Bits 1:0 = 01b: SGLs supported, no alignment demanded.
     pub const SUPPORTED: u32 = 0b01;
+    /// Bits 1:0 = 10b: SGLs supported; addresses and lengths are of dwords.
+    pub const SUPPORTED_BY_DWORDS: u32 = 0b10;
     /// SGL bit bucket descriptors.
     pub const BIT_BUCKET: u32 = 1 << 16;
     /// SAOS: the address of a data block may be an offset.

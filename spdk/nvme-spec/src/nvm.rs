@@ -1,9 +1,9 @@
 //! Fields of NVM Command Set commands (NVM section 3).
 
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
 
 use bitfield_struct::bitfield;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// CDW12 of Read, Write, Compare, Verify and Write Zeroes (NVM sections 3.3.2, 3.3.4, 3.3.5, 3.3.6, 3.3.8).
@@ -59,6 +59,61 @@ pub mod dsm {
     pub const RANGES_MAX: usize = 256;
 }
 
+/// CDW12 of Copy (NVM section 3.3.2). SDLBA, where the copy goes, is in CDW10 and CDW11.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct CopyCdw12 {
+    /// NR: number of source ranges, zero-based.
+    pub nr_z: u8,
+    /// CDF: copy descriptor format.
+    #[bits(4)]
+    pub format: u8,
+    /// PRINFOR: protection information of the reads.
+    #[bits(4)]
+    pub prinfor: u8,
+    #[bits(4)]
+    __: u8,
+    /// DTYPE: directive type.
+    #[bits(4)]
+    pub dtype: u8,
+    /// STCW: storage tag check of the writes.
+    pub stcw: bool,
+    /// STCR: storage tag check of the reads.
+    pub stcr: bool,
+    /// PRINFOW: protection information of the writes.
+    #[bits(4)]
+    pub prinfow: u8,
+    /// FUA: force unit access.
+    pub fua: bool,
+    /// LR: limited retry.
+    pub lr: bool,
+}
+
+/// A source range of a Copy, descriptor format 0h (NVM section 3.3.2).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct CopySourceRange {
+    /// Reserved.
+    pub reserved0: [u8; 8],
+    /// SLBA: starting logical block.
+    pub slba: U64,
+    /// NLB: number of logical blocks, zero-based.
+    pub nlb_z: U16,
+    /// Reserved.
+    pub reserved18: [u8; 6],
+    /// EILBRT.
+    pub eilbrt: U32,
+    /// ELBAT.
+    pub elbat: U16,
+    /// ELBATM.
+    pub elbatm: U16,
+}
+const _: () = assert!(size_of::<CopySourceRange>() == 32);
+const _: () = assert!(offset_of!(CopySourceRange, nlb_z) == 16);
+const _: () = assert!(offset_of!(CopySourceRange, eilbrt) == 24);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +126,8 @@ mod tests {
         assert_eq!(IoCdw12::new().with_prinfo(0b1000).into_bits(), 1 << 29);
         assert_eq!(IoCdw12::from_bits(0xFFFF).nlb_z(), 0xFFFF);
         assert_eq!(IoCdw12::new().with_dtype(1).into_bits(), 1 << 20);
+        assert_eq!(CopyCdw12::new().with_fua(true).with_nr_z(127).into_bits(), 1 << 30 | 127);
+        assert_eq!(CopyCdw12::new().with_format(1).with_prinfow(1).into_bits(), 1 << 8 | 1 << 26);
+        assert_eq!(CopyCdw12::new().with_prinfor(1).with_dtype(1).into_bits(), 1 << 12 | 1 << 20);
     }
 }

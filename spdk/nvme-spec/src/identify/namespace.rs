@@ -78,11 +78,11 @@ pub struct IdentifyNamespace {
     pub npda_z: U16,
     /// NOWS: optimal write size, zero-based.
     pub nows_z: U16,
-    /// MSSRL.
+    /// MSSRL: most blocks of a source range of a Copy.
     pub mssrl: U16,
-    /// MCL.
+    /// MCL: most blocks of a Copy.
     pub mcl: U32,
-    /// MSRC.
+    /// MSRC: most source ranges of a Copy, zero-based.
     pub msrc: u8,
     /// KPIOS.
     pub kpios: u8,
@@ -116,6 +116,7 @@ pub struct IdentifyNamespace {
 const _: () = assert!(size_of::<IdentifyNamespace>() == IDENTIFY_LEN);
 const _: () = assert!(offset_of!(IdentifyNamespace, nmic) == 30);
 const _: () = assert!(offset_of!(IdentifyNamespace, noiob) == 46);
+const _: () = assert!(offset_of!(IdentifyNamespace, mssrl) == 74);
 const _: () = assert!(offset_of!(IdentifyNamespace, anagrpid) == 92);
 const _: () = assert!(offset_of!(IdentifyNamespace, nsattr) == 99);
 const _: () = assert!(offset_of!(IdentifyNamespace, nguid) == 104);
