@@ -1,16 +1,15 @@
 //! Admin commands (Base section 5).
 
 use nvme_spec::feature::{FeatureId, FeatureSelect, capability};
-use nvme_spec::log::{ErrorInformationEntry, FirmwareSlot, LogPageId, SmartHealth};
-use nvme_spec::queue::{
-    AbortCdw10, CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, GetLogCdw10, NumberOfQueues,
-};
-use nvme_spec::{AdminOpcode, Status, SubmissionQueueEntry, ascii_padded};
-use zerocopy::{FromZeros, IntoBytes};
+use nvme_spec::identify::IDENTIFY_LEN;
+use nvme_spec::queue::{AbortCdw10, CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, NumberOfQueues};
+use nvme_spec::{AdminOpcode, Status, SubmissionQueueEntry};
 
 use crate::controller::Controller;
+use crate::logs::log_len;
 use crate::memory::prps;
-use crate::work::{CompletionQueue, Outcome, SubmissionQueue};
+use crate::queues::{CompletionQueue, ShadowBuffers, SubmissionQueue};
+use crate::work::Outcome;
 
 /// Asynchronous Event Requests that wait at most: AERL plus one.
 const EVENT_REQUESTS_MAX: usize = 4;
@@ -36,6 +35,9 @@ impl Controller {
             AdminOpcode::GET_FEATURES => self.get_features(sqe).into(),
             AdminOpcode::GET_LOG_PAGE => self.get_log(sqe).into(),
             AdminOpcode::ABORT => self.abort(sqe),
+            AdminOpcode::DOORBELL_BUFFER_CONFIG if self.options.shadow_doorbells => {
+                self.doorbell_buffers(sqe).into()
+            }
             AdminOpcode::KEEP_ALIVE => Outcome::default(),
             AdminOpcode::ASYNC_EVENT_REQUEST => {
                 if self.event_requests.len() < EVENT_REQUESTS_MAX {
@@ -50,8 +52,8 @@ impl Controller {
     }
 
     /// Puts data into the buffer of an admin command.
-    fn give(&self, sqe: &SubmissionQueueEntry, data: &[u8]) -> Result<(), Status> {
-        let segments = self.iommu.segments(sqe, data.len(), self.page(), false)?;
+    pub(crate) fn give(&self, sqe: &SubmissionQueueEntry, data: &[u8]) -> Result<(), Status> {
+        let segments = self.iommu.segments(sqe, data.len(), self.page(), None)?;
         self.iommu.scatter(&segments, data)
     }
 
@@ -83,10 +85,11 @@ impl Controller {
         if !cdw11.pc() {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
-        if cdw11.ien() {
+        if cdw11.ien() && cdw11.iv() >= self.options.vectors {
             return Err(INVALID_INTERRUPT_VECTOR.with_dnr());
         }
-        self.cqs.insert(cdw10.qid(), CompletionQueue::new(prp1, entries));
+        let vector = cdw11.ien().then_some(cdw11.iv());
+        self.cqs.insert(cdw10.qid(), CompletionQueue::new(prp1, entries, vector));
         Ok(())
     }
 
@@ -184,31 +187,24 @@ impl Controller {
         }
     }
 
-    fn get_log(&mut self, sqe: &SubmissionQueueEntry) -> Result<(), Status> {
-        let cdw10 = GetLogCdw10::from_bits(sqe.cdw10.get());
-        let dwords = u64::from(cdw10.numdl_z()) | u64::from(sqe.cdw11.get() & 0xFFFF) << 16;
-        let len = (dwords + 1) * 4;
-        let offset = u64::from(sqe.cdw12.get()) | u64::from(sqe.cdw13.get()) << 32;
-        if len > 1 << 20 || offset % 4 != 0 {
+    /// Bytes that a command of those with data brings.
+    pub(crate) fn admin_data_len(&self, sqe: &SubmissionQueueEntry) -> Option<usize> {
+        match AdminOpcode(sqe.opcode) {
+            AdminOpcode::IDENTIFY => Some(IDENTIFY_LEN),
+            AdminOpcode::GET_LOG_PAGE => usize::try_from(log_len(sqe)).ok().filter(|&len| len <= 1 << 20),
+            _ => None,
+        }
+    }
+
+    fn doorbell_buffers(&mut self, sqe: &SubmissionQueueEntry) -> Result<(), Status> {
+        let (doorbells, events) = prps(sqe);
+        let page = self.page();
+        let fits = |at: u64| at.is_multiple_of(page as u64) && self.iommu.holds(at, page);
+        if !fits(doorbells) || !fits(events) {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
-        let page = match LogPageId(cdw10.lid()) {
-            LogPageId::ERROR_INFORMATION => ErrorInformationEntry::default().as_bytes().to_vec(),
-            LogPageId::SMART_HEALTH => smart(self.commands_done).as_bytes().to_vec(),
-            LogPageId::FIRMWARE_SLOT => firmware().as_bytes().to_vec(),
-            LogPageId::CHANGED_NAMESPACES => {
-                // All of them may have changed: FFFFFFFFh first (Base section 5.1.12.1.5).
-                let mut list = vec![0; 4096];
-                list[..4].fill(0xFF);
-                list
-            }
-            _ => return Err(Status::INVALID_LOG_PAGE.with_dnr()),
-        };
-        let start = usize::try_from(offset).ok().filter(|&start| start <= page.len());
-        let start = start.ok_or(Status::INVALID_FIELD.with_dnr())?;
-        let mut data = page[start..].to_vec();
-        data.resize(usize::try_from(len).map_err(|_| Status::INVALID_FIELD)?, 0);
-        self.give(sqe, &data)
+        self.set_shadow(ShadowBuffers { doorbells, events });
+        Ok(())
     }
 
     fn abort(&mut self, sqe: &SubmissionQueueEntry) -> Outcome {
@@ -217,21 +213,4 @@ impl Controller {
         // DW0 bit 0 is set when it was not aborted.
         u32::from(!aborted).into()
     }
-}
-
-fn smart(commands: u64) -> SmartHealth {
-    let mut log = SmartHealth::new_zeroed();
-    log.composite_temperature.set(310);
-    log.available_spare = 100;
-    log.available_spare_threshold = 10;
-    log.power_cycles[0] = 1;
-    log.host_read_commands[..8].copy_from_slice(&commands.to_le_bytes());
-    log
-}
-
-fn firmware() -> FirmwareSlot {
-    let mut log = FirmwareSlot::new_zeroed();
-    log.afi = 1;
-    log.revisions[0] = ascii_padded("1.0");
-    log
 }

@@ -3,13 +3,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use nvme_spec::log::ErrorInformationEntry;
 use nvme_spec::queue::DOORBELL_BASE;
 use nvme_spec::register::{Cap, Cc, Crto, Csts, Property, Vs, css};
 
 use crate::fault::Faults;
+use crate::interrupts::Vector;
+use crate::logs::{Counts, ERROR_ENTRIES};
 use crate::memory::Iommu;
 use crate::namespace::Shared;
-use crate::work::{CompletionQueue, Held, SubmissionQueue};
+use crate::queues::{CompletionQueue, ShadowBuffers, SubmissionQueue};
+use crate::store::Bounce;
+use crate::work::Held;
 
 /// What a controller shall be like.
 #[derive(Clone, Debug)]
@@ -28,12 +33,24 @@ pub struct ControllerOptions {
     pub io_queues_max: u16,
     /// Whether it takes SGLs.
     pub sgl: bool,
+    /// Whether addresses and lengths in SGLs must be multiples of 4.
+    pub sgl_by_dwords: bool,
+    /// Whether it offers shadow doorbells.
+    pub shadow_doorbells: bool,
+    /// Interrupt vectors; 0 for none.
+    pub vectors: u16,
     /// Whether it has a volatile write cache.
     pub volatile_write_cache: bool,
     /// WZSL; 0 is no limit.
     pub wzsl: u8,
+    /// VSL; 0 is no limit.
+    pub vsl: u8,
+    /// DMRL: most ranges of a Dataset Management; 0 is no limit.
+    pub dmrl: u8,
     /// DMRSL: most blocks of a deallocated range; 0 is no limit.
     pub dmrsl: u32,
+    /// DMSL: most blocks of all deallocated ranges; 0 is no limit.
+    pub dmsl: u64,
     /// Optional I/O commands, as in ONCS.
     pub oncs: u16,
     /// Steps from CC.EN to CSTS.RDY, either way.
@@ -45,7 +62,8 @@ pub struct ControllerOptions {
 }
 
 impl Default for ControllerOptions {
-    /// 1024 entries a queue, 64 queue pairs, transfers to 512 KiB, all I/O commands that the model knows, no SGLs.
+    /// 1024 entries a queue, 64 queue pairs with an interrupt each, transfers to 512 KiB, all I/O commands that the model
+    /// knows, no SGLs, no shadow doorbells.
     fn default() -> Self {
         use nvme_spec::identify::oncs;
         Self {
@@ -56,10 +74,16 @@ impl Default for ControllerOptions {
             mdts: 7,
             io_queues_max: 64,
             sgl: false,
+            sgl_by_dwords: false,
+            shadow_doorbells: false,
+            vectors: 65,
             volatile_write_cache: true,
             wzsl: 0,
+            vsl: 0,
+            dmrl: 0,
             dmrsl: 0,
-            oncs: oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES | oncs::VERIFY,
+            dmsl: 0,
+            oncs: oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES | oncs::VERIFY | oncs::COPY,
             ready_steps: 2,
             burst: 64,
             // Of the range that virtio's vendor leaves for experiments: nothing real has it.
@@ -100,20 +124,30 @@ pub(crate) struct Controller {
     pub(crate) now_steps: u64,
     pub(crate) sqs: BTreeMap<u16, SubmissionQueue>,
     pub(crate) cqs: BTreeMap<u16, CompletionQueue>,
+    pub(crate) shadow: Option<ShadowBuffers>,
+    pub(crate) vectors: Vec<Vector>,
     pub(crate) held: Vec<Held>,
     /// Identifiers of Asynchronous Event Requests that wait.
     pub(crate) event_requests: VecDeque<u16>,
     /// Events that wait for a request.
     pub(crate) events: VecDeque<u32>,
+    /// Events that were reported and not cleared.
+    pub(crate) masked: Vec<u32>,
+    /// Up to where changes of the namespaces were reported, and listed in the log page.
     pub(crate) namespaces_seen: u64,
+    pub(crate) namespaces_listed: u64,
     pub(crate) features: Features,
+    pub(crate) error_log: VecDeque<ErrorInformationEntry>,
+    pub(crate) counts: Counts,
     pub(crate) commands_done: u64,
-    pub(crate) data: Vec<u8>,
+    pub(crate) data: Bounce,
 }
 
 impl Controller {
     pub(crate) fn new(shared: Arc<Shared>, cntlid: u16, options: ControllerOptions) -> Self {
         let namespaces_seen = shared.generation();
+        let mut vectors = Vec::new();
+        vectors.resize_with(options.vectors.into(), Vector::default);
         Self {
             options,
             shared,
@@ -131,13 +165,19 @@ impl Controller {
             now_steps: 0,
             sqs: BTreeMap::new(),
             cqs: BTreeMap::new(),
+            shadow: None,
+            vectors,
             held: Vec::new(),
             event_requests: VecDeque::new(),
             events: VecDeque::new(),
+            masked: Vec::new(),
             namespaces_seen,
+            namespaces_listed: namespaces_seen,
             features: Features::default(),
+            error_log: VecDeque::with_capacity(ERROR_ENTRIES),
+            counts: Counts::default(),
             commands_done: 0,
-            data: Vec::new(),
+            data: Bounce::default(),
         }
     }
 
@@ -155,6 +195,15 @@ impl Controller {
     /// The memory page that the driver chose, in bytes.
     pub(crate) const fn page(&self) -> usize {
         1 << (12 + self.cc.mps())
+    }
+
+    /// The granularity of SGLs in bytes, when they are taken.
+    pub(crate) const fn sgl_granularity(&self) -> Option<u32> {
+        match (self.options.sgl, self.options.sgl_by_dwords) {
+            (false, _) => None,
+            (true, false) => Some(1),
+            (true, true) => Some(4),
+        }
     }
 
     /// The length of BAR 0: all doorbells that there can be, in whole pages.
@@ -287,7 +336,7 @@ impl Controller {
             return;
         }
         self.csts = Csts::new().with_rdy(true);
-        self.cqs.insert(0, CompletionQueue::new(self.acq, acqs_z + 1));
+        self.cqs.insert(0, CompletionQueue::new(self.acq, acqs_z + 1, Some(0)));
         self.sqs.insert(0, SubmissionQueue::new(self.asq, asqs_z + 1, 0));
     }
 
@@ -303,7 +352,9 @@ impl Controller {
         self.csts = Csts::new();
         self.drop_io();
         self.features = Features::default();
+        self.shadow = None;
         self.namespaces_seen = self.shared.generation();
+        self.namespaces_listed = self.namespaces_seen;
     }
 
     fn drop_io(&mut self) {
@@ -312,6 +363,7 @@ impl Controller {
         self.held.clear();
         self.event_requests.clear();
         self.events.clear();
+        self.masked.clear();
     }
 
     /// A reset from outside.

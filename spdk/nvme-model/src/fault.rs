@@ -1,5 +1,7 @@
 //! Faults as data: which command, what goes wrong, how often.
 
+use std::fmt;
+
 use nvme_spec::{Qid, Status, SubmissionQueueEntry};
 
 /// Which commands a fault hits. What is `None` matches everything.
@@ -69,6 +71,8 @@ pub enum FaultAction {
     Fatal,
     /// The device is removed: all registers read as ones, nothing moves any more.
     Vanish,
+    /// It is executed, and the data that it brings are nonsense. What Identify and log pages say is then anything.
+    Garbage,
 }
 
 /// One fault.
@@ -126,19 +130,42 @@ pub struct RegisterFaults {
     pub function_reset_fails: bool,
     /// Cutting the device off from memory fails.
     pub revoke_fails: bool,
+    /// No interrupt reaches anybody.
+    pub interrupts_lost: bool,
+    /// With shadow doorbells: EventIdx asks for a doorbell too late.
+    pub event_idx_wrong: bool,
 }
 
+/// Decides for each command whether something goes wrong with it, asked before all other faults.
+pub type FaultHook = Box<dyn FnMut(Qid, &SubmissionQueueEntry) -> Option<FaultAction> + Send>;
+
 /// All faults of a controller.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Faults {
     pub(crate) registers: RegisterFaults,
+    hook: Option<FaultHook>,
     list: Vec<Fault>,
     random: Option<RandomFaults>,
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faults")
+            .field("registers", &self.registers)
+            .field("hook", &self.hook.is_some())
+            .field("list", &self.list)
+            .field("random", &self.random)
+            .finish()
+    }
 }
 
 impl Faults {
     pub(crate) fn add(&mut self, fault: Fault) {
         self.list.push(fault);
+    }
+
+    pub(crate) fn set_hook(&mut self, hook: Option<FaultHook>) {
+        self.hook = hook;
     }
 
     pub(crate) fn set_random(&mut self, random: Option<RandomFaults>) {
@@ -151,6 +178,9 @@ impl Faults {
 
     /// What happens to this command.
     pub(crate) fn strike(&mut self, qid: u16, sqe: &SubmissionQueueEntry) -> Option<FaultAction> {
+        if let Some(action) = self.hook.as_mut().and_then(|hook| hook(Qid(qid), sqe)) {
+            return Some(action);
+        }
         for fault in &mut self.list {
             if fault.times == 0 || !fault.matches.matches(qid, sqe) {
                 continue;

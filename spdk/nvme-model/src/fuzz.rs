@@ -135,6 +135,8 @@ impl Rig {
                 never_shut_down: detail & 8 != 0,
                 function_reset_fails: detail & 16 != 0,
                 revoke_fails: detail & 32 != 0,
+                interrupts_lost: detail & 64 != 0,
+                event_idx_wrong: detail & 128 != 0,
             }),
             14 if detail < 32 => self.model.vanish(),
             14 if detail < 96 => self.model.fail(),

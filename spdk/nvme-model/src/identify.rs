@@ -2,13 +2,15 @@
 
 use nvme_spec::aer::config;
 use nvme_spec::identify::{
-    CSI_NVM, Cns, ControllerType, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyNamespace,
-    IdentifyNamespaceIndependent, LbaFormat, NamespaceIdType, cmic, lpa, sgls, vwc,
+    CONTROLLER_LIST_MAX, CSI_NVM, Cns, ControllerType, IDENTIFY_LEN, IdentifyController,
+    IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent, LbaFormat, NamespaceIdType, cmic,
+    lpa, oacs, sgls, vwc,
 };
 use nvme_spec::{Status, SubmissionQueueEntry, ascii_padded};
 use zerocopy::IntoBytes;
 
 use crate::controller::Controller;
+use crate::logs::ERROR_ENTRIES;
 use crate::namespace::Namespace;
 
 impl Controller {
@@ -28,6 +30,8 @@ impl Controller {
             }
             Cns::IO_CONTROLLER if csi == CSI_NVM => Ok(self.identify_nvm().as_bytes().to_vec()),
             Cns::IO_ACTIVE_NAMESPACES if csi == CSI_NVM => self.namespace_list(nsid),
+            Cns::SUBSYSTEM_CONTROLLERS => Ok(self.controller_list(sqe)),
+            Cns::NAMESPACE_CONTROLLERS => self.namespace(nsid).map(|_| self.controller_list(sqe)),
             Cns::INDEPENDENT_NAMESPACE => self.independent(nsid),
             _ => Err(Status::INVALID_FIELD.with_dnr()),
         }
@@ -54,7 +58,12 @@ impl Controller {
         id.aerl_z = 3;
         id.frmw = 0b11;
         id.lpa = lpa::EXTENDED_DATA;
-        id.elpe_z = 0;
+        id.elpe_z = u8::try_from(ERROR_ENTRIES - 1).unwrap_or(u8::MAX);
+        if self.options.shadow_doorbells {
+            id.oacs.set(oacs::DOORBELL_BUFFER_CONFIG);
+        }
+        // Copy descriptor format 0h.
+        id.cdfs.set(1);
         id.wctemp.set(343);
         id.cctemp.set(353);
         id.sqes = 0x66;
@@ -65,7 +74,8 @@ impl Controller {
             id.vwc = vwc::PRESENT | vwc::FLUSH_ALL_SUPPORTED;
         }
         if self.options.sgl {
-            id.sgls.set(sgls::SUPPORTED);
+            let kind = if self.options.sgl_by_dwords { sgls::SUPPORTED_BY_DWORDS } else { sgls::SUPPORTED };
+            id.sgls.set(kind);
         }
         for (to, from) in id.subnqn.iter_mut().zip(self.shared.nqn.bytes()) {
             *to = from;
@@ -75,8 +85,11 @@ impl Controller {
 
     fn identify_nvm(&self) -> IdentifyControllerNvm {
         let mut id = IdentifyControllerNvm::zeroed();
+        id.vsl = self.options.vsl;
         id.wzsl = self.options.wzsl;
+        id.dmrl = self.options.dmrl;
         id.dmrsl.set(self.options.dmrsl);
+        id.dmsl.set(self.options.dmsl);
         id
     }
 
@@ -95,6 +108,10 @@ impl Controller {
             // Deallocated blocks read as zeros; Write Zeroes may deallocate.
             id.dlfeat = 0b1001;
             id.noiob.set(options.noiob);
+            let (range, all, ranges_z) = options.copy_limits;
+            id.mssrl.set(range);
+            id.mcl.set(all);
+            id.msrc = ranges_z;
             id.nsattr = u8::from(options.read_only);
             id.nguid = options.nguid;
             id.eui64 = options.eui64;
@@ -126,6 +143,17 @@ impl Controller {
             .collect();
         list.resize(IDENTIFY_LEN, 0);
         Ok(list)
+    }
+
+    /// All controllers from CNTID: each has all namespaces.
+    fn controller_list(&self, sqe: &SubmissionQueueEntry) -> Vec<u8> {
+        let from = u16::from_le_bytes([sqe.cdw10.to_bytes()[2], sqe.cdw10.to_bytes()[3]]);
+        let ids: Vec<u16> =
+            self.shared.cntlids().filter(|&id| id >= from).take(CONTROLLER_LIST_MAX).collect();
+        let count = u16::try_from(ids.len()).unwrap_or(0);
+        let mut list: Vec<u8> = [count].into_iter().chain(ids).flat_map(u16::to_le_bytes).collect();
+        list.resize(IDENTIFY_LEN, 0);
+        list
     }
 
     fn descriptors(&self, nsid: u32) -> Result<Vec<u8>, Status> {

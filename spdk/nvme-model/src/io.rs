@@ -1,14 +1,18 @@
 //! I/O commands of the NVM Command Set (NVM section 3).
 
 use nvme_spec::identify::oncs;
-use nvme_spec::nvm::{DatasetManagementRange, IoCdw12, dsm};
+use nvme_spec::nvm::{CopyCdw12, CopySourceRange, DatasetManagementRange, IoCdw12, dsm};
 use nvme_spec::{Nsid, NvmOpcode, Status, SubmissionQueueEntry};
 use zerocopy::FromBytes;
 
 use crate::controller::Controller;
 use crate::namespace::Namespace;
+use crate::store::Bounce;
 use crate::work::Outcome;
 
+/// Command specific 83h and 87h (NVM section 3.3.2): Command Size Limit Exceeded, Overlapping I/O Range.
+const COMMAND_SIZE_LIMIT_EXCEEDED: Status = Status::new(1, 0x83);
+const OVERLAPPING_IO_RANGE: Status = Status::new(1, 0x87);
 /// Zeros are written in pieces of this many bytes.
 const ZERO_PIECE: usize = 64 << 10;
 
@@ -31,25 +35,29 @@ impl Controller {
             NvmOpcode::WRITE_ZEROES => oncs::WRITE_ZEROES,
             NvmOpcode::VERIFY => oncs::VERIFY,
             NvmOpcode::DATASET_MANAGEMENT => oncs::DATASET_MANAGEMENT,
+            NvmOpcode::COPY => oncs::COPY,
             _ => return Err(Status::INVALID_OPCODE.with_dnr()),
         };
         if self.options.oncs & needed != needed {
             return Err(Status::INVALID_OPCODE.with_dnr());
         }
         let namespace = self.shared.namespace(sqe.nsid.get()).ok_or(Status::INVALID_NAMESPACE.with_dnr())?;
-        let writes =
-            matches!(opcode, NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES | NvmOpcode::DATASET_MANAGEMENT);
-        if writes && namespace.options.read_only {
+        let reads = matches!(opcode, NvmOpcode::READ | NvmOpcode::COMPARE | NvmOpcode::VERIFY);
+        if !reads && namespace.options.read_only {
             return Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr());
         }
         if opcode == NvmOpcode::DATASET_MANAGEMENT {
             return self.dataset_management(&namespace, sqe);
+        }
+        if opcode == NvmOpcode::COPY {
+            return self.copy(&namespace, sqe);
         }
         let cdw12 = IoCdw12::from_bits(sqe.cdw12.get());
         let (lba, blocks) = (sqe.cdw10_11(), u64::from(cdw12.nlb_z()) + 1);
         if !namespace.holds(lba, blocks) {
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
         }
+        self.counts.add(opcode, namespace.bytes(blocks));
         match opcode {
             NvmOpcode::READ => self.read(&namespace, sqe, lba, blocks),
             NvmOpcode::WRITE => self.write(&namespace, sqe, lba, blocks, cdw12.fua()),
@@ -85,16 +93,16 @@ impl Controller {
         blocks: u64,
     ) -> Result<(), Status> {
         let len = self.transfer_len(ns, blocks)?;
-        let segments = self.iommu.segments(sqe, len, self.page(), self.options.sgl)?;
-        self.data.resize(len, 0);
+        let segments = self.iommu.segments(sqe, len, self.page(), self.sgl_granularity())?;
+        self.data.resize(len);
         ns.read(lba, &mut self.data).map_err(|_| Status::UNRECOVERED_READ_ERROR)?;
         self.iommu.scatter(&segments, &self.data)
     }
 
     /// Fetches the command's data into `self.data`.
     fn fetch_data(&mut self, sqe: &SubmissionQueueEntry, len: usize) -> Result<(), Status> {
-        let segments = self.iommu.segments(sqe, len, self.page(), self.options.sgl)?;
-        self.data.resize(len, 0);
+        let segments = self.iommu.segments(sqe, len, self.page(), self.sgl_granularity())?;
+        self.data.resize(len);
         self.iommu.gather(&segments, &mut self.data)
     }
 
@@ -127,14 +135,17 @@ impl Controller {
     ) -> Result<(), Status> {
         let len = self.transfer_len(ns, blocks)?;
         self.fetch_data(sqe, len)?;
-        let mut stored = vec![0; len];
+        let mut stored = Bounce::of(len);
         ns.read(lba, &mut stored).map_err(|_| Status::UNRECOVERED_READ_ERROR)?;
-        if stored == self.data { Ok(()) } else { Err(Status::COMPARE_FAILURE.with_dnr()) }
+        if *stored == *self.data { Ok(()) } else { Err(Status::COMPARE_FAILURE.with_dnr()) }
     }
 
     fn verify(&mut self, ns: &Namespace, lba: u64, blocks: u64) -> Result<(), Status> {
+        if self.options.vsl != 0 && ns.bytes(blocks) > 4096 << self.options.vsl {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
         let len = usize::try_from(ns.bytes(blocks)).map_err(|_| Status::INVALID_FIELD)?;
-        self.data.resize(len, 0);
+        self.data.resize(len);
         ns.read(lba, &mut self.data).map_err(|_| Status::UNRECOVERED_READ_ERROR)
     }
 
@@ -152,7 +163,11 @@ impl Controller {
         if sqe.cdw11.get() & dsm::AD == 0 {
             return Ok(());
         }
+        if self.options.dmrl != 0 && count > usize::from(self.options.dmrl) {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
         let mut ranges = Vec::with_capacity(count);
+        let mut all = 0;
         for bytes in self.data.chunks_exact(16) {
             let range = DatasetManagementRange::read_from_bytes(bytes).map_err(|_| Status::INTERNAL_ERROR)?;
             let (lba, blocks) = (range.slba.get(), range.length.get());
@@ -163,19 +178,73 @@ impl Controller {
                 return Err(Status::INVALID_FIELD.with_dnr());
             }
             ranges.push((lba, u64::from(blocks)));
+            all += u64::from(blocks);
+        }
+        if self.options.dmsl != 0 && all > self.options.dmsl {
+            return Err(Status::INVALID_FIELD.with_dnr());
         }
         // Deallocated blocks read as zeros: DLFEAT says so.
         ranges.into_iter().try_for_each(|(lba, blocks)| zero(ns, lba, blocks))
     }
 }
 
+impl Controller {
+    /// Copies by descriptor format 0h: all sources are read before anything is written.
+    fn copy(&mut self, ns: &Namespace, sqe: &SubmissionQueueEntry) -> Result<(), Status> {
+        let cdw12 = CopyCdw12::from_bits(sqe.cdw12.get());
+        if cdw12.format() != 0 {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        let (range_max, all_max, ranges_z) = ns.options.copy_limits;
+        if cdw12.nr_z() > ranges_z {
+            return Err(COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
+        }
+        self.fetch_data(sqe, (usize::from(cdw12.nr_z()) + 1) * size_of::<CopySourceRange>())?;
+        let mut sources = Vec::new();
+        let mut all = 0;
+        for bytes in self.data.chunks_exact(size_of::<CopySourceRange>()) {
+            let range = CopySourceRange::read_from_bytes(bytes).map_err(|_| Status::INTERNAL_ERROR)?;
+            let (lba, blocks) = (range.slba.get(), u64::from(range.nlb_z.get()) + 1);
+            if !ns.holds(lba, blocks) {
+                return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
+            }
+            if blocks > u64::from(range_max) {
+                return Err(COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
+            }
+            sources.push((lba, blocks));
+            all += blocks;
+        }
+        if all > u64::from(all_max) {
+            return Err(COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
+        }
+        let to = sqe.cdw10_11();
+        if !ns.holds(to, all) {
+            return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
+        }
+        if sources.iter().any(|&(lba, blocks)| lba < to + all && to < lba + blocks) {
+            return Err(OVERLAPPING_IO_RANGE.with_dnr());
+        }
+        let bytes = |blocks| usize::try_from(ns.bytes(blocks)).map_err(|_| Status::INTERNAL_ERROR);
+        self.data.resize(bytes(all)?);
+        let mut at = 0;
+        for (lba, blocks) in sources {
+            let end = at + bytes(blocks)?;
+            let part = self.data.get_mut(at..end).ok_or(Status::INTERNAL_ERROR)?;
+            ns.read(lba, part).map_err(|_| Status::UNRECOVERED_READ_ERROR)?;
+            at = end;
+        }
+        ns.write(to, &self.data).map_err(|_| Status::WRITE_FAULT)?;
+        self.settle(ns, cdw12.fua())
+    }
+}
+
 fn zero(ns: &Namespace, mut lba: u64, mut blocks: u64) -> Result<(), Status> {
     let piece_blocks = (ZERO_PIECE >> ns.options.block_shift).max(1) as u64;
-    let zeros = vec![0; ZERO_PIECE.max(1 << ns.options.block_shift)];
+    let zeros = Bounce::of(ZERO_PIECE.max(1 << ns.options.block_shift));
     while blocks > 0 {
         let part = blocks.min(piece_blocks);
         let len = usize::try_from(ns.bytes(part)).map_err(|_| Status::INTERNAL_ERROR)?;
-        ns.write(lba, &zeros[..len]).map_err(|_| Status::WRITE_FAULT)?;
+        ns.write(lba, zeros.get(..len).ok_or(Status::INTERNAL_ERROR)?).map_err(|_| Status::WRITE_FAULT)?;
         lba += part;
         blocks -= part;
     }

@@ -11,6 +11,9 @@ const IOVA_FIRST: u64 = 0x10_0000_0000;
 /// Most SGL descriptors of one command.
 const SGL_DESCRIPTORS_MAX: usize = 4096;
 
+/// Generic 1Eh: SGL Data Block Granularity Invalid.
+const SGL_GRANULARITY_INVALID: Status = Status::new(0, 0x1E);
+
 /// A piece of a command's data as the device addresses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
@@ -58,6 +61,11 @@ impl Iommu {
             let at = usize::try_from(iova.checked_sub(*base)?).ok()?;
             (at < region.len() && len <= region.len() - at).then_some((region, at))
         })
+    }
+
+    /// Whether the device may reach all of a range.
+    pub(crate) fn holds(&self, iova: u64, len: usize) -> bool {
+        self.find(iova, len).is_some()
     }
 
     /// The host's address of a segment, for telling which buffers may still be touched.
@@ -112,17 +120,23 @@ impl Iommu {
         if rest.is_empty() { Ok(()) } else { Err(Status::DATA_TRANSFER_ERROR) }
     }
 
-    /// The segments of a command that moves `len` bytes, by its data pointer (Base section 4.3).
+    /// The segments of a command that moves `len` bytes, by its data pointer (Base section 4.3). SGLs are taken when they
+    /// have a granularity in bytes.
     pub(crate) fn segments(
         &self,
         sqe: &SubmissionQueueEntry,
         len: usize,
         page: usize,
-        sgl_supported: bool,
+        sgl_granularity: Option<u32>,
     ) -> Result<Vec<Segment>, Status> {
         match sqe.psdt() {
             psdt::PRP => self.prp_segments(sqe, len, page),
-            psdt::SGL if sgl_supported => self.sgl_segments(sqe.dptr, len),
+            psdt::SGL if sgl_granularity.is_some() => {
+                let segments = self.sgl_segments(sqe.dptr, len)?;
+                let unit = u64::from(sgl_granularity.unwrap_or(1));
+                let fits = |part: &Segment| (part.iova | part.len as u64).is_multiple_of(unit);
+                if segments.iter().all(fits) { Ok(segments) } else { Err(SGL_GRANULARITY_INVALID.with_dnr()) }
+            }
             _ => Err(Status::INVALID_FIELD.with_dnr()),
         }
     }
@@ -278,8 +292,7 @@ mod tests {
             for len in [4usize, 512, 4096, 8192, 65536] {
                 let two_pages = len > 4096 - offset && len - (4096 - offset) <= 4096;
                 let prp2 = if two_pages { base + 8 * 4096 } else { base + list as u64 };
-                let segments =
-                    iommu.segments(&command(base + offset as u64, prp2), len, 4096, false).unwrap();
+                let segments = iommu.segments(&command(base + offset as u64, prp2), len, 4096, None).unwrap();
                 assert_eq!(segments.iter().map(|segment| segment.len).sum::<usize>(), len);
                 assert!(segments.iter().skip(1).all(|segment| segment.iova % 4096 == 0));
             }
@@ -294,7 +307,7 @@ mod tests {
         let next = (1 << 20) + 8192 + 24;
         assert!(region.store_u64s(list, [base + 4096, base + next as u64]));
         assert!(region.store_u64s(next, [base + 3 * 4096, base + 5 * 4096]));
-        let segments = iommu.segments(&command(base, base + list as u64), 4 * 4096, 4096, false).unwrap();
+        let segments = iommu.segments(&command(base, base + list as u64), 4 * 4096, 4096, None).unwrap();
         let pages: Vec<_> = segments.iter().map(|segment| (segment.iova - base) / 4096).collect();
         assert_eq!(pages, [0, 1, 3, 5]);
     }
@@ -303,7 +316,7 @@ mod tests {
     fn wrong_offsets_are_refused() {
         let (iommu, base, _region) = iommu();
         let refused =
-            |prp1, prp2, len| iommu.segments(&command(prp1, prp2), len, 4096, false).unwrap_err().code();
+            |prp1, prp2, len| iommu.segments(&command(prp1, prp2), len, 4096, None).unwrap_err().code();
         assert_eq!(refused(base + 2, 0, 512), Status::PRP_OFFSET_INVALID);
         assert_eq!(refused(base, base + 4096 + 8, 8192), Status::PRP_OFFSET_INVALID);
         assert_eq!(refused(base, base + 4096 + 4, 12288), Status::PRP_OFFSET_INVALID);
@@ -316,19 +329,21 @@ mod tests {
         let with = |dptr| SubmissionQueueEntry { flags: 0x40, dptr, ..Default::default() };
         let block = SglDescriptor::of(0, 0, base + 3, 512);
         assert_eq!(
-            iommu.segments(&with(block), 512, 4096, true).unwrap(),
+            iommu.segments(&with(block), 512, 4096, Some(1)).unwrap(),
             [Segment { iova: base + 3, len: 512 }]
         );
-        assert!(iommu.segments(&with(block), 1024, 4096, true).is_err());
-        assert!(iommu.segments(&with(block), 256, 4096, true).is_err());
-        assert!(iommu.segments(&with(block), 512, 4096, false).is_err());
+        let refused = iommu.segments(&with(block), 512, 4096, Some(4)).unwrap_err();
+        assert_eq!(refused.code(), SGL_GRANULARITY_INVALID);
+        assert!(iommu.segments(&with(block), 1024, 4096, Some(1)).is_err());
+        assert!(iommu.segments(&with(block), 256, 4096, Some(1)).is_err());
+        assert!(iommu.segments(&with(block), 512, 4096, None).is_err());
         let list = [SglDescriptor::of(0, 0, base, 256), SglDescriptor::of(0, 0, base + 8192, 256)];
         assert!(region.write(4096, list.as_slice().as_bytes()));
         let pointer = SglDescriptor::of(sgl_type::LAST_SEGMENT, 0, base + 4096, 32);
-        assert_eq!(iommu.segments(&with(pointer), 512, 4096, true).unwrap().len(), 2);
+        assert_eq!(iommu.segments(&with(pointer), 512, 4096, Some(1)).unwrap().len(), 2);
         // A list that points to itself ends.
         let loops = SglDescriptor::of(sgl_type::SEGMENT, 0, base + 4096, 16);
         assert!(region.write(4096, loops.as_bytes()));
-        assert!(iommu.segments(&with(loops), 512, 4096, true).is_err());
+        assert!(iommu.segments(&with(loops), 512, 4096, Some(1)).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! The model as others hold it: a handle that is an [`Access`] for a driver, and steps and faults for a test.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -8,7 +9,7 @@ use async_nvme::access::{Access, AccessError, DmaMapping};
 use hugepage_alloc::{DmaBuf, DmaRegion};
 
 use crate::controller::{Controller, ControllerOptions};
-use crate::fault::{Fault, RandomFaults, RegisterFaults};
+use crate::fault::{Fault, FaultHook, RandomFaults, RegisterFaults};
 use crate::namespace::Shared;
 
 /// A controller in software.
@@ -24,6 +25,10 @@ impl Model {
         Self { name, controller: Mutex::new(Controller::new(shared, cntlid, options)) }
     }
 
+    fn no_vector(&self, vector: u16) -> AccessError {
+        AccessError::NoSuch { what: format!("interrupt vector {vector}"), name: self.name.clone() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Controller> {
         self.controller.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -37,6 +42,11 @@ impl Model {
     /// Adds a fault. Earlier ones are asked first.
     pub fn add_fault(&self, fault: Fault) {
         self.lock().faults.add(fault);
+    }
+
+    /// Sets or ends the fault hook. It is called under the model's lock and must not use the model.
+    pub fn set_fault_hook(&self, hook: Option<FaultHook>) {
+        self.lock().faults.set_hook(hook);
     }
 
     /// Sets or ends random faults.
@@ -188,6 +198,24 @@ impl Access for Model {
         }
         controller.function_reset();
         Ok(())
+    }
+
+    fn interrupts_max(&self) -> u16 {
+        self.lock().options.vectors
+    }
+
+    fn interrupt_attach(&self, vector: u16, eventfd: BorrowedFd<'_>) -> Result<(), AccessError> {
+        match self.lock().attach_vector(vector, eventfd) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.no_vector(vector)),
+            Err(source) => {
+                Err(AccessError::Io { what: "attaching an interrupt", name: self.name.clone(), source })
+            }
+        }
+    }
+
+    fn interrupt_detach(&self, vector: u16) -> Result<(), AccessError> {
+        if self.lock().detach_vector(vector) { Ok(()) } else { Err(self.no_vector(vector)) }
     }
 
     fn config_read32(&self, offset: u16) -> Result<u32, AccessError> {

@@ -2,22 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Seek, SeekFrom};
+use std::mem;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Model;
 use crate::controller::ControllerOptions;
-
-/// What holds the blocks of a namespace.
-#[derive(Debug)]
-pub enum Backing {
-    /// Memory, zeros at first; lost with the namespace.
-    Memory,
-    /// A file or a block device of at least the namespace's size.
-    File(File),
-}
+use crate::store::{Backing, Store};
 
 /// What a namespace shall be.
 #[derive(Debug)]
@@ -32,6 +24,8 @@ pub struct NamespaceOptions {
     pub metadata_bytes: u16,
     /// NOIOB, in blocks; 0 for none.
     pub noiob: u16,
+    /// MSSRL, most blocks of a source range of a Copy; MCL, most blocks of a Copy; MSRC, most ranges, zero-based.
+    pub copy_limits: (u16, u32, u8),
     /// Whether it is write protected.
     pub read_only: bool,
     /// NGUID.
@@ -55,12 +49,24 @@ impl NamespaceOptions {
             blocks,
             metadata_bytes: 0,
             noiob: 0,
+            copy_limits: (128, 1024, 127),
             read_only: false,
             nguid: [0xFA, 0x57, 0x1C, 0xE0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d],
             eui64: [0xFA, 0x57, 0x1C, 0xE0, a, b, c, d],
             uuid: None,
             backing: Backing::Memory,
         }
+    }
+
+    /// Namespace `nsid` over all of an image or block device, with blocks of 2^`block_shift` bytes. What is left over at
+    /// the end is not used.
+    ///
+    /// # Errors
+    /// When the file does not tell its length.
+    pub fn file(nsid: u32, block_shift: u8, mut file: File) -> io::Result<Self> {
+        let len = file.seek(SeekFrom::End(0))?;
+        let blocks = len.checked_shr(block_shift.into()).unwrap_or(0);
+        Ok(Self { backing: Backing::File(file), ..Self::memory(nsid, block_shift, blocks) })
     }
 }
 
@@ -75,13 +81,15 @@ pub struct NamespaceError {
 /// A namespace with its blocks.
 #[derive(Debug)]
 pub(crate) struct Namespace {
+    /// Without the backing.
     pub(crate) options: NamespaceOptions,
-    memory: Option<Mutex<Vec<u8>>>,
+    store: Store,
 }
 
 impl Namespace {
-    fn new(options: NamespaceOptions) -> Result<Self, NamespaceError> {
-        let refuse = |why| NamespaceError { nsid: options.nsid, why };
+    fn new(mut options: NamespaceOptions) -> Result<Self, NamespaceError> {
+        let nsid = options.nsid;
+        let refuse = |why| NamespaceError { nsid, why };
         if options.nsid == 0 || options.nsid > 1024 {
             return Err(refuse("its identifier is not in 1 to 1024"));
         }
@@ -93,11 +101,9 @@ impl Namespace {
         let Some(bytes) = bytes.filter(|&bytes| bytes > 0) else {
             return Err(refuse("its size is 0 or too large"));
         };
-        let memory = match options.backing {
-            Backing::Memory => Some(Mutex::new(vec![0; bytes])),
-            Backing::File(_) => None,
-        };
-        Ok(Self { options, memory })
+        let backing = mem::replace(&mut options.backing, Backing::Memory);
+        let store = Store::new(backing, bytes, 1 << options.block_shift).map_err(refuse)?;
+        Ok(Self { options, store })
     }
 
     pub(crate) const fn bytes(&self, blocks: u64) -> u64 {
@@ -111,49 +117,17 @@ impl Namespace {
 
     /// Reads whole blocks; the caller has checked the range.
     pub(crate) fn read(&self, lba: u64, data: &mut [u8]) -> io::Result<()> {
-        let at = self.bytes(lba);
-        match (&self.options.backing, &self.memory) {
-            (Backing::File(file), _) => file.read_exact_at(data, at),
-            (Backing::Memory, Some(memory)) => {
-                let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-                let source = range(at, data.len())
-                    .and_then(|range| memory.get(range))
-                    .ok_or(io::ErrorKind::InvalidInput)?;
-                data.copy_from_slice(source);
-                Ok(())
-            }
-            (Backing::Memory, None) => Err(io::ErrorKind::InvalidInput.into()),
-        }
+        self.store.read(self.bytes(lba), data)
     }
 
     /// Writes whole blocks; the caller has checked the range.
     pub(crate) fn write(&self, lba: u64, data: &[u8]) -> io::Result<()> {
-        let at = self.bytes(lba);
-        match (&self.options.backing, &self.memory) {
-            (Backing::File(file), _) => file.write_all_at(data, at),
-            (Backing::Memory, Some(memory)) => {
-                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-                let target = range(at, data.len())
-                    .and_then(|range| memory.get_mut(range))
-                    .ok_or(io::ErrorKind::InvalidInput)?;
-                target.copy_from_slice(data);
-                Ok(())
-            }
-            (Backing::Memory, None) => Err(io::ErrorKind::InvalidInput.into()),
-        }
+        self.store.write(self.bytes(lba), data)
     }
 
     pub(crate) fn flush(&self) -> io::Result<()> {
-        match &self.options.backing {
-            Backing::File(file) => file.sync_data(),
-            Backing::Memory => Ok(()),
-        }
+        self.store.flush()
     }
-}
-
-fn range(at: u64, len: usize) -> Option<std::ops::Range<usize>> {
-    let at = usize::try_from(at).ok()?;
-    Some(at..at.checked_add(len)?)
 }
 
 /// What the controllers of a subsystem share.
@@ -164,6 +138,8 @@ pub(crate) struct Shared {
     namespaces: Mutex<BTreeMap<u32, Arc<Namespace>>>,
     /// Rises with each change of the namespaces.
     generation: AtomicU64,
+    /// The generation in which each namespace changed last.
+    changes: Mutex<BTreeMap<u32, u64>>,
     next_cntlid: AtomicU16,
 }
 
@@ -178,6 +154,23 @@ impl Shared {
 
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    fn note_change(&self, nsid: u32) {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        changes.insert(nsid, generation);
+    }
+
+    /// The namespaces that changed after `generation`, in rising order.
+    pub(crate) fn changed_since(&self, generation: u64) -> Vec<u32> {
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.iter().filter(|(_, at)| **at > generation).map(|(nsid, _)| *nsid).collect()
+    }
+
+    /// The identifiers of all controllers.
+    pub(crate) fn cntlids(&self) -> std::ops::Range<u16> {
+        1..self.next_cntlid.load(Ordering::Relaxed)
     }
 }
 
@@ -197,6 +190,7 @@ impl Subsystem {
                 nqn: format!("nqn.2026-01.fastice:model:{serial}"),
                 namespaces: Mutex::new(BTreeMap::new()),
                 generation: AtomicU64::new(0),
+                changes: Mutex::new(BTreeMap::new()),
                 next_cntlid: AtomicU16::new(1),
             }),
         }
@@ -210,7 +204,7 @@ impl Subsystem {
         let namespace = Arc::new(Namespace::new(options)?);
         let nsid = namespace.options.nsid;
         self.shared.namespaces.lock().unwrap_or_else(PoisonError::into_inner).insert(nsid, namespace);
-        self.shared.generation.fetch_add(1, Ordering::Release);
+        self.shared.note_change(nsid);
         Ok(())
     }
 
@@ -219,7 +213,9 @@ impl Subsystem {
     pub fn remove_namespace(&self, nsid: u32) -> bool {
         let gone =
             self.shared.namespaces.lock().unwrap_or_else(PoisonError::into_inner).remove(&nsid).is_some();
-        self.shared.generation.fetch_add(1, Ordering::Release);
+        if gone {
+            self.shared.note_change(nsid);
+        }
         gone
     }
 

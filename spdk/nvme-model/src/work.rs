@@ -1,12 +1,14 @@
-//! Queues, and the way of a command through the controller: fetched, struck by a fault or not, executed, completed.
+//! The way of a command through the controller: fetched, struck by a fault or not, executed, completed.
 
 use nvme_spec::aer::{AsyncEventType, NoticeEvent, config, event_dw0};
+use nvme_spec::command::DataDirection;
 use nvme_spec::{CompletionQueueEntry, NvmOpcode, Status, SubmissionQueueEntry};
 use zerocopy::{IntoBytes, transmute};
 
 use crate::controller::Controller;
-use crate::fault::FaultAction;
+use crate::fault::{FaultAction, split_mix};
 use crate::memory::Segment;
+use crate::queues::Torn;
 
 /// A completion that is reordered comes at the latest after this many steps.
 const REORDER_STEPS: u64 = 16;
@@ -41,67 +43,6 @@ impl From<()> for Outcome {
 impl From<u32> for Outcome {
     fn from(dw0: u32) -> Self {
         Self { dw0, ..Self::default() }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct SubmissionQueue {
-    base: u64,
-    entries: u32,
-    head: u32,
-    tail: u32,
-    pub(crate) cqid: u16,
-}
-
-impl SubmissionQueue {
-    pub(crate) const fn new(base: u64, entries: u32, cqid: u16) -> Self {
-        Self { base, entries, head: 0, tail: 0, cqid }
-    }
-
-    /// Returns whether the queue has such a tail.
-    pub(crate) const fn set_tail(&mut self, tail: u32) -> bool {
-        if tail >= self.entries {
-            return false;
-        }
-        self.tail = tail;
-        true
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct CompletionQueue {
-    base: u64,
-    entries: u32,
-    head: u32,
-    tail: u32,
-    phase: bool,
-    /// What is written a step late: address and word.
-    torn: Option<Torn>,
-}
-
-/// The part of an entry that is not yet there.
-#[derive(Clone, Copy, Debug)]
-struct Torn {
-    at: u64,
-    words: [u64; 2],
-}
-
-impl CompletionQueue {
-    pub(crate) const fn new(base: u64, entries: u32) -> Self {
-        Self { base, entries, head: 0, tail: 0, phase: true, torn: None }
-    }
-
-    /// Returns whether the queue has such a head.
-    pub(crate) const fn set_head(&mut self, head: u32) -> bool {
-        if head >= self.entries {
-            return false;
-        }
-        self.head = head;
-        true
-    }
-
-    const fn is_full(&self) -> bool {
-        (self.tail + 1) % self.entries == self.head
     }
 }
 
@@ -156,11 +97,11 @@ impl Controller {
         if self.csts.cfs() || self.gone {
             return false;
         }
-        let Some(queue) = self.sqs.get_mut(&qid) else { return false };
-        let full = self.cqs.get(&queue.cqid).is_none_or(|cq| cq.is_full() || cq.torn.is_some());
-        if queue.head == queue.tail || full {
+        let Some(cqid) = self.sqs.get(&qid).map(|queue| queue.cqid) else { return false };
+        if !self.has_command(qid) || !self.has_room(cqid) {
             return false;
         }
+        let Some(queue) = self.sqs.get_mut(&qid) else { return false };
         let at = queue.base + u64::from(queue.head) * 64;
         queue.head = (queue.head + 1) % queue.entries;
         let mut sqe = SubmissionQueueEntry::default();
@@ -222,6 +163,11 @@ impl Controller {
                 self.fail();
             }
             FaultAction::Vanish => self.vanish(),
+            FaultAction::Garbage => {
+                let Some(outcome) = self.execute(sqid, &sqe) else { return };
+                self.spoil_data(sqid, &sqe);
+                self.complete(sqid, sqe, outcome);
+            }
         }
     }
 
@@ -238,6 +184,11 @@ impl Controller {
     }
 
     pub(crate) fn complete(&mut self, sqid: u16, sqe: SubmissionQueueEntry, outcome: Outcome) {
+        self.log_error(sqid, &sqe, outcome.status);
+        self.complete_logged(sqid, sqe, outcome);
+    }
+
+    fn complete_logged(&mut self, sqid: u16, sqe: SubmissionQueueEntry, outcome: Outcome) {
         let cqe = self.entry(sqid, &sqe, outcome);
         if !self.post(sqid, cqe, None) {
             self.held.push(Held { sqid, sqe, due: Due::Done(outcome) });
@@ -247,10 +198,10 @@ impl Controller {
     /// Writes an entry to the queue's completion queue; false when that is full.
     fn post(&mut self, sqid: u16, mut cqe: CompletionQueueEntry, torn: Option<FaultAction>) -> bool {
         let Some(cqid) = self.sqs.get(&sqid).map(|queue| queue.cqid) else { return true };
-        let Some(queue) = self.cqs.get_mut(&cqid) else { return true };
-        if queue.is_full() || queue.torn.is_some() {
+        if !self.has_room(cqid) {
             return false;
         }
+        let Some(queue) = self.cqs.get_mut(&cqid) else { return true };
         cqe.status.set(cqe.status.get() & !1 | u16::from(queue.phase));
         let at = queue.base + u64::from(queue.tail) * 16;
         let words: [u64; 2] = transmute!(cqe);
@@ -273,20 +224,26 @@ impl Controller {
             queue.tail = 0;
             queue.phase = !queue.phase;
         }
+        let vector = queue.vector.filter(|_| queue.torn.is_none());
         if !written {
             self.csts.set_cfs(true);
         }
+        self.interrupt(vector);
         true
     }
 
     fn mend_torn(&mut self) -> bool {
-        let mut mended = false;
+        let mut mended = Vec::new();
         for queue in self.cqs.values_mut() {
-            if let Some(Torn { at, words }) = queue.torn.take() {
-                mended |= self.iommu.store_u64(at, words[0]) && self.iommu.store_u64(at + 8, words[1]);
+            if let Some(Torn { at, words }) = queue.torn.take()
+                && self.iommu.store_u64(at, words[0])
+                && self.iommu.store_u64(at + 8, words[1])
+            {
+                mended.push(queue.vector);
             }
         }
-        mended
+        mended.iter().for_each(|&vector| self.interrupt(vector));
+        !mended.is_empty()
     }
 
     fn release_held(&mut self) -> bool {
@@ -306,7 +263,7 @@ impl Controller {
                 }
                 Due::Done(outcome) => {
                     released = true;
-                    self.complete(held.sqid, held.sqe, outcome);
+                    self.complete_logged(held.sqid, held.sqe, outcome);
                 }
                 Due::At(_) | Due::AfterNext(_) => self.held.push(held),
             }
@@ -332,16 +289,23 @@ impl Controller {
         }
     }
 
-    /// The memory that a Read, Write or Compare may move data to or from.
+    /// The memory that a command that moves blocks, or source ranges, may move data to or from.
     fn data_of(&self, sqe: &SubmissionQueueEntry) -> Vec<Segment> {
-        let opcode = NvmOpcode(sqe.opcode);
-        if !matches!(opcode, NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE) {
-            return Vec::new();
+        let Some(len) = self.data_len(sqe) else { return Vec::new() };
+        self.iommu.segments(sqe, len, self.page(), self.sgl_granularity()).unwrap_or_default()
+    }
+
+    fn data_len(&self, sqe: &SubmissionQueueEntry) -> Option<usize> {
+        match NvmOpcode(sqe.opcode) {
+            NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => {
+                let namespace = self.shared.namespace(sqe.nsid.get())?;
+                let blocks = u64::from(sqe.cdw12.get() & 0xFFFF) + 1;
+                usize::try_from(namespace.bytes(blocks)).ok()
+            }
+            NvmOpcode::COPY => Some((sqe.cdw12.get() as usize & 0xFF) * 32 + 32),
+            NvmOpcode::DATASET_MANAGEMENT => Some((sqe.cdw10.get() as usize & 0xFF) * 16 + 16),
+            _ => None,
         }
-        let Some(namespace) = self.shared.namespace(sqe.nsid.get()) else { return Vec::new() };
-        let blocks = u64::from(sqe.cdw12.get() & 0xFFFF) + 1;
-        let Ok(len) = usize::try_from(namespace.bytes(blocks)) else { return Vec::new() };
-        self.iommu.segments(sqe, len, self.page(), self.options.sgl).unwrap_or_default()
     }
 
     /// Host addresses and lengths that commands fetched or ready to be fetched may still touch.
@@ -351,9 +315,9 @@ impl Controller {
             // What only waits for room in the completion queue has moved its data.
             let moving = |held: &&Held| held.sqid != 0 && !matches!(held.due, Due::Done(_));
             open.extend(self.held.iter().filter(moving).map(|held| held.sqe));
-            for (_, queue) in self.sqs.iter().filter(|(qid, _)| **qid != 0) {
-                let mut at = queue.head;
-                while at != queue.tail {
+            for (&qid, queue) in self.sqs.iter().filter(|(qid, _)| **qid != 0) {
+                let (mut at, tail) = (queue.head, self.newest_tail(qid));
+                while at != tail {
                     let mut sqe = SubmissionQueueEntry::default();
                     if self.iommu.read(queue.base + u64::from(at) * 64, sqe.as_mut_bytes()) {
                         open.push(sqe);
@@ -364,6 +328,19 @@ impl Controller {
         }
         let segments = open.iter().flat_map(|sqe| self.data_of(sqe));
         segments.filter_map(|part| Some((self.iommu.host_address(part)?, part.len))).collect()
+    }
+
+    /// Fills what a command brought with nonsense.
+    fn spoil_data(&mut self, sqid: u16, sqe: &SubmissionQueueEntry) {
+        let len = if sqid == 0 { self.admin_data_len(sqe) } else { self.data_len(sqe) };
+        let brings = DataDirection::of(sqe.opcode) == DataDirection::ControllerToHost;
+        let Some(len) = len.filter(|_| brings) else { return };
+        let mut seed = self.now_steps << 16 | u64::from(sqe.cid.get());
+        let noise: Vec<u8> =
+            std::iter::repeat_with(|| split_mix(&mut seed).to_le_bytes()).flatten().take(len).collect();
+        if let Ok(segments) = self.iommu.segments(sqe, len, self.page(), self.sgl_granularity()) {
+            let _ = self.iommu.scatter(&segments, &noise);
+        }
     }
 
     /// Ends a held command for Abort; whether there was one.
@@ -388,11 +365,13 @@ impl Controller {
         }
     }
 
+    /// Reports events whose type is not masked; each masks its type until its log page is read.
     fn report_events(&mut self) -> bool {
         let mut reported = false;
-        while !self.events.is_empty() {
+        while let Some(index) = self.events.iter().position(|dw0| !self.is_masked(*dw0)) {
             let Some(cid) = self.event_requests.pop_front() else { break };
-            let Some(dw0) = self.events.pop_front() else { break };
+            let Some(dw0) = self.events.remove(index) else { break };
+            self.masked.push(dw0);
             let sqe = SubmissionQueueEntry { cid: cid.into(), ..Default::default() };
             self.complete(0, sqe, dw0.into());
             reported = true;
