@@ -1,0 +1,30 @@
+//! Sets fastice beside its peers.
+//!
+//! ```text
+//!   suite     which measurements there are, and the rows they make
+//!     |- run      one round of a side: started, kept busy, stopped
+//!     |    |- load     ours: the driver, as a caller on one core uses it
+//!     |    |- bare     the device alone: the least that any software must do
+//!     |    `- device   model, replay, or one that works by itself
+//!     |- clock    time, and the core's clock
+//!     `- report   bench/report.json, merged by the names of the rows
+//! ```
+//!
+//! Sides take turns, round by round, and a row's ratio is that of neighbouring rounds: what slows the machine slows both.
+//! Nothing here is a test of speed; tests only see that the bench runs.
+
+#![deny(unsafe_code)]
+
+pub mod bare;
+pub mod clock;
+pub mod count;
+pub mod device;
+pub mod load;
+pub mod machine;
+pub mod paced;
+pub mod replay;
+pub mod report;
+pub mod run;
+pub mod spread;
+pub mod suite;
+pub mod uring;

@@ -1,0 +1,137 @@
+//! `fastice-bench`: see bench/README.md.
+#![deny(unsafe_code)]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+use fastice_bench::report::Report;
+use fastice_bench::suite::{KernelPeer, Plan};
+use fastice_bench::{count, machine};
+
+/// Sets fastice beside its peers
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The NVMe driver: cycles a read, reads a second, latency
+    Driver(Driver),
+    /// A fixed number of reads on the replayed device, for a tool that counts instructions
+    Count {
+        /// Queue depth
+        #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1023))]
+        depth: u16,
+        /// Reads
+        #[arg(long, default_value_t = 10_000)]
+        reads: usize,
+    },
+    /// Instructions a read of the driver, counted by valgrind
+    Instructions(Instructions),
+    /// The report as a table
+    Show {
+        /// Where the report is
+        #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+        report: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Driver {
+    /// Queue depths
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 128], value_name = "N,N")]
+    depths: Vec<u16>,
+    /// Rounds of each side; an odd number has a middle one
+    #[arg(long, default_value_t = 7, value_name = "N")]
+    rounds: usize,
+    /// Milliseconds of a round
+    #[arg(long, default_value_t = 100, value_name = "MS")]
+    round_ms: u64,
+    /// The kernel's block device on the namespace of the device outside, to compare with
+    #[arg(long, value_name = "DEVICE")]
+    kernel: Option<PathBuf>,
+    /// Take the kernel's completions by interrupt, where its driver has no poll queues
+    #[arg(long, requires = "kernel")]
+    kernel_interrupts: bool,
+    /// Where the rows go, into what is there
+    #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+    report: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Instructions {
+    /// Queue depths
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 128], value_name = "N,N")]
+    depths: Vec<u16>,
+    /// Where the rows go, into what is there
+    #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+    report: PathBuf,
+}
+
+fn say(line: &str) {
+    // A reader that went away is no reason to stop.
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Driver(options) => driver(&options),
+        Command::Count { depth, reads } => count::run(depth, reads),
+        Command::Instructions(options) => instructions(&options),
+        Command::Show { report } => show(&report),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr().lock(), "fastice-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn driver(options: &Driver) -> Result<()> {
+    let plan = Plan {
+        depths: options.depths.clone(),
+        rounds: options.rounds,
+        time: Duration::from_millis(options.round_ms),
+        machine: machine::describe(),
+        tell: say,
+    };
+    plan.check()?;
+    let mut report = Report::load(&options.report)?;
+    let mut rows = Vec::new();
+    let kernel = options.kernel.as_ref();
+    let kernel = kernel.map(|path| KernelPeer { path: path.clone(), polled: !options.kernel_interrupts });
+    ensure!(kernel.is_none(), "a kernel peer needs a device outside");
+    plan.replay(&mut rows)?;
+    plan.model(&mut rows)?;
+    report.merge(rows);
+    Ok(report.save(&options.report)?)
+}
+
+fn instructions(options: &Instructions) -> Result<()> {
+    let mut report = Report::load(&options.report)?;
+    let program = std::env::current_exe().context("which program this is")?;
+    let mut rows = Vec::new();
+    for &depth in &options.depths {
+        let row = count::row(&program, depth, &machine::describe())?;
+        say(&row.to_string());
+        rows.push(row);
+    }
+    report.merge(rows);
+    Ok(report.save(&options.report)?)
+}
+
+fn show(path: &std::path::Path) -> Result<()> {
+    for row in Report::load(path)?.rows {
+        say(&row.to_string());
+    }
+    Ok(())
+}

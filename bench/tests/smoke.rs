@@ -1,0 +1,67 @@
+//! Goal: the bench runs, and its report is one. Not how fast anything is.
+//! Method: the program, with rounds of a millisecond, twice into the same report.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+
+use fastice_bench::report::Report;
+
+fn bench(arguments: &[&str], report: &Path) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_fastice-bench"))
+        .args(arguments)
+        .arg("--report")
+        .arg(report)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_driver_is_measured_and_the_report_is_well_formed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("report.json");
+    let quick = ["driver", "--rounds", "1", "--round-ms", "1", "--depths"];
+    bench(&[&quick[..], &["1,8"]].concat(), &path);
+    bench(&[&quick[..], &["8,128"]].concat(), &path);
+
+    let report = Report::load(&path).unwrap();
+    let names: HashSet<_> = report.rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names.len(), report.rows.len(), "one row a name");
+    for name in [
+        "driver/replay/qd1/cycles",
+        "driver/replay/qd8/iops",
+        "driver/replay/qd128/cycles-one-by-one",
+        "driver/model/qd8/iops",
+        "driver/model/qd1/latency",
+        "driver/model-5us/qd1/latency",
+    ] {
+        assert!(names.contains(name), "{name} is missing from {names:?}");
+    }
+    for row in &report.rows {
+        assert!(row.ours.is_finite() && row.ours_min <= row.ours_max && row.rounds > 0, "{row:?}");
+        assert!(!row.unit.is_empty() && !row.machine.is_empty() && !row.method.is_empty(), "{row:?}");
+        assert_eq!(row.peer.is_some(), row.peer_name.is_some(), "{row:?}");
+        assert_eq!(row.peer.is_some(), row.ratio.is_some(), "{row:?}");
+        assert_eq!(row.bar.is_some(), row.met.is_some(), "{row:?}");
+    }
+    let barred = report.rows.iter().filter(|row| row.bar.is_some()).count();
+    assert_eq!(barred, 5, "what must be met is stated");
+    let shown = bench(&["show"], &path);
+    assert_eq!(shown.lines().count(), report.rows.len());
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("report.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_fastice-bench"))
+        .args(["driver", "--depths", "0", "--report"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert!(!path.exists(), "nothing measured, nothing written");
+}
