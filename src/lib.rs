@@ -14,6 +14,7 @@
 //!   block   extent      devices behind one trait                         | pins, frozen maps, lookup
 //!    |        |
 //!   ring    units       io_uring with operations that own their buffers | newtypes
+//!           durable                                                      | files that survive a crash
 //!    |
 //!   spdk/nvme-spec, spdk/hugepage-alloc
 //! ```
@@ -24,6 +25,7 @@ pub mod block;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod durable;
 pub mod extent;
 pub mod fabrics;
 pub mod initiator;

@@ -11,9 +11,9 @@
 //! A record is replaced by writing a new file, fsync, rename, fsync of the directory: a crash leaves the old or the
 //! new one. Whether a pin is held is told by the lock, which the kernel drops with the process, however it ends.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufWriter, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use rustix::fs::FlockOperation;
 use super::error::{ExtentError, StateProblem};
 use super::owner::Owner;
 use super::record::{self, StoredPin};
+use crate::durable::{self, Locked};
 
 /// The largest record that is read: room for some 30 million extents.
 const RECORD_LEN_MAX: u64 = 1 << 30;
@@ -91,9 +92,9 @@ impl StateDir {
     pub fn store(&self, pin: &StoredPin) -> Result<(), ExtentError> {
         let key = pin.identity.key();
         if self.last_generation(&key)?.is_none_or(|last| last < pin.generation) {
-            self.replace(&self.file(&key, "generation"), |file| writeln!(file, "{}", pin.generation))?;
+            replace(&self.file(&key, "generation"), |file| writeln!(file, "{}", pin.generation))?;
         }
-        self.replace(&self.file(&key, "json"), |file| record::write(pin, file))
+        replace(&self.file(&key, "json"), |file| record::write(pin, file))
     }
 
     /// Removes a record. Its file's generation is kept.
@@ -102,12 +103,7 @@ impl StateDir {
     /// [`ExtentError::Io`].
     pub fn remove(&self, key: &str) -> Result<(), ExtentError> {
         let path = self.file(key, "json");
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(ExtentError::io("remove the stored pin", &path, error))
-            }
-            _ => self.sync(),
-        }
+        durable::remove(&path).map_err(|error| ExtentError::io("remove the stored pin", &path, error))
     }
 
     /// Whether a living process holds the pin with this key, and which.
@@ -182,48 +178,18 @@ impl StateDir {
     fn file(&self, key: &str, extension: &str) -> PathBuf {
         self.path.join(format!("{key}.{extension}"))
     }
+}
 
-    /// Writes `path` anew, so that a crash leaves the old content or the new.
-    fn replace(
-        &self,
-        path: &Path,
-        write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-    ) -> Result<(), ExtentError> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".new");
-        let temporary = PathBuf::from(temporary);
-        let written = (|| {
-            let file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            let mut writer = BufWriter::with_capacity(1 << 18, file);
-            write(&mut writer)?;
-            writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            fs::rename(&temporary, path)
-        })();
-        if let Err(error) = written {
-            // The failed write is what matters; a temporary file is overwritten by the next one.
-            let _ = fs::remove_file(&temporary);
-            return Err(ExtentError::io("write", path, error));
-        }
-        self.sync()
-    }
-
-    fn sync(&self) -> Result<(), ExtentError> {
-        File::open(&self.path)
-            .and_then(|directory| directory.sync_all())
-            .map_err(|error| ExtentError::io("sync the state directory", &self.path, error))
-    }
+/// Writes `path` anew, so that a crash leaves the old content or the new.
+fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), ExtentError> {
+    durable::replace(path, write).map_err(|error| ExtentError::io("write", path, error))
 }
 
 pub(super) fn open_lock(path: &Path) -> Result<File, ExtentError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| ExtentError::io("open the lock", path, error))
+    durable::open_lock(path).map_err(|error| ExtentError::io("open the lock", path, error))
 }
 
 /// Who wrote a lock file; a process of id 0 when that cannot be read.
@@ -246,19 +212,6 @@ fn read_record(path: &Path) -> Result<Option<StoredPin>, ExtentError> {
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, RECORD_LEN_MAX), &mut bytes).map_err(io)?;
     record::parse(&bytes).map(Some).map_err(state)
-}
-
-/// A locked file. Dropped, it is unlocked at once, and not only when the last copy of the descriptor is closed, which
-/// a child that is just being started may have for a moment longer.
-#[derive(Debug)]
-struct Locked(File);
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
-            tracing::warn!(%error, "cannot unlock a file of the state directory");
-        }
-    }
 }
 
 /// Held for the moment in which pins are made, adopted or released.
