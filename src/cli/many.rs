@@ -1,24 +1,22 @@
-//! Commands that take several files: every file is tried, every failure told, the first decides the exit status.
+//! Commands that take several files or devices: every one is tried, every failure told, the first decides the exit
+//! status.
 
+use std::fmt::Display;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use super::exit::{Exit, Failure};
 
-/// What came of several files.
+/// What came of several things.
 pub(super) struct Results<T> {
     pub(super) done: Vec<T>,
-    failed: Vec<(PathBuf, Failure)>,
+    failed: Vec<(String, Failure)>,
 }
 
-/// The JSON form: `done` under its own name, and the errors.
-#[derive(Serialize)]
-pub(super) struct Errors {
-    path: String,
-    #[serde(flatten)]
-    error: serde_json::Value,
+impl<T> Default for Results<T> {
+    fn default() -> Self {
+        Self { done: Vec::new(), failed: Vec::new() }
+    }
 }
 
 /// Does `work` for each of `files`. Failures are told at once on standard error, unless `json` will tell them.
@@ -27,34 +25,39 @@ pub(super) fn each<T>(
     json: bool,
     mut work: impl FnMut(&Path) -> Result<T, Failure>,
 ) -> Results<T> {
-    let mut results = Results { done: Vec::new(), failed: Vec::new() };
+    let mut results = Results::default();
     for file in files {
-        match work(file) {
-            Ok(value) => results.done.push(value),
-            Err(failure) => {
-                if !json {
-                    // Nothing is left to do when standard error is closed.
-                    let _ = writeln!(std::io::stderr(), "{failure}");
-                }
-                results.failed.push((file.clone(), failure));
-            }
-        }
+        results.add(file.display(), json, work(file));
     }
     results
 }
 
 impl<T> Results<T> {
+    /// Books what came of one thing. A failure is told at once on standard error, unless `json` will tell it.
+    pub(super) fn add(&mut self, key: impl Display, json: bool, result: Result<T, Failure>) {
+        match result {
+            Ok(value) => self.done.push(value),
+            Err(failure) => {
+                if !json {
+                    // Nothing is left to do when standard error is closed.
+                    let _ = writeln!(std::io::stderr(), "{failure}");
+                }
+                self.failed.push((key.to_string(), failure));
+            }
+        }
+    }
+
     /// The status of the first failure.
     pub(super) fn exit(&self) -> Exit {
         self.failed.first().map_or(Exit::Ok, |(_, failure)| failure.exit)
     }
 
-    /// The failures, for JSON.
-    pub(super) fn errors(&self) -> Vec<Errors> {
-        let one = |(path, failure): &(PathBuf, Failure)| Errors {
-            path: path.display().to_string(),
-            // The object under "error" is flattened into ours.
-            error: failure.to_json(),
+    /// The failures, for JSON: each with what it is of, under the name `key`.
+    pub(super) fn errors(&self, key: &str) -> Vec<serde_json::Value> {
+        let one = |(of, failure): &(String, Failure)| {
+            let mut error = failure.to_json();
+            error[key] = of.as_str().into();
+            error
         };
         self.failed.iter().map(one).collect()
     }

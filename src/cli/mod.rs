@@ -13,6 +13,7 @@
 pub mod bench;
 pub mod completions;
 pub mod demo;
+pub mod device;
 pub mod discover;
 pub mod doctor;
 pub mod exit;
@@ -61,6 +62,7 @@ pub enum Command {
     Pins(pins::PinsArgs),
     Map(map::MapArgs),
     Serve(serve::ServeArgs),
+    Device(device::DeviceArgs),
     Discover(discover::DiscoverArgs),
     Bench(Box<bench::BenchArgs>),
     Doctor(doctor::DoctorArgs),
@@ -68,10 +70,10 @@ pub enum Command {
     Man(man::ManArgs),
 }
 
-/// `--state-dir`, for the commands that read or write pin records.
+/// `--state-dir`, for the commands that read or write records of pins and devices.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StateDirArg {
-    /// Where pin records and stored maps are kept
+    /// Where records of pins and taken controllers are kept
     #[arg(long, value_name = "DIR", env = "FASTICE_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
 }
@@ -86,6 +88,7 @@ impl Command {
         match self {
             Self::Demo(args) => demo::run(args),
             Self::Serve(args) => serve::run(args, logs),
+            Self::Device(args) => device::run(args),
             Self::Discover(args) => discover::run(args),
             Self::Bench(args) => bench::run(args),
             Self::Pin(args) => pin::run(args),
@@ -106,6 +109,7 @@ impl Command {
             Self::Pins(args) => args.json.json,
             Self::Map(args) => args.wants_json(),
             Self::Doctor(args) => args.json.json,
+            Self::Device(args) => args.wants_json(),
             Self::Discover(args) => args.json.json,
             Self::Bench(args) => args.json.json,
             Self::Demo(_) | Self::Serve(_) | Self::Completions(_) | Self::Man(_) => false,

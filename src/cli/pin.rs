@@ -92,7 +92,7 @@ pub fn run(args: &PinArgs) -> Outcome {
         }
         Ok((pinned, document))
     });
-    let (exit, errors) = (results.exit(), results.errors());
+    let (exit, errors) = (results.exit(), results.errors("path"));
     let (pins, documents): (Vec<PinnedFile>, Vec<Pinned>) = results.done.into_iter().unzip();
     if json {
         out.json(&serde_json::json!({ "pins": documents, "held": args.hold, "errors": errors }))?;

@@ -60,7 +60,7 @@ pub fn run(args: &UnpinArgs) -> Outcome {
         Ok(unpinned)
     });
     if json {
-        out.json(&serde_json::json!({ "unpinned": results.done, "errors": results.errors() }))?;
+        out.json(&serde_json::json!({ "unpinned": results.done, "errors": results.errors("path") }))?;
     }
     out.flush()?;
     Ok(results.exit())

@@ -255,7 +255,7 @@ fn swap_paths(table: &[u8]) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Undoes the kernel's `\040` for blanks in tables of `/proc`.
-fn unescape_octal(text: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape_octal(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, tail @ ..] = rest {

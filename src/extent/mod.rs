@@ -60,6 +60,7 @@ pub use commands::CommandsHold;
 pub use compare::{Comparison, Difference, Place, compare};
 pub use error::{ExtentError, ExtentErrorKind, Holder, LookupError, MapFault, StateProblem};
 pub use facts::FileFacts;
+pub(crate) use facts::unescape_octal;
 pub use fiemap::{FiemapFlags, RawExtent};
 pub use guard::{OnRecall, RecallReason, RecallWatch};
 pub use handover::{HandedOver, stored_pin, take_over};

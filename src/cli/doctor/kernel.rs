@@ -65,7 +65,7 @@ fn filesystems(checks: &mut Vec<Check>, release: &str) {
 }
 
 /// Whether a module exists or is built in; `None` when the lists are not there.
-fn has_module(release: &str, name: &str) -> Option<bool> {
+pub(super) fn has_module(release: &str, name: &str) -> Option<bool> {
     let lists = ["modules.dep", "modules.builtin"]
         .map(|list| std::fs::read_to_string(format!("/lib/modules/{release}/{list}")).ok());
     if lists.iter().all(Option::is_none) {

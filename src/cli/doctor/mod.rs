@@ -3,6 +3,7 @@
 //! Every check looks at one fact and says it in one line, with the command that mends it. A check that cannot find
 //! out says so (`unknown`); it never guesses. `warn` is what works but not as well or as safely as it could.
 
+mod device;
 mod host;
 mod kernel;
 mod limits;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::device::host::Host;
 use super::exit::{Exit, Outcome};
 use super::out::{JsonFlag, Out};
 use crate::config::{Config, ConfigError, DEFAULT_STATE_DIR};
@@ -122,9 +124,11 @@ fn report(args: &DoctorArgs, config: Option<&Result<Config, ConfigError>>) -> Re
         .or_else(|| good.map(|config| config.state_dir.clone()))
         .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
     let mut checks = Vec::new();
+    let root = Host::system();
     kernel::check(&mut checks);
-    limits::check(&mut checks, good);
+    limits::check(&mut checks, &root, good);
     host::check(&mut checks);
+    device::check(&mut checks, &root, &state_dir);
     places::check(&mut checks, &state_dir);
     match config {
         None => {}
