@@ -126,10 +126,10 @@ impl Load {
         self.open -= count;
         for done in self.done.drain(..) {
             self.failed += u64::from(done.result.is_err());
-            if self.buffers == Buffers::Reused {
-                if let Some(buf) = done.buf {
-                    self.spare.push(buf);
-                }
+            if self.buffers == Buffers::Reused
+                && let Some(buf) = done.buf
+            {
+                self.spare.push(buf);
             }
         }
         count

@@ -214,7 +214,7 @@ impl Report {
                 None => self.rows.push(row),
             }
         }
-        self.rows.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        self.rows.sort_by_key(|row| natural(&row.name));
     }
 
     /// Writes the report beside the old one, then over it, so that a reader never sees half of it.
