@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "an example shows its result")]
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,29 +22,37 @@ const TEST_FOR: Duration = Duration::from_secs(1);
 const READ_LEN: u32 = 4096;
 const DEPTH_MAX: u16 = 128;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match chosen().and_then(|(address, options)| run(address, &options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error}");
+            let mut cause = error.source();
+            while let Some(one) = cause {
+                println!("because: {one}");
+                cause = one.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chosen() -> Result<(PciAddress, VfioOptions), Box<dyn Error>> {
     let mut address = None;
     let mut options = VfioOptions::default();
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--group" => options.via = Via::Group,
             "--device-file" => options.via = Via::DeviceFile,
-            text => address = Some(text.parse::<PciAddress>()?),
+            text => address = Some(text.parse()?),
         }
     }
-    let Some(address) = address else {
+    if address.is_none() {
         for one in Sysfs::default().nvme_controllers()? {
             println!("{}: {}", one.address, one.driver.as_deref().unwrap_or("no driver"));
         }
-        return Err("name one of these by its PCI address".into());
-    };
-    run(address, &options).inspect_err(|error| {
-        let mut cause = error.source();
-        while let Some(one) = cause {
-            println!("because: {one}");
-            cause = one.source();
-        }
-    })
+    }
+    Ok((address.ok_or("name a controller by its PCI address")?, options))
 }
 
 fn run(address: PciAddress, options: &VfioOptions) -> Result<(), Box<dyn Error>> {
