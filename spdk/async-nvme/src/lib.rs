@@ -7,7 +7,7 @@
 //!      |  creates and deletes queues, aborts            |
 //!      `----------------- Link: one word a queue -------'
 //!                                |
-//!      Access: registers, DMA mappings, reset     (VFIO, vfio-user, a model: whoever implements it)
+//!      Access: registers, DMA mappings, reset     (vfio, a model, or whatever else implements it)
 //! ```
 //!
 //! * Nothing sleeps, blocks or starts threads; time comes from a [`Clock`], every wait has a deadline.
@@ -34,8 +34,10 @@
 //! # }
 //! ```
 //!
-//! What it does not do yet: there is no VFIO or vfio-user access here, only the trait, and so no run on hardware;
-//! interrupts are in the trait but queues are created without them (polling only); shadow doorbells (DBBUF), Copy,
+//! `vfio` reaches a PCI function that the kernel gives to user space (Linux on `x86_64` and `aarch64`); its examples
+//! need such a controller, the others run on the model.
+//!
+//! What it does not do yet: a run on hardware (VFIO has met emulated controllers only); interrupts are in the trait but queues are created without them (polling only); shadow doorbells (DBBUF), Copy,
 //! metadata formats, zoned and key-value command sets, controller memory buffers, firmware download; resubmission of
 //! operations after a reset (their owner is told whether they reached the device). A queue pair serves one namespace.
 

@@ -171,3 +171,43 @@ fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) 
         handler(signal);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+    use crate::vfio::kernel::Window as _;
+    use crate::vfio::mmio::Mmio;
+
+    const NAME: &str = "vfio::sigbus::tests::a_fault_elsewhere_ends_the_process_as_ever";
+    const CHILD: &str = "ASYNC_NVME_SIGBUS_CHILD";
+
+    #[test]
+    fn a_fault_elsewhere_ends_the_process_as_ever() {
+        if std::env::var_os(CHILD).is_some() {
+            fault_outside();
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", NAME]).env(CHILD, "1").output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
+    }
+
+    /// Guards one mapping, which works, and faults in another.
+    fn fault_outside() {
+        let file = memfd_create("bar", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, 8192).unwrap();
+        let bar = Mmio::map(file.as_fd(), 0, 4096).unwrap();
+        let (protection, null) = (ProtFlags::READ, std::ptr::null_mut());
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let other = unsafe { mmap(null, 4096, protection, MapFlags::SHARED, &file, 4096).unwrap() };
+        ftruncate(&file, 0).unwrap();
+        assert_eq!(bar.read32(0), u32::MAX);
+        // SAFETY: mapped above; that the process does not outlive this is what is tested.
+        unsafe { other.cast::<u32>().read_volatile() };
+    }
+}
