@@ -3,7 +3,8 @@
 //!
 //! The function must be bound to vfio-pci; whatever the controller holds must not be mounted through it.
 //!
-//! Run: `cargo run --release -p async-nvme --example vfio_identify -- 0000:03:00.0 [--group | --device-file]`
+//! Run: `cargo run --release -p async-nvme --example vfio_identify -- 0000:03:00.0`, with `--group`,
+//! `--device-file` or `--unsafe-without-iommu` for one certain way.
 #![expect(clippy::print_stdout, reason = "an example shows its result")]
 
 use std::error::Error;
@@ -11,10 +12,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nvme::vfio::{PciAddress, Sysfs, Vfio, VfioOptions, Via};
+use async_nvme::vfio::{OpenError, PciAddress, Sysfs, UnsafeNoIommuVfio, Vfio, VfioOptions, Via};
 use async_nvme::{
     Access, Clock, Controller, Done, IoQueue, NamespaceInfo, Op, OpKind, Options, SystemClock, block_on,
 };
+use hugepage_alloc::physical::UnsafeWithoutIommu;
 use hugepage_alloc::{BufferPool, PoolOptions};
 
 /// How long each read test takes.
@@ -22,8 +24,15 @@ const TEST_FOR: Duration = Duration::from_secs(1);
 const READ_LEN: u32 = 4096;
 const DEPTH_MAX: u16 = 128;
 
+/// How the controller shall be reached.
+enum How {
+    Guarded(Via),
+    /// It can then write to any memory of the host. Never on a machine that matters.
+    WithoutIommu,
+}
+
 fn main() -> ExitCode {
-    match chosen().and_then(|(address, options)| run(address, &options)) {
+    match chosen().and_then(|(address, how)| run(address, &how)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("error: {error}");
@@ -37,13 +46,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn chosen() -> Result<(PciAddress, VfioOptions), Box<dyn Error>> {
-    let mut address = None;
-    let mut options = VfioOptions::default();
+fn chosen() -> Result<(PciAddress, How), Box<dyn Error>> {
+    let (mut address, mut how) = (None, How::Guarded(Via::Best));
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
-            "--group" => options.via = Via::Group,
-            "--device-file" => options.via = Via::DeviceFile,
+            "--group" => how = How::Guarded(Via::Group),
+            "--device-file" => how = How::Guarded(Via::DeviceFile),
+            "--unsafe-without-iommu" => how = How::WithoutIommu,
             text => address = Some(text.parse()?),
         }
     }
@@ -52,12 +61,25 @@ fn chosen() -> Result<(PciAddress, VfioOptions), Box<dyn Error>> {
             println!("{}: {}", one.address, one.driver.as_deref().unwrap_or("no driver"));
         }
     }
-    Ok((address.ok_or("name a controller by its PCI address")?, options))
+    Ok((address.ok_or("name a controller by its PCI address")?, how))
 }
 
-fn run(address: PciAddress, options: &VfioOptions) -> Result<(), Box<dyn Error>> {
+fn open(address: PciAddress, how: &How) -> Result<Arc<dyn Access>, OpenError> {
+    match how {
+        How::Guarded(via) => {
+            let options = VfioOptions { via: *via, ..VfioOptions::default() };
+            Ok(Arc::new(Vfio::open(address, &options)?))
+        }
+        How::WithoutIommu => {
+            let sure = UnsafeWithoutIommu::accept_that_the_device_can_write_anywhere();
+            Ok(Arc::new(UnsafeNoIommuVfio::open(address, &Sysfs::default(), sure)?))
+        }
+    }
+}
+
+fn run(address: PciAddress, how: &How) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
-    let access = Arc::new(Vfio::open(address, options)?);
+    let access = open(address, how)?;
     println!(
         "{address}: opened in {:.1} ms, BAR 0 of {} bytes, {} interrupt vectors",
         ms(start),
