@@ -4,6 +4,9 @@
 //!   st_dev 259:3 -> /sys/dev/block/259:3 -> .../nvme0n1/nvme0n1p2    partition, start (512-byte sectors), size
 //!                                           .../nvme0n1              queue/logical_block_size, slaves/, nguid, ...
 //! ```
+//!
+//! An NVMe disk with several paths is a child of its subsystem (`nvme-subsys0/nvme0n1`), one with a single path of its
+//! controller (`nvme0/nvme0n1`). Both have the serial number under `device/`.
 
 use std::fs;
 use std::io;
@@ -88,6 +91,7 @@ impl Sysfs {
             model: text(whole, "device/model"),
             nguid: text(whole, "nguid"),
             eui64: text(whole, "eui"),
+            uuid: text(whole, "uuid"),
             nsid: text(whole, "nsid").and_then(|text| text.parse().ok()),
             name,
         }))
@@ -226,6 +230,45 @@ mod tests {
     fn a_whole_disk_starts_at_zero() {
         let disk = Tree::new().disk(DISK).unwrap();
         assert_eq!((disk.partition_start, disk.partition_len), (ByteOffset(0), disk.size));
+    }
+
+    #[test]
+    fn a_disk_with_several_paths_has_the_serial_of_its_subsystem() {
+        let tree = Tree { root: tempfile::tempdir().unwrap() };
+        let subsystem = "devices/virtual/nvme-subsystem/nvme-subsys0";
+        let head = format!("{subsystem}/nvme0n1");
+        for (name, value) in [
+            ("dev", "259:0\n"),
+            ("size", "2048\n"),
+            ("queue/logical_block_size", "512\n"),
+            ("nguid", "00000000-0000-0000-0000-000000000000\n"),
+            ("eui", "00 25 38 ab cd ef 01 23\n"),
+            ("uuid", "6ba7b810-9dad-11d1-80b4-00c04fd430c8\n"),
+            ("nsid", "3\n"),
+        ] {
+            tree.write(&format!("{head}/{name}"), value);
+        }
+        tree.write(&format!("{subsystem}/serial"), "SUB0                \n");
+        symlink("../../nvme-subsys0", tree.root.path().join(&head).join("device")).unwrap();
+        fs::create_dir_all(tree.root.path().join("dev/block")).unwrap();
+        symlink(format!("../../{head}"), tree.root.path().join("dev/block/259:0")).unwrap();
+        let identity = tree.disk(DISK).unwrap().namespace();
+        assert_eq!(identity.nguid, None, "zeros are no identifier");
+        assert_eq!(identity.eui64, Some([0, 0x25, 0x38, 0xAB, 0xCD, 0xEF, 1, 0x23]));
+        assert_eq!(identity.uuid.map(|uuid| uuid[0]), Some(0x6B));
+        assert_eq!((identity.serial.as_deref(), identity.nsid), (Some("SUB0"), Some(3)));
+    }
+
+    #[test]
+    fn a_uuid_that_is_only_the_nguid_again_is_none() {
+        let tree = Tree::new();
+        let id = "0001feed-0203-0405-0607-08090a0b0c0d\n";
+        tree.write("devices/pci/nvme0/nvme0n1/nguid", id);
+        tree.write("devices/pci/nvme0/nvme0n1/uuid", id);
+        let identity = tree.disk(PART).unwrap().namespace();
+        assert!(identity.nguid.is_some() && identity.uuid.is_none(), "{identity}");
+        fs::remove_file(tree.root.path().join("devices/pci/nvme0/nvme0n1/nsid")).unwrap();
+        assert!(tree.disk(PART).unwrap().namespace().is_empty(), "no NVMe disk");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::nvme_identity::{NamespaceIdentity, parse_identifier};
 use crate::units::{BlockSize, ByteLen, ByteOffset};
 
 /// A device number as the kernel prints it, `major:minor`.
@@ -97,8 +98,29 @@ pub struct DiskIdentity {
     pub nguid: Option<String>,
     /// The namespace's EUI-64 as sysfs prints it, for NVMe.
     pub eui64: Option<String>,
+    /// The namespace's UUID as sysfs prints it, for NVMe; the kernel prints the NGUID where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
     /// The namespace identifier, for NVMe.
     pub nsid: Option<u32>,
+}
+
+impl DiskIdentity {
+    /// What it is called as an NVMe namespace; empty for other disks.
+    #[must_use]
+    pub fn namespace(&self) -> NamespaceIdentity {
+        if self.nsid.is_none() {
+            return NamespaceIdentity::default();
+        }
+        let nguid = self.nguid.as_deref().and_then(parse_identifier);
+        NamespaceIdentity {
+            nguid,
+            eui64: self.eui64.as_deref().and_then(parse_identifier),
+            uuid: self.uuid.as_deref().and_then(parse_identifier).filter(|uuid| nguid != Some(*uuid)),
+            serial: self.serial.clone(),
+            nsid: self.nsid,
+        }
+    }
 }
 
 /// Whose extent map a frozen map is.

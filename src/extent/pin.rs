@@ -34,6 +34,7 @@ use super::map::FrozenMap;
 use super::owner::Owner;
 use super::prepare::prepare;
 use super::progress::Progress;
+use super::proof::Witness;
 use super::record::{StoredMap, StoredPin};
 use super::state::{PinLock, StateDir};
 use super::survey::{absolute, open_read, survey_file, to_extents};
@@ -337,6 +338,18 @@ impl PinnedFile {
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Somebody who can compare the file, and its map, with what another way to its device reads.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`] when there are no more descriptors.
+    pub fn witness(&self) -> Result<Witness, ExtentError> {
+        let file = self
+            .file
+            .try_clone()
+            .map_err(|source| ExtentError::io("copy the descriptor of", self.path(), source))?;
+        Ok(Witness::new(file, Arc::clone(&self.map)))
     }
 
     /// Reads the living map, and looks at every guard.

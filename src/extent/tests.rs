@@ -40,6 +40,7 @@ pub(super) fn identity(size: u64) -> MapIdentity {
             model: None,
             nguid: None,
             eui64: None,
+            uuid: None,
             nsid: Some(1),
         },
     }
