@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::os::unix::net::UnixStream;
 
 use block_support::{pool, ring};
+use fastice::block::nvme::{NvmeController, NvmeWay, Reach, ReachError, Reached, Standing};
 use fastice::block::{
     BlockDevice, BlockOp, BlockOpKind, BlockQueue, MemDevice, MemOptions, NullDevice, OpToken, UringDevice,
 };
@@ -164,6 +165,30 @@ fn the_steady_state_over_memory_allocates_nothing() {
 #[test]
 fn the_steady_state_over_null_allocates_nothing() {
     check_device(&NullDevice::new(ByteLen(1 << 20), BlockSize::B4096).expect("a size"));
+}
+
+/// Hands out a model.
+struct ToModel(std::sync::Arc<nvme_model::Model>);
+
+impl Reach for ToModel {
+    fn reach(&self, _: &NvmeWay) -> Result<Reached, ReachError> {
+        Ok(Reached { access: self.0.clone(), stands_on: None })
+    }
+}
+
+#[test]
+fn the_steady_state_over_the_nvme_driver_allocates_nothing() {
+    let subsystem = nvme_model::Subsystem::new("NO-ALLOC");
+    let namespace = nvme_model::NamespaceOptions::memory(1, 12, 256);
+    subsystem.add_namespace(namespace).expect("a namespace");
+    let model = subsystem.controller(nvme_model::ControllerOptions::default());
+    let _runs = model.spawn().expect("a thread");
+    let way = NvmeWay::Model("in memory".into());
+    let controller = NvmeController::start(&way, std::sync::Arc::new(ToModel(model))).expect("a controller");
+    let device = controller.device(1, std::sync::Arc::new(|_, _| {})).expect("namespace 1");
+    let Standing::Unproven(epoch) = device.standing() else { panic!("{device:?}") };
+    device.admit(epoch).expect("it is there");
+    check_device(&*device);
 }
 
 #[test]

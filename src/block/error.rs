@@ -4,6 +4,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use nvme_spec::Status;
+use nvme_spec::status::sct;
+
+use super::nvme::ReachError;
+
 /// Why an operation failed. Small and stable: the NVMe status is chosen by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -50,20 +55,29 @@ impl fmt::Display for BlockErrorKind {
     }
 }
 
-/// Why an operation failed, with the errno the kernel gave if it was asked. `Copy`: making one allocates nothing.
+/// What the kernel or the device said, for logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockErrorCause {
+    /// The kernel's error number.
+    Errno(i32),
+    /// The NVMe controller's status.
+    Nvme(Status),
+}
+
+/// Why an operation failed, with what the kernel or the device said of it. `Copy`: making one allocates nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockError {
     /// The kind, by which callers decide.
     pub kind: BlockErrorKind,
-    /// The kernel's error number, for logs.
-    pub errno: Option<i32>,
+    /// What was said, when it was not us who found the error.
+    pub cause: Option<BlockErrorCause>,
 }
 
 impl BlockError {
     /// An error found by us.
     #[must_use]
     pub const fn new(kind: BlockErrorKind) -> Self {
-        Self { kind, errno: None }
+        Self { kind, cause: None }
     }
 
     /// The error the kernel's block layer reports for a read (`is_write` false) or anything else.
@@ -86,14 +100,45 @@ impl BlockError {
             libc::EINVAL | libc::EFAULT => BlockErrorKind::InvalidRequest,
             _ => BlockErrorKind::Internal,
         };
-        Self { kind, errno: Some(errno) }
+        Self { kind, cause: Some(BlockErrorCause::Errno(errno)) }
+    }
+
+    /// The error that an NVMe controller reports for a read (`is_write` false) or anything else (Base specification,
+    /// section 4.2.3; NVM Command Set specification, section 3.1.3).
+    ///
+    /// What this table does not know is a failure of the medium when the controller says that it is not worth another
+    /// try, and one of the host's side when it does not say so.
+    #[must_use]
+    pub fn from_status(status: Status, is_write: bool) -> Self {
+        use BlockErrorKind as Kind;
+        let medium = if is_write { Kind::WriteFault } else { Kind::Media };
+        let kind = match status.code() {
+            Status::LBA_OUT_OF_RANGE => Kind::OutOfRange,
+            Status::CAPACITY_EXCEEDED => Kind::NoSpace,
+            Status::NAMESPACE_WRITE_PROTECTED | Status::ACCESS_DENIED if is_write => Kind::ReadOnly,
+            Status::INVALID_OPCODE => Kind::NotSupported,
+            Status::INVALID_FIELD | Status::PRP_OFFSET_INVALID | Status::DATA_SGL_LENGTH_INVALID => {
+                Kind::InvalidRequest
+            }
+            // We ask for an abort only when a command is late.
+            Status::COMMAND_ABORT_REQUESTED => Kind::TimedOut,
+            Status::ABORTED_SQ_DELETION | Status::COMMAND_INTERRUPTED => Kind::Aborted,
+            Status::NAMESPACE_NOT_READY | Status::INVALID_NAMESPACE | Status::POWER_LOSS => Kind::Gone,
+            _ if status.sct() == sct::PATH => Kind::Gone,
+            _ if status.sct() == sct::MEDIA || status.dnr() => medium,
+            _ => Kind::Internal,
+        };
+        Self { kind, cause: Some(BlockErrorCause::Nvme(status)) }
     }
 }
 
 impl fmt::Display for BlockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.errno {
-            Some(errno) => write!(f, "{} ({})", self.kind, io::Error::from_raw_os_error(errno)),
+        match self.cause {
+            Some(BlockErrorCause::Errno(errno)) => {
+                write!(f, "{} ({})", self.kind, io::Error::from_raw_os_error(errno))
+            }
+            Some(BlockErrorCause::Nvme(status)) => write!(f, "{} ({status})", self.kind),
             None => fmt::Display::fmt(&self.kind, f),
         }
     }
@@ -166,6 +211,34 @@ pub enum OpenError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// An NVMe controller cannot be reached.
+    #[error(transparent)]
+    Reach(#[from] ReachError),
+    /// An NVMe controller cannot be driven.
+    #[error("{name} cannot be driven")]
+    Nvme {
+        /// The way to it.
+        name: String,
+        /// Why.
+        #[source]
+        source: async_nvme::Error,
+    },
+    /// An NVMe controller is lost, or the thread that drives it does not answer.
+    #[error("{name} is lost or does not answer: see the log")]
+    NvmeSilent {
+        /// The way to it.
+        name: String,
+    },
+    /// A namespace cannot be used.
+    #[error("namespace {nsid} of {name}: {what}")]
+    NvmeNamespace {
+        /// The way to the controller.
+        name: String,
+        /// The namespace.
+        nsid: u32,
+        /// Why.
+        what: String,
+    },
     /// Memory for a memory device cannot be had.
     #[error("a memory device of {bytes} bytes cannot be made: use a smaller one")]
     Memory {
@@ -206,8 +279,34 @@ mod tests {
             (libc::ENOMEM, Kind::Internal, Kind::Internal),
             (libc::EPERM, Kind::ReadOnly, Kind::ReadOnly),
         ] {
-            assert_eq!(BlockError::from_errno(errno, false), BlockError { kind: read, errno: Some(errno) });
-            assert_eq!(BlockError::from_errno(errno, true), BlockError { kind: write, errno: Some(errno) });
+            let cause = Some(BlockErrorCause::Errno(errno));
+            assert_eq!(BlockError::from_errno(errno, false), BlockError { kind: read, cause });
+            assert_eq!(BlockError::from_errno(errno, true), BlockError { kind: write, cause });
         }
+    }
+
+    #[test]
+    fn what_a_controller_says_keeps_its_meaning() {
+        use BlockErrorKind as Kind;
+        for (status, read, write) in [
+            (Status::UNRECOVERED_READ_ERROR, Kind::Media, Kind::WriteFault),
+            (Status::WRITE_FAULT, Kind::Media, Kind::WriteFault),
+            (Status::ACCESS_DENIED, Kind::Media, Kind::ReadOnly),
+            (Status::LBA_OUT_OF_RANGE, Kind::OutOfRange, Kind::OutOfRange),
+            (Status::CAPACITY_EXCEEDED, Kind::NoSpace, Kind::NoSpace),
+            (Status::NAMESPACE_WRITE_PROTECTED, Kind::Internal, Kind::ReadOnly),
+            (Status::INVALID_OPCODE, Kind::NotSupported, Kind::NotSupported),
+            (Status::COMMAND_ABORT_REQUESTED, Kind::TimedOut, Kind::TimedOut),
+            (Status::NAMESPACE_NOT_READY, Kind::Gone, Kind::Gone),
+            (Status::INTERNAL_PATH_ERROR, Kind::Gone, Kind::Gone),
+            (Status::INTERNAL_ERROR, Kind::Internal, Kind::Internal),
+            (Status::INTERNAL_ERROR.with_dnr(), Kind::Media, Kind::WriteFault),
+            (Status::new(sct::VENDOR, 0x42), Kind::Internal, Kind::Internal),
+        ] {
+            assert_eq!(BlockError::from_status(status, false).kind, read, "{status} on a read");
+            assert_eq!(BlockError::from_status(status, true).kind, write, "{status} on a write");
+        }
+        let told = BlockError::from_status(Status::WRITE_FAULT, true).to_string();
+        assert_eq!(told, "the device could not write the data (Write Fault (0x280))");
     }
 }

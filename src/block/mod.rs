@@ -5,7 +5,7 @@
 //!      |
 //!   BlockQueue (one a core and device, !Send)   submit(op) ... commit()      poll() -> BlockDone
 //!      |
-//!   uring: the kernel's block device, O_DIRECT     mem: memory, for benches and tests     null: nothing
+//!   nvme: our driver     uring: the kernel's block device, O_DIRECT     mem: memory, for benches     null: nothing
 //! ```
 //!
 //! A queue owns an operation's buffer from `submit` until it gives it back in a [`BlockDone`], whatever happens.
@@ -20,13 +20,14 @@ mod check;
 mod error;
 mod mem;
 mod null;
+pub mod nvme;
 mod uring;
 
 use std::collections::VecDeque;
 
 use hugepage_alloc::{BufferPool, DmaBuf};
 
-pub use error::{BlockError, BlockErrorKind, OpenError};
+pub use error::{BlockError, BlockErrorCause, BlockErrorKind, OpenError};
 pub use mem::{FaultOn, MemDevice, MemFault, MemOptions};
 pub use null::NullDevice;
 pub use uring::{UringDevice, UringOptions};

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use hugepage_alloc::BufferPool;
 
-use super::{BlockDevice, BlockError, BlockErrorKind, BlockQueue, DeviceInfo, OpenError};
+use super::{BlockDevice, BlockError, BlockErrorCause, BlockErrorKind, BlockQueue, DeviceInfo, OpenError};
 use crate::ring::Ring;
 
 /// Which device to open, and how.
@@ -63,10 +63,10 @@ impl BlockDevice for UringDevice {
         _: &BufferPool,
         depth: usize,
     ) -> Result<Box<dyn BlockQueue>, BlockError> {
-        let fd = self
-            .fd
-            .try_clone()
-            .map_err(|error| BlockError { kind: BlockErrorKind::Internal, errno: error.raw_os_error() })?;
+        let fd = self.fd.try_clone().map_err(|error| BlockError {
+            kind: BlockErrorKind::Internal,
+            cause: error.raw_os_error().map(BlockErrorCause::Errno),
+        })?;
         Ok(Box::new(queue::UringQueue::new(Arc::clone(&self.info), ring, ring.register_file(fd), depth)))
     }
 }

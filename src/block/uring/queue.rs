@@ -315,10 +315,10 @@ mod tests {
         let mut op = pending(BlockOpKind::Deallocate, 4096);
         assert_eq!(op.step(os_error(libc::EOPNOTSUPP), 512), Some(Ok(())), "advisory");
         let mut op = pending(BlockOpKind::Deallocate, 4096);
-        let error = BlockError { kind: BlockErrorKind::WriteFault, errno: Some(libc::EIO) };
+        let error = BlockError::from_errno(libc::EIO, true);
         assert_eq!(op.step(os_error(libc::EIO), 512), Some(Err(error)), "anything else is an error");
         let mut op = pending(BlockOpKind::WriteZeroes { deallocate: false, fua: false }, 4096);
-        let error = BlockError { kind: BlockErrorKind::NotSupported, errno: Some(libc::EOPNOTSUPP) };
+        let error = BlockError::from_errno(libc::EOPNOTSUPP, true);
         assert_eq!(op.step(os_error(libc::EOPNOTSUPP), 512), Some(Err(error)));
     }
 }
