@@ -345,7 +345,7 @@ fn a_device_that_cannot_write_says_so() {
         .collect();
     let error = results.into_iter().find_map(Result::err).expect("4 MiB do not fit into 1 MiB");
     assert!(matches!(error.kind, BlockErrorKind::WriteFault | BlockErrorKind::NoSpace), "{error}");
-    assert!(error.errno.is_some());
+    assert!(error.cause.is_some());
     assert_eq!(bench.pool.stats().bytes_in_use, 0);
 }
 

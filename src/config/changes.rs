@@ -1,6 +1,6 @@
 //! What a reload changes: what can be done live, and what of it needs a restart.
 
-use super::{Config, Hosts, LogLevel, Namespace, Nqn, Subsystem};
+use super::{Config, Hosts, LogLevel, Namespace, Nqn, NvmeChoice, Subsystem};
 
 /// The difference between two configurations, in the order in which it is to be applied: what goes before what
 /// comes.
@@ -17,6 +17,8 @@ pub struct Changes {
 pub enum LiveChange {
     /// Log this much from now on.
     LogLevel(LogLevel),
+    /// Look among these controllers for the devices of files that are pinned from now on. Devices in use stay.
+    Controllers(Vec<NvmeChoice>),
     /// Fence the namespace and let its file go.
     NamespaceRemoved {
         /// Its subsystem, which stays.
@@ -82,6 +84,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     let mut found = Changes { live: Vec::new(), restart: restarts(old, new) };
     if old.log != new.log {
         found.live.push(LiveChange::LogLevel(new.log));
+    }
+    if old.nvme != new.nvme {
+        found.live.push(LiveChange::Controllers(new.nvme.clone()));
     }
     for before in &old.subsystems {
         match find(new, &before.nqn) {

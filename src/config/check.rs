@@ -14,7 +14,8 @@ use super::error::Finding;
 use super::raw::{RawConfig, RawCores, RawListener, RawNamespace, RawPoll, RawSize, RawSubsystem};
 use super::{
     Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_IDLE_AFTER, DEFAULT_MODEL, DEFAULT_STATE_DIR,
-    DISCOVERY_NQN, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, format_size, parse_size,
+    DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, format_size,
+    parse_size,
 };
 use crate::units::{BlockSize, ByteLen};
 
@@ -51,21 +52,25 @@ impl HostFacts {
 type Span = Range<usize>;
 
 /// Collects findings, and knows the lines of names seen before.
-struct Checker<'host> {
+pub(super) struct Checker<'host> {
     findings: Vec<Finding>,
     host: &'host HostFacts,
     /// Files by their path, to the NQN and namespace that have them.
     files: HashMap<PathBuf, String>,
+    /// Whether there is any `[[nvme]]`.
+    any_controller: bool,
 }
 
 /// Checks `raw` for `host`.
 pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Finding>> {
-    let mut checker = Checker { findings: Vec::new(), host, files: HashMap::new() };
+    let any_controller = !raw.nvme.is_empty();
+    let mut checker = Checker { findings: Vec::new(), host, files: HashMap::new(), any_controller };
     let state_dir = checker.state_dir(raw.state_dir);
     let cores = checker.cores(raw.cores);
     let buffer_memory = checker.buffer_memory(raw.buffer_memory);
     let poll = checker.poll(raw.poll, raw.idle_after_us);
     let listeners = checker.listeners(raw.listener, !raw.subsystem.is_empty());
+    let nvme = checker.controllers(raw.nvme);
     let subsystems = checker.subsystems(raw.subsystem);
     if !checker.findings.is_empty() {
         return Err(checker.findings);
@@ -78,12 +83,13 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
         log: raw.log.unwrap_or_default(),
         log_format: raw.log_format.unwrap_or_default(),
         listeners,
+        nvme,
         subsystems,
     })
 }
 
 impl Checker<'_> {
-    fn refuse(&mut self, span: Span, reason: impl Into<String>) {
+    pub(super) fn refuse(&mut self, span: Span, reason: impl Into<String>) {
         self.findings.push(Finding { span, reason: reason.into() });
     }
 
@@ -304,7 +310,12 @@ impl Checker<'_> {
         }
     }
 
-    fn label(&mut self, key: &str, text: Option<Spanned<String>>, len_max: usize) -> Option<String> {
+    pub(super) fn label(
+        &mut self,
+        key: &str,
+        text: Option<Spanned<String>>,
+        len_max: usize,
+    ) -> Option<String> {
         let text = text?;
         let value = text.get_ref();
         let printable = value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
@@ -367,7 +378,7 @@ impl Checker<'_> {
         }
         let backing = if let Some(file) = raw.file {
             let path = self.file(nqn, &file)?;
-            let device = raw.device.map(Spanned::into_inner).unwrap_or_default();
+            let device = self.device_way(raw.device);
             Backing::File { path, device, prepare: raw.prepare.is_some_and(Spanned::into_inner) }
         } else if let Some(size) = raw.memory {
             Backing::Memory { len: self.device_size(size, block_size)? }
@@ -375,6 +386,17 @@ impl Checker<'_> {
             Backing::Null { len: self.device_size(raw.null?, block_size)? }
         };
         Some(Namespace { nsid: 0, backing, read_only: raw.read_only, block_size })
+    }
+
+    fn device_way(&mut self, device: Option<Spanned<DeviceWay>>) -> DeviceWay {
+        let Some(device) = device else { return DeviceWay::default() };
+        if *device.get_ref() == DeviceWay::Nvme && !self.any_controller {
+            self.refuse(
+                device.span(),
+                "no [[nvme]]: name the controller to drive, such as pci = \"0000:01:00.0\"",
+            );
+        }
+        device.into_inner()
     }
 
     fn file(&mut self, nqn: &str, file: &Spanned<PathBuf>) -> Option<PathBuf> {
@@ -445,7 +467,7 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// The path without `.` components and doubled slashes. `..` stays: it may cross a symbolic link.
-fn without_dots(path: &Path) -> PathBuf {
+pub(super) fn without_dots(path: &Path) -> PathBuf {
     path.components().filter(|part| !matches!(part, Component::CurDir)).collect()
 }
 
@@ -459,6 +481,6 @@ fn derived_serial(nqn: &Nqn) -> String {
     serial
 }
 
-fn clip(text: &str) -> String {
+pub(super) fn clip(text: &str) -> String {
     text.chars().take(60).collect()
 }

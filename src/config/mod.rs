@@ -15,6 +15,7 @@
 
 mod changes;
 mod check;
+mod controllers;
 mod error;
 mod nqn;
 mod raw;
@@ -32,6 +33,8 @@ pub use nqn::{DISCOVERY_NQN, Nqn, NqnError};
 use serde::{Deserialize, Serialize};
 pub use size::{SizeError, format_size, parse_size};
 
+use crate::block::nvme::NvmeWay;
+use crate::extent::NamespaceIdentity;
 use crate::units::{BlockSize, ByteLen};
 
 /// Where `fastice` keeps its records when the configuration does not say.
@@ -64,6 +67,9 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The addresses to listen on, in file order; at least one.
     pub listeners: Vec<Listener>,
+    /// The NVMe controllers that fastice may drive itself, in file order; the ways to them are distinct. At least one when
+    /// a namespace says `device = "nvme"`.
+    pub nvme: Vec<NvmeChoice>,
     /// The subsystems, in file order; NQNs are distinct.
     pub subsystems: Vec<Subsystem>,
 }
@@ -128,6 +134,16 @@ pub struct Listener {
     pub discovery_only: bool,
     /// The address that the discovery log names instead of the one listened on.
     pub advertise: Option<IpAddr>,
+}
+
+/// An NVMe controller that fastice may take and drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeChoice {
+    /// How it is reached.
+    pub way: NvmeWay,
+    /// What its namespace must say of itself. Where the kernel's disk tells no identifiers to compare with, the operator
+    /// vouches by them that the namespace is that disk.
+    pub identity: NamespaceIdentity,
 }
 
 /// One NVM subsystem.
@@ -198,6 +214,8 @@ pub enum DeviceWay {
     /// `io_uring` and direct I/O on the block device under the mounted filesystem.
     #[default]
     Uring,
+    /// Our own driver, on a controller of `[[nvme]]` that has the namespace under the filesystem.
+    Nvme,
 }
 
 impl Config {
@@ -269,6 +287,9 @@ pub fn fuzz_config(data: &[u8]) {
         Ok(config) => {
             assert!(Config::changes(&config, &config).is_empty());
             assert!(!config.cores.is_empty() && !config.listeners.is_empty());
+            for (at, choice) in config.nvme.iter().enumerate() {
+                assert!(config.nvme.iter().skip(at + 1).all(|other| other.way != choice.way));
+            }
             for subsystem in &config.subsystems {
                 assert!(subsystem.namespaces.is_sorted_by(|a, b| a.nsid < b.nsid));
                 assert!(subsystem.namespaces.iter().all(|ns| (1..=NSID_MAX).contains(&ns.nsid)));

@@ -23,6 +23,8 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) listener: Vec<Spanned<RawListener>>,
     #[serde(default)]
+    pub(super) nvme: Vec<Spanned<RawNvme>>,
+    #[serde(default)]
     pub(super) subsystem: Vec<Spanned<RawSubsystem>>,
 }
 
@@ -40,6 +42,18 @@ pub(super) struct RawListener {
     #[serde(default)]
     pub(super) discovery_only: bool,
     pub(super) advertise: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawNvme {
+    pub(super) pci: Option<Spanned<String>>,
+    pub(super) vfio_user: Option<Spanned<PathBuf>>,
+    pub(super) model: Option<Spanned<PathBuf>>,
+    pub(super) serial: Option<Spanned<String>>,
+    pub(super) nsid: Option<Spanned<i64>>,
+    pub(super) nguid: Option<Spanned<String>>,
+    pub(super) eui64: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -115,6 +115,95 @@ prepare = true
 }
 
 #[test]
+fn controllers_are_named_by_their_way_and_may_have_to_say_who_they_are() {
+    let config = good(&format!(
+        r#"
+[[nvme]]
+pci = "0000:01:00.0"
+serial = "S4EVNX0R123456"
+nsid = 1
+[[nvme]]
+vfio_user = "/run//vfio.sock"
+nguid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+[[nvme]]
+model = "/dev/loop0"
+eui64 = "00 25 38 ab cd ef 01 23"
+{}"#,
+        with("file = \"/srv/vm1.img\"\ndevice = \"nvme\"")
+    ));
+    let ways: Vec<String> = config.nvme.iter().map(|choice| choice.way.to_string()).collect();
+    assert_eq!(ways, ["0000:01:00.0", "vfio-user /run/vfio.sock", "model of /dev/loop0"]);
+    let [first, second, third] = &config.nvme[..] else { panic!("{:?}", config.nvme) };
+    assert_eq!((first.identity.serial.as_deref(), first.identity.nsid), (Some("S4EVNX0R123456"), Some(1)));
+    assert_eq!(second.identity.nguid.map(|id| id[0]), Some(0x6B));
+    assert_eq!(third.identity.eui64.map(|id| id[7]), Some(0x23));
+    let path = PathBuf::from("/srv/vm1.img");
+    let backing = &config.subsystems[0].namespaces[0].backing;
+    assert_eq!(*backing, Backing::File { path, device: DeviceWay::Nvme, prepare: false });
+}
+
+#[test]
+fn controllers_that_cannot_be_meant_are_refused() {
+    let found = reasons(&format!(
+        r#"
+[[nvme]]
+serial = "S1"
+[[nvme]]
+pci = "0000:01:00.0"
+model = "/dev/loop0"
+[[nvme]]
+pci = "nvme0"
+[[nvme]]
+model = "loop0"
+nguid = "0000"
+eui64 = "00000000-00000000"
+nsid = 0
+[[nvme]]
+vfio_user = "/run/../x"
+serial = "longer than twenty bytes"
+[[nvme]]
+pci = "01:00.0"
+[[nvme]]
+pci = "0000:01:00.0"
+{MINIMAL}"#
+    ));
+    let digits = |key: &str, digits| {
+        format!("{key} has {digits} hexadecimal digits, not all zero, as /sys/block/nvme*/ shows them")
+    };
+    assert_eq!(
+        found,
+        [
+            "2: a controller has exactly one of pci, vfio_user and model".to_owned(),
+            "4: a controller has exactly one of pci, vfio_user and model".to_owned(),
+            "8: `nvme0` is no PCI address: write 0000:01:00.0".to_owned(),
+            "10: model must be an absolute path without `..`".to_owned(),
+            format!("11: {}", digits("nguid", 32)),
+            format!("12: {}", digits("eui64", 16)),
+            "13: nsid 0 is not that of a namespace".to_owned(),
+            "15: vfio_user must be an absolute path without `..`".to_owned(),
+            "16: serial has 1 to 20 printable ASCII characters, no blank at its ends".to_owned(),
+            "19: 0000:01:00.0 is named twice".to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn a_file_by_our_driver_needs_a_controller() {
+    let found = reasons(&with("file = \"/srv/vm1.img\"\ndevice = \"nvme\""));
+    let expected = "9: no [[nvme]]: name the controller to drive, such as pci = \"0000:01:00.0\"";
+    assert_eq!(found, [expected]);
+}
+
+#[test]
+fn other_controllers_are_looked_at_from_now_on() {
+    let old = good(MINIMAL);
+    let new = good(&format!("[[nvme]]\nmodel = \"/dev/loop0\"\n{MINIMAL}"));
+    let changes = Config::changes(&old, &new);
+    assert_eq!(changes.live, [LiveChange::Controllers(new.nvme.clone())]);
+    assert_eq!(changes.restart, []);
+}
+
+#[test]
 fn an_error_shows_its_place() {
     let text = MINIMAL.replace(
         "allow_any_host = true",

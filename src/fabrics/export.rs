@@ -38,11 +38,22 @@ pub enum Grant {
     Removed,
 }
 
+/// The grant is a set of what stands in its way: each reason is set and taken back by itself.
 const LIVE: u8 = 0;
-const FENCED_MAP: u8 = 1;
-const FENCED_DEVICE: u8 = 2;
-const FENCED_OPERATOR: u8 = 3;
-const REMOVED: u8 = 255;
+const MAP_IN_DOUBT: u8 = 1 << 0;
+const DEVICE_FAILED: u8 = 1 << 1;
+const OPERATOR: u8 = 1 << 2;
+const REMOVED: u8 = 1 << 7;
+
+impl FenceReason {
+    const fn bit(self) -> u8 {
+        match self {
+            Self::MapInDoubt => MAP_IN_DOUBT,
+            Self::DeviceFailed => DEVICE_FAILED,
+            Self::Operator => OPERATOR,
+        }
+    }
+}
 
 /// One namespace as it is served. Shared by all cores; the grant is all that ever changes.
 pub struct Export {
@@ -70,15 +81,15 @@ pub struct Export {
 }
 
 impl Export {
-    /// Whether hosts may use the export.
+    /// Whether hosts may use the export; of several fences, the gravest.
     #[must_use]
     pub fn grant(&self) -> Grant {
         match self.grant.load(Ordering::Acquire) {
             LIVE => Grant::Live,
-            FENCED_MAP => Grant::Fenced(FenceReason::MapInDoubt),
-            FENCED_DEVICE => Grant::Fenced(FenceReason::DeviceFailed),
-            FENCED_OPERATOR => Grant::Fenced(FenceReason::Operator),
-            _ => Grant::Removed,
+            set if set & REMOVED != 0 => Grant::Removed,
+            set if set & MAP_IN_DOUBT != 0 => Grant::Fenced(FenceReason::MapInDoubt),
+            set if set & DEVICE_FAILED != 0 => Grant::Fenced(FenceReason::DeviceFailed),
+            _ => Grant::Fenced(FenceReason::Operator),
         }
     }
 
@@ -103,30 +114,19 @@ impl Export {
         self.grant.load(Ordering::Acquire) == LIVE
     }
 
-    /// Refuses new commands with a retryable status. A removed export stays removed.
-    pub(crate) fn fence(&self, reason: FenceReason) {
-        let fenced = match reason {
-            FenceReason::MapInDoubt => FENCED_MAP,
-            FenceReason::DeviceFailed => FENCED_DEVICE,
-            FenceReason::Operator => FENCED_OPERATOR,
-        };
-        self.replace(|_| fenced);
+    /// Refuses new commands with a retryable status. Whether they were let in before.
+    pub(crate) fn fence(&self, reason: FenceReason) -> bool {
+        self.grant.fetch_or(reason.bit(), Ordering::AcqRel) == LIVE
     }
 
-    /// Lets commands in again. A removed export stays removed.
-    pub(super) fn unfence(&self) {
-        self.replace(|_| LIVE);
+    /// Takes one reason to refuse commands back. Whether they are let in by that: nothing else stands in the way.
+    pub(super) fn unfence(&self, reason: FenceReason) -> bool {
+        self.grant.fetch_and(!reason.bit(), Ordering::AcqRel) == reason.bit()
     }
 
     /// Refuses new commands for ever.
     pub(super) fn remove(&self) {
-        self.grant.store(REMOVED, Ordering::Release);
-    }
-
-    fn replace(&self, with: impl Fn(u8) -> u8) {
-        let _ = self.grant.fetch_update(Ordering::AcqRel, Ordering::Acquire, |grant| {
-            (grant != REMOVED).then(|| with(grant))
-        });
+        self.grant.fetch_or(REMOVED, Ordering::AcqRel);
     }
 }
 

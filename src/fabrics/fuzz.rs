@@ -135,7 +135,7 @@ impl World {
         let exports = self.target.exports();
         match (input.byte().unwrap_or(0) % 4, exports.first()) {
             (0, Some(export)) => self.target.fence(export, super::FenceReason::Operator),
-            (1, Some(export)) => self.target.unfence(export),
+            (1, Some(export)) => self.target.unfence(export, super::FenceReason::Operator),
             (2, _) => {
                 if let Some(specs) = subsystems() {
                     let _ = self.target.publish(specs, vec![port(1)]);

@@ -205,17 +205,30 @@ impl Target {
         exports_of(&self.catalog.load()).collect()
     }
 
-    /// Refuses new commands to an export with a retryable status. A core that hears of it afterwards, by a message, has
-    /// stopped starting them.
+    /// Refuses new commands to an export with a retryable status, and tells the hosts that the namespace is not ready. A
+    /// core that hears of it afterwards, by a message, has stopped starting them.
     pub fn fence(&self, export: &Export, reason: FenceReason) {
+        let was_live = export.fence(reason);
         tracing::warn!(subsystem = %export.subsystem, nsid = export.nsid.0, ?reason, "export fenced");
-        export.fence(reason);
+        if was_live {
+            self.tell_changed(export);
+        }
     }
 
-    /// Lets commands to a fenced export in again.
-    pub fn unfence(&self, export: &Export) {
-        tracing::info!(subsystem = %export.subsystem, nsid = export.nsid.0, "export open again");
-        export.unfence();
+    /// Takes back one reason to refuse commands to an export. When it was the last one, commands are let in again, and
+    /// the hosts are told.
+    pub fn unfence(&self, export: &Export, reason: FenceReason) {
+        if export.unfence(reason) {
+            tracing::info!(subsystem = %export.subsystem, nsid = export.nsid.0, "export open again");
+            self.tell_changed(export);
+        }
+    }
+
+    /// Hosts that read the namespace anew find whether it is ready (NSTAT.NRDY).
+    fn tell_changed(&self, export: &Export) {
+        let catalog = self.catalog.load();
+        let Some(subsystem) = catalog.subsystems.get(&export.subsystem) else { return };
+        subsystem.controllers().iter().for_each(|controller| controller.note_namespaces([export.nsid]));
     }
 
     /// Takes no Connects any more and ends every controller: each session sees [`CloseReason::TargetShutDown`].

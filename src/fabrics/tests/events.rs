@@ -54,6 +54,26 @@ fn a_changed_namespace_is_told_once_until_the_list_is_read() {
 }
 
 #[test]
+fn a_fence_and_its_end_are_told() {
+    let target = Target::new(TargetOptions::default());
+    serve(&target, &[1, 2]);
+    let (mut admin, _) = ready(&target);
+    admin.respond(command(0x09, 0, 0, [0x0B, 0x100, 0]));
+    let export = target.exports()[1].clone();
+    let changes: [&dyn Fn(FenceReason); 2] =
+        [&|reason| target.fence(&export, reason), &|reason| target.unfence(&export, reason)];
+    for change in changes {
+        admin.begin(aer());
+        change(FenceReason::DeviceFailed);
+        assert_eq!(admin.events(), told(admin.cid(), NAMESPACE_CHANGED));
+        let list = admin.data(log(4, 4096, 0, false));
+        assert_eq!(list[..8], [2, 0, 0, 0, 0, 0, 0, 0]);
+        change(FenceReason::DeviceFailed);
+        assert_eq!(admin.events(), vec![], "no change");
+    }
+}
+
+#[test]
 fn an_event_waits_for_a_request_and_unwanted_ones_are_dropped() {
     let target = Target::new(TargetOptions::default());
     serve(&target, &[1]);

@@ -140,13 +140,27 @@ fn a_fence_refuses_for_now_and_removal_for_ever() {
     assert_eq!(queue.status(command(0, 1, 0, [0; 3])), (Status::NAMESPACE_NOT_READY, false));
     assert!(matches!(queue.begin(io(2, 3, 0, 1)), Begin::Io(_)), "others go on");
     assert_eq!(admin.data(identify(8, 1))[14], 0, "NRDY");
-    target.unfence(&export);
+    target.unfence(&export, FenceReason::MapInDoubt);
     assert!(matches!(queue.begin(io(2, 1, 0, 1)), Begin::Io(_)));
     assert_eq!(admin.data(identify(8, 1))[14], 1);
     target.publish(vec![subsystem(vec![])], ports()).unwrap();
     assert_eq!(queue.status(io(2, 1, 0, 1)), (Status::INVALID_NAMESPACE, true));
-    target.unfence(&export);
+    target.unfence(&export, FenceReason::MapInDoubt);
     assert_eq!(export.grant(), Grant::Removed);
+}
+
+#[test]
+fn every_reason_of_a_fence_is_taken_back_by_itself() {
+    let (target, _admin, _queue) = queue();
+    let export = target.exports()[0].clone();
+    target.fence(&export, FenceReason::DeviceFailed);
+    assert_eq!(export.grant(), Grant::Fenced(FenceReason::DeviceFailed));
+    target.fence(&export, FenceReason::MapInDoubt);
+    assert_eq!(export.grant(), Grant::Fenced(FenceReason::MapInDoubt));
+    target.unfence(&export, FenceReason::DeviceFailed);
+    assert_eq!(export.grant(), Grant::Fenced(FenceReason::MapInDoubt), "the device alone is back");
+    target.unfence(&export, FenceReason::MapInDoubt);
+    assert_eq!(export.grant(), Grant::Live);
 }
 
 #[test]
