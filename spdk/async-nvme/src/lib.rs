@@ -70,6 +70,8 @@ mod start;
 mod ticket;
 #[cfg(all(feature = "vfio", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub mod vfio;
+#[cfg(all(feature = "vfio-user", target_os = "linux"))]
+pub mod vfio_user;
 
 pub use access::{Access, AccessError, DmaMapping, Iova};
 pub use admin::{AdminCommand, AdminReply, AdminToken};
@@ -85,3 +87,5 @@ pub use queue::{IoQueue, QueueStats, Refused, RefusedWhy};
 pub use quirks::Quirks;
 pub use requeue::Requeue;
 pub use ticket::QueueTicket;
+#[cfg(all(feature = "vfio-user", target_os = "linux"))]
+pub use vfio_user::{VfioUserAccess, VfioUserOptions};

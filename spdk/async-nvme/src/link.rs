@@ -16,7 +16,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hugepage_alloc::DmaRegion;
+use hugepage_alloc::{DmaRegion, RegionOptions};
 use nvme_spec::Status;
 
 use crate::access::{Access, DmaMapping, Iova};
@@ -322,7 +322,9 @@ impl Shared {
 
     /// Memory for queues, mapped.
     pub(crate) fn queue_memory(&self, bytes: usize) -> Result<DmaMapping, Error> {
-        let region = DmaRegion::map(bytes, true, true)
+        // Shared, for the device may be another process.
+        let options = RegionOptions { share: true, ..RegionOptions::default() };
+        let region = DmaRegion::with_options(bytes, &options)
             .map_err(|source| Error::Memory { name: self.name(), source: Arc::new(source) })?;
         self.map(&region)
     }

@@ -3,7 +3,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use crate::mapping::Mapping;
 use crate::shared::{copy_racy, zero_racy};
@@ -195,6 +195,16 @@ impl DmaRegion {
         true
     }
 
+    /// Exchanges the aligned half word at `at` for `word` in one step, and returns what was there. `None`, and nothing
+    /// is written, when it leaves the region, is not aligned or may not be written.
+    #[must_use]
+    pub fn swap_u32(&self, at: usize, word: u32) -> Option<u32> {
+        let to = self.writable_range(at, 4).filter(|_| at.is_multiple_of(4))?;
+        // SAFETY: four aligned bytes in the mapping (checked). The reference lives for this one access, is to an atomic,
+        // which others may write at any time, and is the only way to have the exchange made.
+        Some(unsafe { AtomicU32::from_ptr(to.cast()) }.swap(word, Ordering::AcqRel))
+    }
+
     fn aligned(&self, at: usize, len: usize) -> Option<*mut u8> {
         if !at.is_multiple_of(len) {
             return None;
@@ -246,6 +256,10 @@ mod tests {
         assert_eq!(other.load_u64(72), Some(7));
         assert!(other.store_u32(72, 9));
         assert_eq!(region.load_u32(72), Some(9));
+        assert_eq!(other.swap_u32(72, 11), Some(9));
+        assert_eq!(region.load_u32(72), Some(11));
+        assert_eq!(region.swap_u32(74, 1), None, "not aligned");
+        assert_eq!(region.swap_u32(region.len(), 1), None);
         assert!(region.is_same(&other));
     }
 }
