@@ -14,6 +14,8 @@
 //! The model reads and writes memory only where the driver mapped it, by copies checked against the mapping, and
 //! takes nothing a driver says on trust: it is the other end of a fuzzer too ([`fuzz_model_actions`]).
 //!
+//! A [`vfio_user::Server`] offers a model to other processes; the program `nvme-model-server` is one.
+//!
 //! What it does: registers and the enable, ready and shutdown state machine; admin queue; Identify of controller,
 //! namespaces, lists and descriptors; creation and deletion of I/O queues; features; Error Information, SMART,
 //! Firmware Slot and Changed Namespace logs; Abort; asynchronous events; Read, Write, Flush, Write Zeroes, Dataset
@@ -35,6 +37,7 @@ mod model;
 mod namespace;
 mod queues;
 mod store;
+pub mod vfio_user;
 mod work;
 
 pub use controller::ControllerOptions;

@@ -48,6 +48,26 @@ impl Iommu {
         self.mapped.len() < before
     }
 
+    /// Maps a region at an address of the driver's choice. False when something is there already, or it would leave 64
+    /// bits.
+    pub(crate) fn map_at(&mut self, iova: u64, region: &DmaRegion) -> bool {
+        let Some(last) = iova.checked_add(region.len() as u64 - 1) else { return false };
+        let free = self.mapped.iter().all(|(base, other)| {
+            last < *base || iova.checked_sub(*base).is_some_and(|at| at >= other.len() as u64)
+        });
+        if free {
+            self.mapped.push((iova, region.clone()));
+        }
+        free
+    }
+
+    /// Ends the mapping of this very range.
+    pub(crate) fn unmap_at(&mut self, iova: u64, len: u64) -> bool {
+        let before = self.mapped.len();
+        self.mapped.retain(|(base, region)| (*base, region.len() as u64) != (iova, len));
+        self.mapped.len() < before
+    }
+
     pub(crate) const fn set_revoked(&mut self, revoked: bool) {
         self.revoked = revoked;
     }
@@ -321,6 +341,22 @@ mod tests {
         assert_eq!(refused(base, base + 4096 + 8, 8192), Status::PRP_OFFSET_INVALID);
         assert_eq!(refused(base, base + 4096 + 4, 12288), Status::PRP_OFFSET_INVALID);
         assert_eq!(refused(base, 0, 12288), Status::DATA_TRANSFER_ERROR);
+    }
+
+    #[test]
+    fn mappings_of_the_drivers_choice_do_not_overlap() {
+        let mut iommu = Iommu::new();
+        let region = DmaRegion::map(1, false, false).unwrap();
+        let len = region.len() as u64;
+        assert!(iommu.map_at(0x10_0000, &region));
+        for taken in [0x10_0000, 0x10_0000 + len - 4096, 0x10_0000 - 4096, 0] {
+            assert!(!iommu.map_at(taken, &region), "{taken:#x}");
+        }
+        assert!(!iommu.map_at(u64::MAX - 4095, &region));
+        assert!(iommu.map_at(0x10_0000 + len, &region));
+        assert!(!iommu.unmap_at(0x10_0000, len - 4096) && !iommu.unmap_at(0x11_0000, len));
+        assert!(iommu.unmap_at(0x10_0000, len) && !iommu.unmap_at(0x10_0000, len));
+        assert!(!iommu.read(0x10_0000, &mut [0; 4]) && iommu.read(0x10_0000 + len, &mut [0; 4]));
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl Model {
         AccessError::NoSuch { what: format!("interrupt vector {vector}"), name: self.name.clone() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Controller> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Controller> {
         self.controller.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
