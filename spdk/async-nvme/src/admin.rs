@@ -12,8 +12,9 @@ use crate::prp;
 use crate::ring::{Layout, Rings};
 use crate::shadow::Shadow;
 
-/// Commands that may be open at once, and the bytes of data of each.
+/// Commands that may be open at once, how many of them are kept for the driver itself, and the bytes of data of each.
 const SLOTS: u16 = 31;
+const SLOTS_KEPT: usize = 8;
 pub(crate) const DATA_LEN: usize = 4096;
 
 /// An admin command: fields by their names in the specification. The identifier and data pointer are filled in.
@@ -288,6 +289,12 @@ impl AdminQueue {
         }
         self.events.clear();
         self.rings.restart();
+    }
+
+    /// Whether the owner may give a command, and the driver still has slots for its own.
+    pub(crate) fn has_room_for_owner(&self) -> bool {
+        let free = self.slots.iter().filter(|slot| matches!(slot.state, SlotState::Free)).count();
+        free > SLOTS_KEPT.min(self.slots.len() / 4)
     }
 
     /// Whether any slot is free for a command of the driver's own.

@@ -1,8 +1,8 @@
 //! An eventfd that a sleeper waits for: rung by the device's interrupt, or by another part of the driver.
 //!
 //! ```text
-//!   arm:     silence  ->  let the interrupt through  ->  look once more  ->  sleep until readable
-//!   device:                             completion written  ->  interrupt  ->  readable
+//!   arm:     let the interrupt through  ->  silence  ->  look once more  ->  sleep until readable
+//!   device:                            completion written  ->  interrupt  ->  readable
 //! ```
 //!
 //! What was written before the last look is seen by it, what is written after it rings. Nothing lies between.

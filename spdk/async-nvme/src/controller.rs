@@ -229,10 +229,14 @@ impl Controller {
     }
 
     /// Resets the controller. Operations under way end with [`crate::IoError::Reset`], or are given to it anew where
-    /// [`Options::requeue`] says so.
+    /// [`Options::requeue`] says so. It does not count among the resets after which a controller is given up.
     pub fn reset(&mut self) {
+        if self.is_over() || self.state == State::Idle {
+            return;
+        }
         let error = Error::Reset { name: self.name() };
-        self.begin_reset(error);
+        self.tell(Event::Resetting(error));
+        self.disable();
     }
 
     /// Begins an orderly end: CC.SHN, then disable. Operations under way end when the controller is disabled.
@@ -259,6 +263,9 @@ impl Controller {
     pub fn submit_admin(&mut self, command: &AdminCommand) -> Result<AdminToken, Error> {
         if self.state != State::Ready {
             return Err(Error::NotReady { name: self.name() });
+        }
+        if !self.admin.has_room_for_owner() {
+            return Err(Error::Exhausted { name: self.name(), what: "admin command" });
         }
         let (now, limit) = (self.now(), self.options.admin_timeout);
         let token = self.admin.submit(command, now, Some(limit), false)?;
@@ -320,9 +327,6 @@ impl Controller {
         if self.state == State::Ready {
             self.poll_jobs(now);
             self.poll_events(now);
-            if self.resets > 0 && now >= self.ready_since.after(self.options.settled_after) {
-                self.resets = 0;
-            }
         }
         self.admin.ring(&*self.shared.access);
     }
@@ -418,7 +422,9 @@ impl Controller {
             return;
         }
         warn!(name = self.shared.access.name(), %error, "controller is reset");
-        self.resets += 1;
+        let settled =
+            self.state == State::Ready && self.now() >= self.ready_since.after(self.options.settled_after);
+        self.resets = if settled { 1 } else { self.resets + 1 };
         if self.resets > self.options.resets_max {
             self.end(State::Failed, error);
             return;

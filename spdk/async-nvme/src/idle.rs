@@ -11,7 +11,7 @@
 //!   }
 //! ```
 //!
-//! `arm` lets the interrupt through first and looks at the completion queue after that: what is completed before the look
+//! `arm` lets the interrupt through first, makes the eventfd unreadable, and looks at the completion queue after that: what is completed before the look
 //! makes it say Busy, what is completed after it signals the eventfd. `disarm` masks the interrupt again, so that a core
 //! that polls costs nobody an interrupt. An eventfd is also signalled by the other side of the driver: the controller wakes
 //! a queue pair that was created, lost or given up, a queue pair wakes the controller when it needs something.
@@ -54,15 +54,15 @@ impl IoQueue {
     /// When the interrupt cannot be attached; then only polling is left.
     pub fn arm(&mut self) -> Result<Arm, Error> {
         let Some(bell) = &self.link.bell else { return Ok(Arm::Busy) };
-        bell.silence();
         if let Some(vector) = self.link.vector {
             attach(&self.shared, vector, bell.fd(), &mut self.attached)?;
         }
-        // From here on everything rings.
+        bell.silence();
+        // From here on everything rings. What has rung is there to be seen.
         let open = self.slots.any_open();
         let due = match self.link.state() {
             state::LIVE => match self.life {
-                Life::New => true,
+                Life::New => !self.waiting.is_empty(),
                 Life::Live => {
                     self.rings.has_completion()
                         || !self.rings.is_rung()
@@ -109,11 +109,11 @@ impl Controller {
     /// When the interrupt cannot be attached; then only polling is left.
     pub fn arm(&mut self) -> Result<Arm, Error> {
         let Some(bell) = &self.shared.bell else { return Ok(Arm::Busy) };
-        bell.silence();
         let vectors = self.shared.access.interrupts_max() > 0;
         if vectors {
             attach(&self.shared, 0, bell.fd(), &mut self.attached)?;
         }
+        bell.silence();
         let due = self.shared.has_attention()
             || !self.events.is_empty()
             || self.admin.is_due()

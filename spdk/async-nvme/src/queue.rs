@@ -189,7 +189,7 @@ impl IoQueue {
     /// Whether the device has the queue pair, so that operations are taken.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.link.state() == state::LIVE
+        self.link.state() == state::LIVE && self.life != Life::Poisoned
     }
 
     /// Whether it will never be ready (again).

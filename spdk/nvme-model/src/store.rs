@@ -6,6 +6,7 @@
 //!
 //! What goes past the cache must be aligned, in memory too. The controller's own buffer is ([`Bounce`]).
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::{Deref, DerefMut};
@@ -30,11 +31,18 @@ pub enum Backing {
 const ALIGN: usize = 4096;
 
 /// Bytes whose address is a multiple of 4096.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Bounce {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
+}
+
+impl fmt::Debug for Bounce {
+    /// Without the bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bounce({})", self.len)
+    }
 }
 
 impl Bounce {
@@ -70,10 +78,21 @@ impl DerefMut for Bounce {
 }
 
 /// A backing that was looked at.
-#[derive(Debug)]
 pub(crate) enum Store {
     Memory(Mutex<Vec<u8>>),
     File { file: File, direct: bool },
+}
+
+impl fmt::Debug for Store {
+    /// Without the blocks.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(_) => f.write_str("Memory"),
+            Self::File { file, direct } => {
+                f.debug_struct("File").field("file", file).field("direct", direct).finish()
+            }
+        }
+    }
 }
 
 impl Store {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nvme::{
-    Clock, Controller, Done, IoError, IoQueue, ManualClock, Op, OpKind, Options, State, block_on,
+    Clock, Controller, Done, IoError, IoQueue, ManualClock, Op, OpKind, Options, QueueTicket, State, block_on,
 };
 use hugepage_alloc::{BufferPool, DmaBuf, PoolOptions};
 use nvme_model::{ControllerOptions, Model, NamespaceOptions, Subsystem};
@@ -59,7 +59,12 @@ impl Rig {
     }
 
     pub(crate) fn queue(&mut self, depth: u16) -> IoQueue {
-        let queue = self.controller.queue_ticket(1, depth).unwrap().open(&self.pool).unwrap();
+        let ticket = self.controller.queue_ticket(1, depth).unwrap();
+        self.opened(ticket)
+    }
+
+    pub(crate) fn opened(&mut self, ticket: QueueTicket) -> IoQueue {
+        let queue = ticket.open(&self.pool).unwrap();
         for _ in 0..100 {
             if queue.is_ready() {
                 return queue;
