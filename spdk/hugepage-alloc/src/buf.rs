@@ -5,7 +5,7 @@ use std::fmt;
 use std::ptr;
 
 use crate::pool::PoolHandle;
-use crate::{BufferPool, pool::Slot};
+use crate::{BUFFER_LEN_MAX, BufferPool, pool::Slot};
 
 /// A slice of a pool buffer. Cloning and slicing bump a plain count; the buffer returns to its pool when the last
 /// slice is dropped. Stays on one thread.
@@ -83,8 +83,22 @@ impl DmaBuf {
         self.pool.offset_of(self.slot, self.ptr)
     }
 
+    /// The index of the 2 MiB page this slice lies in, counted through all regions of the pool in their order.
+    #[must_use]
+    pub const fn page_index(&self) -> usize {
+        self.slot.page()
+    }
+
+    /// The position of the first byte in that page. A slice that is not empty ends in the same page.
+    #[must_use]
+    pub fn page_offset(&self) -> usize {
+        // Regions lie at multiples of 2 MiB.
+        self.ptr.addr() % BUFFER_LEN_MAX
+    }
+
     /// Whether the buffer came from `pool`.
     #[must_use]
+    #[inline]
     pub fn is_of(&self, pool: &BufferPool) -> bool {
         self.pool.is_same(pool.handle())
     }

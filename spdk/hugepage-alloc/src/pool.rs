@@ -167,7 +167,7 @@ impl BufferPool {
 pub(crate) struct Slot(u32);
 
 impl Slot {
-    const fn page(self) -> usize {
+    pub(crate) const fn page(self) -> usize {
         self.0 as usize / GRANULES_PER_PAGE
     }
 

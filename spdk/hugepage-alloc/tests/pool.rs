@@ -61,6 +61,10 @@ fn check_step(pool: &BufferPool, held: &mut Vec<Held>, tag: u8, step: &Step) -> 
             let start = buf.as_ptr().addr();
             prop_assert_eq!(start % 4096, 0);
             let (base, region_len) = pool.regions().nth(buf.region_index().into()).expect("its region");
+            let pages_before: usize =
+                pool.regions().take(buf.region_index().into()).map(|(_, len)| len / PAGE_LEN).sum();
+            let position = (buf.page_index() - pages_before) * PAGE_LEN + buf.page_offset();
+            prop_assert!(buf.is_empty() || position == buf.region_offset());
             prop_assert!(start >= base.addr() && start + buf.len() <= base.addr() + region_len);
             let buffer = start..start + class_len(buf.len());
             for other in held.iter() {
