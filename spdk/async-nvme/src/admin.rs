@@ -155,7 +155,7 @@ impl AdminQueue {
         let [cdw10, cdw11, cdw12, cdw13, cdw14, cdw15] = command.cdw10_15.map(Into::into);
         let cid = u16::from(slot.generation) << 8 | number;
         let token = AdminToken { slot: number, generation: slot.generation };
-        self.rings.push(SubmissionQueueEntry {
+        self.rings.push_entry(SubmissionQueueEntry {
             opcode: command.opcode,
             cid: cid.into(),
             nsid: command.nsid.into(),

@@ -18,24 +18,29 @@ pub(crate) const fn list_len(transfer_len: usize, page: usize) -> usize {
     if len < 64 { 64 } else { len }
 }
 
-/// Describes `len` bytes at `iova` by PRPs. A list goes to position `list_at` of `region`, which is `list_iova` to
-/// the device. Returns `None` when the list would not fit `list_len` bytes.
-pub(crate) fn prp(
+/// PRP1 and PRP2 for `len` bytes at `iova`. `None` when they lie in more than two pages.
+#[inline]
+pub(crate) const fn without_list(iova: u64, len: u64, page: u64) -> Option<[u64; 2]> {
+    let in_page = iova & (page - 1);
+    let end = in_page + len;
+    if end <= page {
+        return Some([iova, 0]);
+    }
+    if end <= 2 * page { Some([iova, iova - in_page + page]) } else { None }
+}
+
+/// PRP1 and PRP2 for `len` bytes at `iova` in more than two pages, by a list. The list goes to position `list_at` of
+/// `region`, which is `list_iova` to the device. Returns `None` when the list would not fit `list_len` bytes.
+pub(crate) fn with_list(
     iova: u64,
     len: usize,
     page: usize,
     list: (&DmaRegion, usize, u64, usize),
-) -> Option<SglDescriptor> {
+) -> Option<[u64; 2]> {
     let mask = page as u64 - 1;
     let first_len = page - usize::try_from(iova & mask).ok()?;
     let next = (iova & !mask) + page as u64;
-    if len <= first_len {
-        return Some(pointers(iova, 0));
-    }
-    let left = len - first_len;
-    if left <= page {
-        return Some(pointers(iova, next));
-    }
+    let left = len.checked_sub(first_len)?;
     let (region, list_at, list_iova, list_len) = list;
     let entries = left.div_ceil(page);
     if entries * 8 > list_len {
@@ -49,7 +54,7 @@ pub(crate) fn prp(
             return None;
         }
     }
-    Some(pointers(iova, list_iova))
+    Some([iova, list_iova])
 }
 
 /// PRP1 and PRP2 as the data pointer.
@@ -60,14 +65,9 @@ pub(crate) fn pointers(prp1: u64, prp2: u64) -> SglDescriptor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::IntoBytes;
 
-    fn words(descriptor: SglDescriptor) -> [u64; 2] {
-        let bytes = descriptor.as_bytes();
-        [
-            u64::from_le_bytes(bytes[..8].try_into().unwrap()),
-            u64::from_le_bytes(bytes[8..].try_into().unwrap()),
-        ]
+    fn prp(iova: u64, len: usize, page: usize, list: (&DmaRegion, usize, u64, usize)) -> Option<[u64; 2]> {
+        without_list(iova, len as u64, page as u64).or_else(|| with_list(iova, len, page, list))
     }
 
     #[test]
@@ -78,7 +78,8 @@ mod tests {
                 for len in [4usize, 512, 4096, 4100, 8192, 12288, 65536, 262_144] {
                     let iova = 0x10_0000_0000 + offset as u64;
                     let list_len = list_len(262_144, page);
-                    let [one, two] = words(prp(iova, len, page, (&region, 4096, 0xAB000, list_len)).unwrap());
+                    let list = (&region, 4096, 0xAB000, list_len);
+                    let [one, two] = prp(iova, len, page, list).unwrap();
                     assert_eq!(one, iova);
                     let first = len.min(page - offset % page);
                     let mut left = len - first;

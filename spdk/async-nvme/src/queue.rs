@@ -16,17 +16,17 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hugepage_alloc::{BufferPool, DmaBuf};
-use nvme_spec::command::{psdt, sgl_sub_type, sgl_type};
-use nvme_spec::{CompletionQueueEntry, SglDescriptor, Status, SubmissionQueueEntry};
-use zerocopy::IntoBytes;
+use hugepage_alloc::{BUFFER_LEN_MAX, BufferPool, DmaBuf};
+use nvme_spec::{CompletionQueueEntry, Status};
 
 use crate::access::DmaMapping;
 use crate::clock::Moment;
+use crate::data::{Lists, Pointer, point, point_special};
 use crate::error::IoError;
+use crate::kind::{Kind, What};
+use crate::limits::{DATASET_RANGE_LEN, Limits};
 use crate::link::{Link, Shared, state, wish};
-use crate::op::{COPY_RANGE_LEN, DATASET_RANGE_LEN, Done, Limits, Op, OpKind, copy_range, deallocate_range};
-use crate::prp;
+use crate::op::{Done, Op};
 use crate::requeue::{Journal, Requeue, changes};
 use crate::ring::Rings;
 use crate::slots::Slots;
@@ -78,28 +78,70 @@ pub struct QueueStats {
     pub requeued: u64,
 }
 
+/// A place for an operation. Written and cleared in place: it is never moved on the I/O path.
+///
+/// The order of the fields is kept: neighbours here are no neighbours in [`Op`], or they would be copied in pairs, with a
+/// load that waits for two stores to leave the store buffer.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct OpEntry {
     pub(crate) token: u64,
-    pub(crate) kind: OpKind,
+    /// The device's address of the buffer.
+    iova: u64,
     pub(crate) lba: u64,
-    pub(crate) blocks: u64,
     /// Blocks not yet given to the device; 0 when they need not be.
     pub(crate) left: u64,
-    /// Bytes of the buffer already described.
-    pub(crate) done_len: usize,
-    iova: u64,
-    pub(crate) buf: Option<DmaBuf>,
-    /// Commands open.
-    pub(crate) open: u16,
-    /// Whether any command of it was given to the device, since the last reset and before it.
-    pub(crate) started: bool,
-    pub(crate) started_before: bool,
-    pub(crate) error: Option<Status>,
-    dw0: u32,
+    pub(crate) blocks: u64,
     /// Its number among all submitted, and where the journal stood then.
     pub(crate) number: u64,
     pub(crate) position: u64,
+    pub(crate) buf: Option<DmaBuf>,
+    dw0: u32,
+    pub(crate) error: Option<Status>,
+    /// Commands open.
+    pub(crate) open: u16,
+    /// Whether there is an operation.
+    pub(crate) taken: bool,
+    /// Whether any command of it was given to the device, since the last reset and before it.
+    pub(crate) started: bool,
+    pub(crate) started_before: bool,
+    pub(crate) what: What,
+}
+
+impl OpEntry {
+    const FREE: Self = Self {
+        taken: false,
+        started: false,
+        started_before: false,
+        open: 0,
+        error: None,
+        dw0: 0,
+        token: 0,
+        lba: 0,
+        blocks: 0,
+        left: 0,
+        iova: 0,
+        buf: None,
+        number: 0,
+        position: 0,
+        what: What::NOTHING,
+    };
+
+    /// Gives the place back, and the operation with its result.
+    #[inline]
+    pub(crate) fn end(&mut self, result: Result<u32, IoError>) -> Done {
+        self.taken = false;
+        Done { token: self.token, result, buf: self.buf.take() }
+    }
+
+    /// The result of an operation whose commands are all complete.
+    #[inline]
+    pub(crate) fn result(&self) -> Result<u32, IoError> {
+        match self.error {
+            None => Ok(self.dw0),
+            Some(status) => Err(IoError::Status(status)),
+        }
+    }
 }
 
 /// An I/O queue pair of one namespace. Stays on the thread that opened it.
@@ -109,7 +151,7 @@ pub struct IoQueue {
     pub(crate) shared: Arc<Shared>,
     pub(crate) rings: Rings,
     pub(crate) slots: Slots,
-    pub(crate) ops: Box<[Option<OpEntry>]>,
+    pub(crate) ops: Box<[OpEntry]>,
     pub(crate) ops_free: Vec<u16>,
     /// Operations with pieces not yet given to the device, in the order of submission.
     pub(crate) waiting: VecDeque<u16>,
@@ -117,7 +159,8 @@ pub struct IoQueue {
     pub(crate) ready: VecDeque<Done>,
     limits: Limits,
     pool: BufferPool,
-    buffers: Vec<DmaMapping>,
+    /// The device's address of each 2 MiB page of the pool.
+    pages: Box<[u64]>,
     /// The device has the queue pair, and what it says is believed.
     pub(crate) life: Life,
     pub(crate) requeue: Requeue,
@@ -156,12 +199,12 @@ impl IoQueue {
         link: Arc<Link>,
         rings: Rings,
         pool: &BufferPool,
-        buffers: Vec<DmaMapping>,
+        buffers: &[DmaMapping],
     ) -> Self {
         let depth = rings.layout.entries - 1;
         let count = usize::from(depth);
         let mut ops = Vec::with_capacity(count);
-        ops.resize_with(count, || None);
+        ops.resize_with(count, || OpEntry::FREE);
         let QueueSettings { limits, io_timeout, abort_grace, requeue } = settings;
         Self {
             link,
@@ -174,7 +217,7 @@ impl IoQueue {
             ready: VecDeque::with_capacity(count),
             limits,
             pool: pool.clone(),
-            buffers,
+            pages: buffers.iter().flat_map(page_addresses).collect(),
             life: Life::New,
             requeue,
             journal: (requeue == Requeue::Idempotent).then(|| Journal::new(depth)),
@@ -226,66 +269,76 @@ impl IoQueue {
     ///
     /// # Errors
     /// Gives the operation back, with the reason.
+    #[inline]
     pub fn submit(&mut self, op: Op) -> Result<(), Refused> {
-        match self.link.state() {
-            state::LIVE if self.life == Life::Live => {}
-            state::LIVE if self.life == Life::New => self.begin_life(),
-            state::GONE | state::STRANDED | state::REFUSED => {
-                return Err(Refused { op, why: RefusedWhy::Gone });
-            }
-            _ => return Err(Refused { op, why: RefusedWhy::NotReady }),
+        if (self.life != Life::Live || self.link.state() != state::LIVE)
+            && let Some(why) = self.not_live()
+        {
+            return Err(Refused { op, why });
         }
-        if let Some(why) = self.limits.refusal(&op) {
+        let kind = op.kind.kind();
+        if let Some(why) = self.limits.refusal(kind, &op) {
             return Err(Refused { op, why: RefusedWhy::Invalid(why) });
         }
-        let Some(iova) = self.iova_of(&op) else {
+        let Some(iova) = self.iova_of(kind, &op) else {
             return Err(Refused { op, why: RefusedWhy::Invalid("the buffer is of another pool") });
         };
-        if self.outstanding() >= self.ops.len() {
+        // Those that wait to be given back still count.
+        if self.ready.len() >= self.ops_free.len() {
             return Err(Refused { op, why: RefusedWhy::Full });
         }
         let Some(index) = self.ops_free.pop() else {
             return Err(Refused { op, why: RefusedWhy::Full });
         };
-        let blocks = match (op.kind, &op.buf) {
-            (OpKind::Flush | OpKind::Raw(_), _) => 1,
-            (OpKind::DatasetManagement { .. }, Some(ranges)) => (ranges.len() / DATASET_RANGE_LEN) as u64,
-            _ => op.blocks,
-        };
         let Some(entry) = self.ops.get_mut(usize::from(index)) else {
             return Err(Refused { op, why: RefusedWhy::Full });
         };
-        *entry = Some(OpEntry {
-            token: op.token,
-            kind: op.kind,
-            lba: op.lba,
-            blocks,
-            left: blocks,
-            done_len: 0,
-            iova,
-            buf: op.buf,
-            open: 0,
-            started: false,
-            started_before: false,
-            error: None,
-            dw0: 0,
-            number: self.stats.submitted,
-            position: self.journal.as_ref().map_or(0, Journal::position),
-        });
+        entry.blocks = match kind {
+            Kind::Flush | Kind::Raw => 1,
+            Kind::DatasetManagement => {
+                op.buf.as_ref().map_or(0, |buf| (buf.len() / DATASET_RANGE_LEN) as u64)
+            }
+            _ => op.blocks,
+        };
+        entry.left = entry.blocks;
+        (entry.taken, entry.started, entry.started_before) = (true, false, false);
+        (entry.open, entry.error, entry.dw0) = (0, None, 0);
+        (entry.token, entry.lba, entry.iova) = (op.token, op.lba, iova);
+        entry.what.set(kind, op.kind);
+        entry.buf = op.buf;
+        entry.number = self.stats.submitted;
+        entry.position = self.journal.as_ref().map_or(0, Journal::position);
         self.stats.submitted += 1;
-        self.waiting.push_back(index);
-        self.pump();
+        // In the order of submission: at once only when none waits.
+        if !self.waiting.is_empty() || !self.slots.has_free() || self.issue(index) {
+            self.waiting.push_back(index);
+            self.pump();
+        }
         Ok(())
     }
 
+    /// Why nothing can be submitted, unless it can after all.
+    #[cold]
+    fn not_live(&mut self) -> Option<RefusedWhy> {
+        match self.link.state() {
+            state::LIVE if self.life == Life::New => {
+                self.begin_life();
+                None
+            }
+            state::GONE | state::STRANDED | state::REFUSED => Some(RefusedWhy::Gone),
+            _ => Some(RefusedWhy::NotReady),
+        }
+    }
+
     /// The device's address of the operation's data; 0 when it moves none.
-    fn iova_of(&self, op: &Op) -> Option<u64> {
-        let Some(buf) = op.buf.as_ref().filter(|_| op.kind.moves_data()) else { return Some(0) };
+    #[inline]
+    fn iova_of(&self, kind: Kind, op: &Op) -> Option<u64> {
+        let Some(buf) = op.buf.as_ref().filter(|_| kind.moves_data()) else { return Some(0) };
         if !buf.is_of(&self.pool) {
             return None;
         }
-        let mapping = self.buffers.get(usize::from(buf.region_index()))?;
-        mapping.iova(buf.region_offset()).map(|iova| iova.0)
+        // No buffer leaves its page, and the pool has those of when the queue was opened.
+        self.pages.get(buf.page_index()).map(|page| page + buf.page_offset() as u64)
     }
 
     /// Tells the device of what was submitted: at most one doorbell.
@@ -309,27 +362,38 @@ impl IoQueue {
     }
 
     /// Puts one piece of an operation into the ring; whether there are more.
+    #[inline]
     fn issue(&mut self, index: u16) -> bool {
-        let Some(Some(op)) = self.ops.get_mut(usize::from(index)) else { return false };
+        let Some(op) = self.ops.get_mut(usize::from(index)) else { return false };
         let Some((slot, cid)) = self.slots.open(index) else { return true };
+        let (kind, limits) = (op.what.kind, &self.limits);
         let begun = op.blocks - op.left;
         let lba = op.lba + begun;
-        let blocks = self.limits.piece(op.kind, lba, op.left);
-        let mut sqe = self.limits.command(op.kind, lba, blocks, begun);
-        sqe.cid.set(cid);
-        let Some(dptr) =
-            data_pointer(&self.rings, &self.link.mapping, &self.limits, op, slot, (lba, blocks), &mut sqe)
-        else {
+        let blocks = limits.piece(kind, lba, op.left);
+        let lists = Lists { rings: &self.rings, mapping: &self.link.mapping, slot };
+        let (begun_len, len) = (begun << limits.block_shift, blocks << limits.block_shift);
+        let data = if kind.moves_blocks() {
+            point(limits, op.iova + begun_len, len, &lists)
+        } else if kind.is_plain() {
+            Some(Pointer::default())
+        } else {
+            let buffer = (op.iova, op.buf.as_ref().map_or(0, DmaBuf::len) as u64);
+            point_special(limits, kind, (lba, blocks), buffer, &lists)
+        };
+        let Some(data) = data else {
             // Not reached while the layout is right. Without addresses nothing may go to the device.
             self.life = Life::Poisoned;
             self.shared.ask_reset(wish::VIOLATION);
             return false;
         };
-        sqe.dptr = dptr;
         op.left -= blocks;
         op.open += 1;
         op.started = true;
-        self.rings.push(sqe);
+        if kind.is_plain() {
+            self.rings.push(limits.command(kind, cid, (lba, blocks), op.what.cdw12, data));
+        } else {
+            self.rings.push(limits.special_command(op.what.op_kind(), cid, blocks, begun, data));
+        }
         self.stats.commands += 1;
         op.left > 0
     }
@@ -375,7 +439,11 @@ impl IoQueue {
         for _ in 0..budget {
             let Some(cqe) = self.rings.pop() else { break };
             match self.complete(&cqe) {
-                Ok(Some(ended)) => done.push(ended),
+                Ok(Some(index)) => {
+                    let Some(op) = self.ops.get_mut(usize::from(index)) else { break };
+                    // Made where it belongs: `push` would make it elsewhere first, and copy it.
+                    done.resize_with(done.len() + 1, || op.end(op.result()));
+                }
                 Ok(None) => {}
                 Err(()) => {
                     self.stats.violations += 1;
@@ -388,14 +456,15 @@ impl IoQueue {
         self.rings.ring_completions(&*self.shared.access);
     }
 
-    /// Books one completion. Ends the operation when it was the last one; Err when no command of ours explains it.
-    pub(crate) fn complete(&mut self, cqe: &CompletionQueueEntry) -> Result<Option<Done>, ()> {
+    /// Books one completion: the operation to be ended when it was its last one, whose place counts as free already.
+    /// Err when no command of ours explains it.
+    #[inline]
+    pub(crate) fn complete(&mut self, cqe: &CompletionQueueEntry) -> Result<Option<u16>, ()> {
         if !self.rings.is_plausible(cqe) {
             return Err(());
         }
         let index = self.slots.close(cqe.cid.get()).ok_or(())?;
-        let place = self.ops.get_mut(usize::from(index)).ok_or(())?;
-        let op = place.as_mut().ok_or(())?;
+        let op = self.ops.get_mut(usize::from(index)).filter(|op| op.taken).ok_or(())?;
         op.open -= 1;
         op.dw0 = cqe.dw0.get();
         let status = cqe.status();
@@ -411,13 +480,10 @@ impl IoQueue {
             return Ok(None);
         }
         if let Some(journal) = &mut self.journal {
-            journal.note(changes(op.kind, op.lba, op.blocks));
+            journal.note(changes(op.what.op_kind(), op.lba, op.blocks));
         }
         self.ops_free.push(index);
-        Ok(place.take().map(|op| {
-            let result = op.error.map_or(Ok(op.dw0), |status| Err(IoError::Status(status)));
-            Done { token: op.token, result, buf: op.buf }
-        }))
+        Ok(Some(index))
     }
 
     /// Looks for late commands: has them aborted, then the controller reset.
@@ -442,49 +508,10 @@ impl IoQueue {
     }
 }
 
-/// Describes the data of the next piece of `op`, with the list of its slot, and moves on in the buffer.
-fn data_pointer(
-    rings: &Rings,
-    mapping: &DmaMapping,
-    limits: &Limits,
-    op: &mut OpEntry,
-    slot: u16,
-    (lba, blocks): (u64, u64),
-    sqe: &mut SubmissionQueueEntry,
-) -> Option<SglDescriptor> {
-    let list_at = rings.layout.list_at(slot);
-    let list_iova = mapping.iova(list_at)?.0;
-    let len = match (op.kind, &op.buf) {
-        (OpKind::Deallocate, _) => {
-            let range = deallocate_range(lba, blocks);
-            return rings.region().write(list_at, range.as_bytes()).then(|| prp::pointers(list_iova, 0));
-        }
-        (OpKind::Copy { .. }, _) => {
-            for (at, part) in (list_at..).step_by(COPY_RANGE_LEN).zip(limits.copy_parts(lba, blocks)) {
-                if !rings.region().write(at, copy_range(part).as_bytes()) {
-                    return None;
-                }
-            }
-            return Some(prp::pointers(list_iova, 0));
-        }
-        (OpKind::Read | OpKind::Write { .. } | OpKind::Compare, _) => {
-            usize::try_from(blocks << limits.block_shift).ok()?
-        }
-        (OpKind::Raw(_) | OpKind::DatasetManagement { .. }, Some(buf)) => buf.len(),
-        _ => return Some(SglDescriptor::default()),
-    };
-    let iova = op.iova + op.done_len as u64;
-    op.done_len += len;
-    if limits.sgl && (len > 2 * limits.page || iova & 3 != 0) {
-        sqe.flags = psdt::SGL << 6;
-        return Some(SglDescriptor::of(
-            sgl_type::DATA_BLOCK,
-            sgl_sub_type::ADDRESS,
-            iova,
-            u32::try_from(len).ok()?,
-        ));
-    }
-    prp::prp(iova, len, limits.page, (rings.region(), list_at, list_iova, rings.layout.list_len()))
+/// The device's address of each 2 MiB of a mapping.
+fn page_addresses(mapping: &DmaMapping) -> impl Iterator<Item = u64> {
+    let offsets = (0..mapping.region().len()).step_by(BUFFER_LEN_MAX);
+    offsets.filter_map(|at| mapping.iova(at)).map(|iova| iova.0)
 }
 
 impl Drop for IoQueue {
@@ -496,7 +523,7 @@ impl Drop for IoQueue {
         if matches!(was, state::WANTED | state::LOST | state::GONE | state::REFUSED) {
             return;
         }
-        for op in self.ops.iter_mut().flatten().filter(|op| op.started) {
+        for op in self.ops.iter_mut().filter(|op| op.taken && op.started) {
             mem::forget(op.buf.take());
         }
     }

@@ -7,7 +7,6 @@ use std::mem;
 
 use crate::error::IoError;
 use crate::link::state;
-use crate::op::Done;
 use crate::queue::{IoQueue, Life, OpEntry};
 use crate::requeue::{Effect, Requeue};
 
@@ -50,7 +49,11 @@ impl IoQueue {
         for _ in 0..self.rings.layout.entries {
             let Some(cqe) = self.rings.pop() else { break };
             match self.complete(&cqe) {
-                Ok(ended) => self.ready.extend(ended),
+                Ok(None) => {}
+                Ok(Some(index)) => {
+                    let op = self.ops.get_mut(usize::from(index));
+                    self.ready.extend(op.map(|op| op.end(op.result())));
+                }
                 Err(()) => {
                     self.stats.violations += 1;
                     break;
@@ -64,43 +67,40 @@ impl IoQueue {
     fn end_or_requeue(&mut self) {
         self.waiting.clear();
         for (_, slot) in self.slots.open_mut().filter(|(_, slot)| slot.aborting) {
-            if let Some(Some(op)) = self.ops.get_mut(usize::from(slot.op)) {
+            if let Some(op) = self.ops.get_mut(usize::from(slot.op)) {
                 // It was late: not again.
                 op.started_before = true;
             }
         }
-        for index in 0..self.ops.len() {
-            let Some(place) = self.ops.get_mut(index) else { break };
-            let Some(op) = place else { continue };
-            let Ok(number) = u16::try_from(index) else { break };
-            let overlaps = |op: &OpEntry| {
-                self.journal.as_ref().is_none_or(|journal| journal.overlaps(op.position, op.lba, op.blocks))
-            };
+        for (number, op) in (0u16..).zip(&mut self.ops).filter(|(_, op)| op.taken) {
+            let journal = self.journal.as_ref();
+            let overlaps =
+                |op: &OpEntry| journal.is_none_or(|journal| journal.overlaps(op.position, op.lba, op.blocks));
             if may_requeue(self.requeue, op, overlaps) {
                 self.stats.requeued += u64::from(op.started);
                 op.begin_again();
                 self.waiting.push_back(number);
-            } else if let Some(op) = place.take() {
+            } else {
                 let reset = IoError::Reset { reached_device: op.started || op.started_before };
                 let error = op.error.map_or(reset, IoError::Status);
-                self.ready.push_back(Done { token: op.token, result: Err(error), buf: op.buf });
+                self.ready.push_back(op.end(Err(error)));
                 self.ops_free.push(number);
             }
         }
         self.slots.close_all();
         let ops = &self.ops;
-        let number = |&index: &u16| ops.get(usize::from(index)).and_then(Option::as_ref).map(|op| op.number);
+        let number = |&index: &u16| ops.get(usize::from(index)).map(|op| op.number);
         self.waiting.make_contiguous().sort_unstable_by_key(number);
     }
 
     /// Ends all operations. `keep` leaves their buffers to the device for ever.
     fn fail_all(&mut self, error: impl Fn(&OpEntry) -> IoError, keep: bool) {
-        for (index, place) in (0..).zip(&mut self.ops) {
-            let Some(mut op) = place.take() else { continue };
+        for (index, op) in (0..).zip(&mut self.ops).filter(|(_, op)| op.taken) {
             if keep && op.started {
                 mem::forget(op.buf.take());
             }
-            self.ready.push_back(Done { token: op.token, result: Err(error(&op)), buf: op.buf.take() });
+            let error = error(op);
+            self.ready.push_back(op.end(Err(error)));
             self.ops_free.push(index);
         }
         self.waiting.clear();
@@ -112,7 +112,6 @@ impl OpEntry {
     /// As it was when it was submitted.
     const fn begin_again(&mut self) {
         self.left = self.blocks;
-        self.done_len = 0;
         self.open = 0;
         self.started_before |= self.started;
         self.started = false;
@@ -125,7 +124,7 @@ fn may_requeue(policy: Requeue, op: &OpEntry, overlaps: impl Fn(&OpEntry) -> boo
     if policy == Requeue::Nothing || op.error.is_some() || given_twice {
         return false;
     }
-    match Effect::of(op.kind) {
+    match Effect::of(op.what.op_kind()) {
         _ if !op.started && !op.started_before => true,
         Effect::Nothing => true,
         Effect::Sets => policy == Requeue::Idempotent && !overlaps(op),

@@ -128,15 +128,21 @@ impl Rings {
         (self.tail, self.tail_rung, self.head, self.head_rung, self.phase) = (0, 0, 0, 0, true);
     }
 
-    /// Stores a command behind the others. The caller has made sure that the ring has room.
-    pub(crate) fn push(&mut self, sqe: SubmissionQueueEntry) {
-        let words: [u64; 8] = transmute!(sqe);
-        let stored = self.region.store_u64s(usize::from(self.tail) * SQE_LEN, words);
+    /// Stores a command behind the others, as eight words. The caller has made sure that the ring has room.
+    #[inline]
+    pub(crate) fn push(&mut self, words: [u64; 8]) {
+        let stored = self.region.store_u64s(usize::from(self.tail) * SQE_LEN, words.map(u64::to_le));
         debug_assert!(stored, "the tail lies in the ring");
         self.tail += 1;
         if self.tail == self.layout.entries {
             self.tail = 0;
         }
+    }
+
+    /// Like [`Rings::push`], by the names of the fields.
+    pub(crate) fn push_entry(&mut self, sqe: SubmissionQueueEntry) {
+        let words: [u64; 8] = transmute!(sqe);
+        self.push(words.map(u64::from_le));
     }
 
     /// Tells the device of everything pushed; whether that took a doorbell.
@@ -156,6 +162,7 @@ impl Rings {
     }
 
     /// The next completion, if there is one.
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<CompletionQueueEntry> {
         let at = self.layout.cq_at + usize::from(self.head) * CQE_LEN;
         let high = self.region.load_u64(at + 8)?;
@@ -199,6 +206,7 @@ impl Rings {
     }
 
     /// Whether a completion names what this queue pair can have: its own queue and a head inside it.
+    #[inline]
     pub(crate) const fn is_plausible(&self, cqe: &CompletionQueueEntry) -> bool {
         cqe.sqid.get() == self.qid && cqe.sqhd.get() < self.layout.entries
     }

@@ -49,6 +49,7 @@ impl Slots {
         }
     }
 
+    #[inline]
     pub(crate) fn has_free(&self) -> bool {
         !self.free.is_empty()
     }
@@ -58,6 +59,7 @@ impl Slots {
     }
 
     /// Opens a slot for a part of `op`: its number and identifier.
+    #[inline]
     pub(crate) fn open(&mut self, op: u16) -> Option<(u16, u16)> {
         let number = self.free.pop()?;
         let slot = self.slots.get_mut(usize::from(number))?;
@@ -68,6 +70,7 @@ impl Slots {
     }
 
     /// Closes the slot of an identifier and tells its operation; `None` when no open command has the identifier.
+    #[inline]
     pub(crate) fn close(&mut self, cid: u16) -> Option<u16> {
         let number = cid & cid_mask(self.bits);
         let slot = self.slots.get_mut(usize::from(number))?;

@@ -90,7 +90,7 @@ impl QueueTicket {
             return Err(error);
         }
         self.qid.used = true;
-        Ok(IoQueue::new(self.settings, shared, link, rings, pool, buffers))
+        Ok(IoQueue::new(self.settings, shared, link, rings, pool, &buffers))
     }
 
     /// Memory for rings of the depth wanted, or as deep as fits where huge pages do not follow each other.
