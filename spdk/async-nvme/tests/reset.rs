@@ -267,7 +267,7 @@ proptest! {
             matches: CommandMatch::any_io(),
             actions: vec![FaultAction::Drop, FaultAction::Fatal, FaultAction::DuplicateCid, FaultAction::Reorder],
         }));
-        let mut array = vec![0u8; 80];
+        let mut array = [0u8; 80];
         for (lba, blocks, byte, what) in steps {
             if what == 4 {
                 rig.controller.reset();
