@@ -54,9 +54,20 @@ fn help_tells_every_command_and_every_exit_status() {
     let output = fastice(&["--help"]);
     assert_eq!(code(&output), 0);
     let text = stdout(&output);
-    for word in
-        ["demo", "pin", "unpin", "pins", "map", "serve", "discover", "bench", "doctor", "completions", "man"]
-    {
+    for word in [
+        "demo",
+        "pin",
+        "unpin",
+        "pins",
+        "map",
+        "serve",
+        "device",
+        "discover",
+        "bench",
+        "doctor",
+        "completions",
+        "man",
+    ] {
         assert!(text.lines().any(|line| line.trim_start().starts_with(word)), "{word}");
     }
     assert!(text.contains("Exit status:") && text.contains("  6  "), "{text}");
@@ -70,6 +81,14 @@ fn a_wrong_command_line_exits_with_2() {
         &["bench", "--rw", "sideways"],
         &["bench", "--address", "x"],
         &["map", "show"],
+        &["device"],
+        &["device", "bind"],
+        &["device", "bind", "nvme0"],
+        &["device", "unbind", "--driver", "../x", "0000:00:00.0"],
+        &["device", "probe"],
+        &["device", "hugepages", "--persist"],
+        &["device", "hugepages", "--size", "3MiB"],
+        &["device", "hugepages", "--count", "1", "--node", "4000"],
     ] {
         let output = fastice(args);
         assert_eq!(code(&output), 2, "{args:?}: {}", stderr(&output));
@@ -144,23 +163,81 @@ fn doctor_says_what_it_checked() {
     assert_eq!(report["healthy"] == true, code(&output) == 0);
     let checks = report["checks"].as_array().expect("an array");
     let ids: Vec<&str> = checks.iter().filter_map(|check| check["id"].as_str()).collect();
-    for id in
-        ["kernel", "io-uring", "hugepages-2m", "memlock", "xfs", "ext4", "fanotify", "capabilities", "pins"]
-    {
+    for id in [
+        "kernel",
+        "io-uring",
+        "hugepages-2m",
+        "memlock",
+        "xfs",
+        "ext4",
+        "fanotify",
+        "capabilities",
+        "pins",
+        "nvme",
+        "iommu",
+        "vfio-pci",
+        "taken",
+    ] {
         assert!(ids.contains(&id), "{id} is not in {ids:?}");
     }
+}
+
+#[test]
+fn devices_are_listed_and_what_is_none_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("state");
+    let output = fastice(&["device", "list", "--json", "--state-dir", path(&state)]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(keys(&json(&stdout(&output))), ["controllers"]);
+    let bind = ["device", "bind", "--dry-run", "--json", "--state-dir", path(&state), "fffe:1f:1f.7"];
+    let output = fastice(&bind);
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    let document = json(&stdout(&output));
+    assert_eq!(keys(&document), ["bound", "dry_run", "errors"]);
+    assert_eq!(document["errors"][0]["address"], "fffe:1f:1f.7");
+    assert_eq!(document["errors"][0]["error"]["kind"], "refused");
+    assert!(!state.exists(), "looking makes no state directory");
+    let output = fastice(&["device", "unbind", "--json", "--state-dir", path(&state), "fffe:1f:1f.7"]);
+    assert_eq!((code(&output), keys(&json(&stdout(&output)))), (3, vec!["errors", "unbound"]));
+    let output = fastice(&["device", "hugepages", "--json"]);
+    assert_eq!((code(&output), keys(&json(&stdout(&output)))), (0, vec!["pools", "remedy", "reservation"]));
+}
+
+#[test]
+fn a_probe_of_the_model_reads_an_image_and_leaves_it_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    std::fs::write(&image, vec![7; 1 << 20]).expect("a file");
+    let output = fastice(&["device", "probe", "--model", path(&image), "--json"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let report = json(&stdout(&output));
+    assert_eq!((&report["access"], &report["namespaces"][0]["nsid"]), (&"model".into(), &1.into()));
+    assert!(report["namespaces"][0]["reads"][1]["reads"]["iops"].as_f64().expect("a number") > 0.0);
+    assert!(std::fs::read(&image).expect("a file").iter().all(|&byte| byte == 7));
+    let output = fastice(&["device", "probe", "--model", "/nonexistent", "--json"]);
+    assert_eq!((code(&output), output.stdout.len()), (1, 0));
+    assert!(json(&stderr(&output))["error"]["remedy"].is_string());
+    let output = fastice(&["device", "probe", "fffe:1f:1f.7"]);
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
 }
 
 #[test]
 fn completions_and_manual_pages_come_out() {
     for shell in ["bash", "zsh", "fish"] {
         let output = fastice(&["completions", shell]);
-        assert!(code(&output) == 0 && stdout(&output).contains("unpin"), "{shell}");
+        let text = stdout(&output);
+        assert!(code(&output) == 0 && text.contains("unpin") && text.contains("hugepages"), "{shell}");
     }
     assert!(stdout(&fastice(&["man"])).contains(".TH fastice 1"));
     let dir = tempfile::tempdir().expect("a directory");
     assert_eq!(code(&fastice(&["man", path(dir.path())])), 0);
-    for page in ["fastice.1", "fastice-serve.1", "fastice-map-show.1"] {
+    for page in [
+        "fastice.1",
+        "fastice-serve.1",
+        "fastice-map-show.1",
+        "fastice-device-bind.1",
+        "fastice-device-probe.1",
+    ] {
         assert!(dir.path().join(page).exists(), "{page}");
     }
 }

@@ -32,6 +32,8 @@ const COMPACT: &str = "proc/sys/vm/compact_memory";
 const SNIPPET: &str = "etc/tmpfiles.d/fastice-hugepages.conf";
 /// 512 GiB of the smallest huge pages: more is a slip of the keyboard.
 const COUNT_MAX: u64 = 1 << 18;
+/// One part in so many of all memory stays for everything else.
+const KEPT_PART: u64 = 16;
 
 /// Show the huge pages of this host, or reserve some
 ///
@@ -208,6 +210,7 @@ fn reserve(
         Failure::new(Exit::Usage, anyhow::anyhow!(text)).with_remedy(remedy)
     };
     let before = host.number(&place).ok_or_else(missing)?;
+    leave_room(host, node, wanted.saturating_sub(before).saturating_mul(page_bytes))?;
     let write = |path: &str, value: &str| {
         let path = host.path(path);
         kernel.write(&path, value).map_err(|source| DeviceError::io("write", &path, source))
@@ -222,6 +225,38 @@ fn reserve(
     }
     let persisted = if args.persist { Some(persist(host, page_bytes, node, wanted)?) } else { None };
     Ok(Reservation { page_bytes, node, wanted, before, got, persisted })
+}
+
+/// Refuses to take what the host needs to live: the kernel gives its last page, and then ends processes.
+fn leave_room(host: &Host, node: Option<u32>, more_bytes: u64) -> Result<(), Failure> {
+    let place = node.map_or("proc/meminfo".to_owned(), |node| format!("{NODES}/node{node}/meminfo"));
+    let table = host.text(place).unwrap_or_default();
+    let available = match node {
+        None => meminfo_bytes(&table, "MemAvailable:"),
+        // A node does not tell what could be freed: what is free, and the page cache, is the most it can be.
+        Some(_) => meminfo_bytes(&table, "MemFree:")
+            .and_then(|free| free.checked_add(meminfo_bytes(&table, "FilePages:")?)),
+    };
+    let (Some(available), Some(total)) = (available, meminfo_bytes(&table, "MemTotal:")) else {
+        return Ok(());
+    };
+    let room = available.saturating_sub(total / KEPT_PART);
+    if more_bytes <= room {
+        return Ok(());
+    }
+    let text = format!(
+        "{} more in huge pages would leave too little: {} can be spared",
+        format_size(more_bytes),
+        format_size(room)
+    );
+    let failure = Failure::new(Exit::Refused, anyhow::anyhow!(text));
+    Err(failure.with_remedy("ask for fewer pages, or free memory first"))
+}
+
+/// A line of a table such as `/proc/meminfo`, in bytes.
+fn meminfo_bytes(table: &str, name: &str) -> Option<u64> {
+    let line = table.lines().find_map(|line| line.split_once(name).map(|(_, rest)| rest))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Has systemd ask for the pages at each boot; what the snippet says of other pools stays.

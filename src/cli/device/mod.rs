@@ -26,6 +26,7 @@ pub(super) mod inventory;
 mod kernel;
 mod list;
 mod nvme;
+mod probe;
 pub(super) mod record;
 mod switch;
 mod take;
@@ -55,6 +56,7 @@ pub enum DeviceCommand {
     List(list::ListArgs),
     Bind(switch::BindArgs),
     Unbind(switch::UnbindArgs),
+    Probe(probe::ProbeArgs),
     Hugepages(hugepages::HugepagesArgs),
 }
 
@@ -66,6 +68,7 @@ impl DeviceArgs {
             DeviceCommand::List(args) => args.json.json,
             DeviceCommand::Bind(args) => args.json.json,
             DeviceCommand::Unbind(args) => args.json.json,
+            DeviceCommand::Probe(args) => args.json.json,
             DeviceCommand::Hugepages(args) => args.json.json,
         }
     }
@@ -80,6 +83,7 @@ pub fn run(args: &DeviceArgs) -> Outcome {
         DeviceCommand::List(args) => list::run(args),
         DeviceCommand::Bind(args) => switch::bind(args),
         DeviceCommand::Unbind(args) => switch::unbind(args),
+        DeviceCommand::Probe(args) => probe::run(args),
         DeviceCommand::Hugepages(args) => hugepages::run(args),
     }
 }

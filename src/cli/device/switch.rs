@@ -125,7 +125,7 @@ fn taken_text(taken: &Taken, dry_run: bool) -> Vec<String> {
     let address = &taken.address;
     let before = taken.previous_driver.as_deref().unwrap_or("none");
     if taken.already {
-        return vec![format!("{address}: was with VFIO already (driver {before})")];
+        return vec![format!("{address}: is with VFIO already (driver before: {before})")];
     }
     if dry_run {
         let mut lines = vec![format!("{address}: can be taken (driver now: {before}); it would be done so:")];

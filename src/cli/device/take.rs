@@ -19,7 +19,7 @@ pub(super) struct Taken {
     pub(super) address: String,
     /// Whether it was there before.
     pub(super) already: bool,
-    /// The driver that had it.
+    /// The driver that had it; `None` when none did, or when nothing is recorded.
     pub(super) previous_driver: Option<String>,
     pub(super) iommu_group: Option<u32>,
     /// What a process opens to drive it; `None` when nothing was done.
@@ -32,7 +32,6 @@ pub(super) struct Taken {
 #[derive(Debug)]
 pub(super) struct Cleared {
     inventory: Inventory,
-    addresses: BTreeSet<PciAddress>,
     _claims: Vec<Claim>,
 }
 
@@ -48,7 +47,7 @@ impl Handover<'_> {
         // What came into use between the first look and the claims is seen now; later nothing can.
         let inventory = Inventory::read(self.host, self.records).map_err(|error| vec![error])?;
         self.judge(&inventory, wish)?;
-        Ok(Cleared { inventory, addresses: wish.addresses.clone(), _claims: claims })
+        Ok(Cleared { inventory, _claims: claims })
     }
 
     fn judge(&self, inventory: &Inventory, wish: &Wish) -> Result<(), Vec<DeviceError>> {
@@ -102,9 +101,10 @@ impl Handover<'_> {
 
     /// What taking one of the cleared controllers would do.
     pub(super) fn plan(&self, cleared: &Cleared, address: PciAddress) -> Result<Taken, DeviceError> {
-        let function = &cleared.inventory.at(self.host, address)?.function;
+        let one = cleared.inventory.at(self.host, address)?;
+        let function = &one.function;
         if function.is_bound_to_vfio() {
-            return Ok(already(function));
+            return Ok(already(one));
         }
         let record = self.records.path_of(address);
         let mut steps = vec![format!("# record what it is now in {}", record.display())];
@@ -112,7 +112,13 @@ impl Handover<'_> {
             steps.insert(0, format!("modprobe {VFIO_DRIVER}"));
         }
         steps.extend(steps_of(function).iter().map(ToString::to_string));
-        Ok(Taken { node: None, steps, already: false, ..already(function) })
+        Ok(Taken {
+            already: false,
+            previous_driver: function.driver.clone(),
+            node: None,
+            steps,
+            ..already(one)
+        })
     }
 
     /// Takes one of the cleared controllers. On an error it is given back, or, where that is not possible, the
@@ -124,11 +130,10 @@ impl Handover<'_> {
         address: PciAddress,
     ) -> Result<Taken, DeviceError> {
         let one = cleared.inventory.at(self.host, address)?;
-        // Another cleared controller may have been taken meanwhile, and this one as its group mate is still here.
-        let function = self.function(address)?;
-        if function.is_bound_to_vfio() || !cleared.addresses.contains(&address) {
-            return Ok(already(&function));
+        if one.function.is_bound_to_vfio() {
+            return Ok(already(one));
         }
+        let function = self.function(address)?;
         self.need_driver(VFIO_DRIVER)?;
         let binding = self.binding(one, &function)?;
         self.records.store(lock, address, &binding)?;
@@ -187,6 +192,8 @@ impl Handover<'_> {
         }
         let kernel = one.kernel.as_ref();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut nsids: Vec<u32> = one.namespaces.iter().filter_map(|(namespace, _)| namespace.nsid).collect();
+        nsids.sort_unstable();
         Ok(Binding {
             address: function.address.to_string(),
             driver: function.driver.clone(),
@@ -197,7 +204,7 @@ impl Handover<'_> {
             model: kernel.and_then(|kernel| kernel.model.clone()),
             serial: kernel.and_then(|kernel| kernel.serial.clone()),
             firmware: kernel.and_then(|kernel| kernel.firmware.clone()),
-            nsids: one.namespaces.iter().filter_map(|(namespace, _)| namespace.nsid).collect(),
+            nsids,
             boot_id,
             taken_at_unix_s: now.as_secs(),
         })
@@ -215,11 +222,13 @@ fn steps_of(function: &PciFunction) -> Vec<Step> {
     steps
 }
 
-fn already(function: &PciFunction) -> Taken {
+fn already(one: &Controller) -> Taken {
+    let function = &one.function;
+    let binding = one.binding.as_ref().and_then(|binding| binding.as_ref().ok());
     Taken {
         address: function.address.to_string(),
         already: true,
-        previous_driver: function.driver.clone(),
+        previous_driver: binding.and_then(|binding| binding.driver.clone()),
         iommu_group: function.group.as_ref().map(|group| group.number),
         node: group_node(function).map(|node| format!("/dev/{node}")),
         steps: Vec::new(),

@@ -84,7 +84,7 @@ fn a_controller_is_taken_and_given_back_with_its_namespaces() {
     assert_eq!((binding.serial.as_deref(), &binding.nsids[..]), (Some("SERIAL1"), &[1][..]));
 
     let again = take(&host, &kernel, &wish(&[ONE])).expect("nothing to do");
-    assert!(again[0].already);
+    assert_eq!((again[0].already, again[0].previous_driver.as_deref()), (true, Some("nvme")));
     assert_eq!(host.records().load(at(ONE)).expect("read"), Some(binding), "the first record stays");
 
     let given = give(&host, &kernel, ONE, None).expect("given back");

@@ -17,6 +17,7 @@ mod worker;
 
 pub use ledger::Ledger;
 pub use report::{BenchReport, DirectionReport, LatencyReport, VerifyReport};
+pub(crate) use report::{latency, rate};
 
 use super::controller::{ConnectOptions, Controller};
 use super::error::{ErrorKind, InitiatorError};

@@ -135,11 +135,13 @@ impl BenchReport {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-fn rate(count: u64, elapsed_s: f64) -> f64 {
+/// A rate by the second.
+pub(crate) fn rate(count: u64, elapsed_s: f64) -> f64 {
     if elapsed_s > 0.0 { count as f64 / elapsed_s } else { 0.0 }
 }
 
-fn latency(histogram: &Histogram<u64>) -> LatencyReport {
+/// The figures of a histogram of nanoseconds.
+pub(crate) fn latency(histogram: &Histogram<u64>) -> LatencyReport {
     if histogram.is_empty() {
         return LatencyReport::default();
     }

@@ -115,6 +115,26 @@ fn a_pool_that_is_not_there_is_told_with_those_that_are() {
 }
 
 #[test]
+fn what_the_host_needs_to_live_is_not_taken() {
+    let host = host();
+    let below = host.host();
+    // 160 MiB, of which 10 MiB stay.
+    host.file("proc/meminfo", "MemTotal:       163840 kB\nMemFree:  9 kB\nMemAvailable:    53248 kB\n");
+    let failure = reserve(&below, &kernel(99, 0), &args(M2, None, false), 22).expect_err("too many");
+    assert_eq!(failure.exit, Exit::Refused);
+    assert!(
+        failure.error.to_string().contains("44 MiB more") && failure.error.to_string().contains("42 MiB can")
+    );
+    assert_eq!(host.read(attribute(M2, None)), "0");
+    assert_eq!(reserve(&below, &kernel(99, 0), &args(M2, None, false), 21).expect("reserved").got, 21);
+    assert_eq!(reserve(&below, &kernel(99, 0), &args(M2, None, false), 42).expect("21 more").got, 42);
+    let table = "Node 1 MemTotal:  16384 kB\nNode 1 MemFree:  2048 kB\nNode 1 FilePages:  3072 kB\n";
+    host.file(format!("{NODES}/node1/meminfo"), table);
+    assert!(reserve(&below, &kernel(9, 0), &args(M2, Some(1), false), 3).is_err());
+    assert_eq!(reserve(&below, &kernel(9, 0), &args(M2, Some(1), false), 2).expect("4 MiB").got, 2);
+}
+
+#[test]
 fn how_many_is_said_as_pages_or_as_bytes() {
     let of = |count: Option<u64>, size: Option<u64>, page: u64| {
         wanted(&HugepagesArgs { count, size: size.map(ByteLen), ..args(page, None, false) })
