@@ -34,6 +34,13 @@ pub struct AdminCommand {
     pub data_in_len: usize,
 }
 
+impl AdminCommand {
+    /// Bytes of data, either way.
+    pub(crate) fn data_len(&self) -> usize {
+        self.data_out.len().max(self.data_in_len)
+    }
+}
+
 /// What an admin command came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdminReply {
@@ -127,7 +134,7 @@ impl AdminQueue {
         limit: Option<Duration>,
         forgotten: bool,
     ) -> Result<AdminToken, Error> {
-        let bytes = command.data_out.len().max(command.data_in_len);
+        let bytes = command.data_len();
         if bytes > DATA_LEN {
             return Err(Error::TooLarge { bytes });
         }

@@ -19,7 +19,7 @@ use nvme_spec::register::{Cap, Cc, Crto, Csts, Property, css};
 use tracing::{debug, warn};
 
 use crate::access::Access;
-use crate::admin::{AdminCommand, AdminQueue, AdminReply, AdminToken, AdminTrouble};
+use crate::admin::{AdminCommand, AdminQueue, AdminReply, AdminToken, AdminTrouble, DATA_LEN};
 use crate::bell::Bell;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
@@ -263,6 +263,10 @@ impl Controller {
     pub fn submit_admin(&mut self, command: &AdminCommand) -> Result<AdminToken, Error> {
         if self.state != State::Ready {
             return Err(Error::NotReady { name: self.name() });
+        }
+        let bytes = command.data_len();
+        if bytes > DATA_LEN {
+            return Err(Error::TooLarge { bytes });
         }
         if !self.admin.has_room_for_owner() {
             return Err(Error::Exhausted { name: self.name(), what: "admin command" });
