@@ -68,8 +68,9 @@ pub struct Controller {
     stranded: bool,
 }
 
-/// A shutdown is given this long at least.
+/// A shutdown is given this long at least, and at most, whatever the controller says that it needs.
 const SHUTDOWN_LIMIT_MIN: Duration = Duration::from_secs(5);
+const SHUTDOWN_LIMIT_MAX: Duration = Duration::from_secs(60);
 
 /// CAP of a device that can be driven.
 fn read_cap(access: &dyn Access) -> Result<Cap, Error> {
@@ -246,7 +247,7 @@ impl Controller {
                 let cc = Cc::from_bits(self.shared.access.read32(Property::CC.0));
                 self.hold_links();
                 self.shared.access.write32(Property::CC.0, cc.with_shn(0b01).into_bits());
-                let told = Duration::from_micros(self.info.shutdown_us.into());
+                let told = Duration::from_micros(self.info.shutdown_us.into()).min(SHUTDOWN_LIMIT_MAX);
                 self.enter(State::ShuttingDown, self.ready_limit().max(told).max(SHUTDOWN_LIMIT_MIN));
                 self.stopping = true;
             }

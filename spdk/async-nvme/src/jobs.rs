@@ -220,9 +220,12 @@ impl Controller {
         }
     }
 
-    /// Whether the namespace of a queue pair is still what it was when that was asked for.
+    /// Whether the namespace of a queue pair, and what its commands may be, still is what it was when that was asked for.
     fn is_as_before(&self, link: &Link) -> bool {
-        self.namespaces.iter().any(|namespace| namespace.is_same(&link.namespace))
+        self.namespaces.iter().any(|namespace| {
+            let limits = || Limits::new(&self.info, namespace, self.shared.page, link.list_len);
+            namespace.is_same(&link.namespace) && limits() == link.limits
+        })
     }
 
     /// A namespace that has a queue pair and is no longer what it was.

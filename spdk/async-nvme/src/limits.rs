@@ -25,7 +25,7 @@ pub(crate) const DATASET_RANGE_LEN: usize = size_of::<DatasetManagementRange>();
 pub(crate) const COPY_RANGE_LEN: usize = size_of::<CopySourceRange>();
 
 /// What all operations of a kind have in common.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     refusal: Option<&'static str>,
     /// OPC and NSID where they lie in the first eight bytes of a command.
@@ -36,7 +36,7 @@ struct Shape {
 }
 
 /// Multiples of a number of blocks that no command should cross.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Boundary {
     None,
     /// Of a power of two: less one.
@@ -66,7 +66,7 @@ impl Boundary {
 }
 
 /// What the commands of a namespace may be, in blocks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) block_shift: u8,
     pub(crate) sgl: bool,

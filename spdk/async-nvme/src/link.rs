@@ -23,6 +23,7 @@ use crate::access::{Access, DmaMapping, Iova};
 use crate::bell::Bell;
 use crate::error::Error;
 use crate::info::NamespaceInfo;
+use crate::limits::Limits;
 use crate::shadow::{Shadow, ShadowPages};
 
 /// See the picture above.
@@ -54,8 +55,11 @@ pub(crate) struct Link {
     pub(crate) sq: Iova,
     pub(crate) cq: Iova,
     pub(crate) mapping: DmaMapping,
-    /// The namespace as it was when the queue pair was asked for.
+    /// The namespace, and what its commands may be, as it was when the queue pair was asked for.
     pub(crate) namespace: NamespaceInfo,
+    pub(crate) limits: Limits,
+    /// Bytes of list of each command.
+    pub(crate) list_len: usize,
     /// QPRIO of the submission queue.
     pub(crate) priority: u8,
     /// The interrupt vector of the completion queue, when it has one.
@@ -76,6 +80,7 @@ impl Link {
         rings: (Iova, Iova),
         mapping: DmaMapping,
         namespace: NamespaceInfo,
+        (limits, list_len): (Limits, usize),
     ) -> Self {
         Self {
             qid,
@@ -84,6 +89,8 @@ impl Link {
             cq: rings.1,
             mapping,
             namespace,
+            limits,
+            list_len,
             priority: 0,
             vector: None,
             bell: None,

@@ -83,7 +83,8 @@ impl QueueTicket {
         let rings = Rings::new(&mapping, layout, qid, shared.dstrd).ok_or_else(exhausted)?;
         let addresses = Rings::addresses(&mapping, &layout).ok_or_else(exhausted)?;
         let vector = self.vector.filter(|_| self.bell.is_some());
-        let link = Link::new(qid, layout.entries, addresses, mapping, self.namespace);
+        let limits = (self.settings.limits, self.list_len);
+        let link = Link::new(qid, layout.entries, addresses, mapping, self.namespace, limits);
         let link = Arc::new(link.with_interrupt(vector, self.bell).with_priority(self.priority));
         if let Err(error) = shared.add_link(&link) {
             shared.unmap(&link.mapping);

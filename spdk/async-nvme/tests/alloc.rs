@@ -7,7 +7,7 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use async_nvme::{Clock, OpKind};
+use async_nvme::{Arm, Clock, OpKind, Requeue};
 use common::{Rig, op};
 use nvme_model::{ControllerOptions, NamespaceOptions};
 
@@ -49,17 +49,19 @@ fn counted<T>(work: impl FnOnce() -> T) -> T {
 
 #[test]
 fn nothing_is_allocated_or_freed_after_start() {
-    for sgl in [false, true] {
-        let options = ControllerOptions { mdts: 2, sgl, ..ControllerOptions::default() };
+    for [sgl, shadow_doorbells] in [[false, false], [true, false], [false, true]] {
+        let options = ControllerOptions { mdts: 2, sgl, shadow_doorbells, ..ControllerOptions::default() };
         let mut rig = Rig::new(NamespaceOptions::memory(1, 9, 4096), options);
         rig.start().unwrap();
-        let mut queue = rig.queue(32);
+        let ticket = rig.controller.queue_ticket(1, 32).unwrap().with_requeue(Requeue::Idempotent);
+        let mut queue = rig.opened(ticket.with_interrupt().unwrap());
         let mut done = Vec::with_capacity(64);
         let mut completed = 0;
         for round in 0..200u64 {
             counted(|| {
                 for token in 0..32 {
-                    let kind = match (token + round) % 6 {
+                    let kind = match (token + round) % 7 {
+                        6 => OpKind::Copy { to: 3900, fua: false },
                         0 => OpKind::Write { fua: false },
                         1 => OpKind::Flush,
                         2 => OpKind::WriteZeroes { deallocate: true, fua: false },
@@ -78,6 +80,9 @@ fn nothing_is_allocated_or_freed_after_start() {
                 counted(|| {
                     completed += queue.poll(rig.clock.now(), 16, &mut done);
                     done.clear();
+                    if queue.arm().unwrap() == Arm::Busy {
+                        queue.disarm();
+                    }
                 });
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::thread::Thread;
 
 use nvme_spec::log::ErrorInformationEntry;
 use nvme_spec::queue::DOORBELL_BASE;
@@ -141,6 +142,8 @@ pub(crate) struct Controller {
     pub(crate) counts: Counts,
     pub(crate) commands_done: u64,
     pub(crate) data: Bounce,
+    /// The thread that steps it, if one does.
+    pub(crate) sleeper: Option<Thread>,
 }
 
 impl Controller {
@@ -178,6 +181,7 @@ impl Controller {
             counts: Counts::default(),
             commands_done: 0,
             data: Bounce::default(),
+            sleeper: None,
         }
     }
 
@@ -270,6 +274,13 @@ impl Controller {
             Property(0x34) => self.acq = high(self.acq),
             _ if offset >= DOORBELL_BASE => self.doorbell(offset - DOORBELL_BASE, value),
             _ => {}
+        }
+    }
+
+    /// Something was written: there may be work.
+    pub(crate) fn wake(&self) {
+        if let Some(sleeper) = &self.sleeper {
+            sleeper.unpark();
         }
     }
 

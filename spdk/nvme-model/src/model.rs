@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_nvme::access::{Access, AccessError, DmaMapping};
 use hugepage_alloc::{DmaBuf, DmaRegion};
@@ -101,7 +102,8 @@ impl Model {
         self.lock().may_touch().iter().any(|&(at, len)| at < end && start < at + len)
     }
 
-    /// Steps in a thread of its own until the result is dropped.
+    /// Steps in a thread of its own until the result is dropped. When there was nothing to do for a while it sleeps until
+    /// a register is written, a millisecond at the most.
     ///
     /// # Errors
     /// When there is no more thread to be had.
@@ -109,15 +111,27 @@ impl Model {
         let stop = Arc::new(AtomicBool::new(false));
         let (model, stopped) = (self.clone(), stop.clone());
         let thread = std::thread::Builder::new().name(format!("nvme-{}", self.name)).spawn(move || {
+            model.lock().sleeper = Some(std::thread::current());
+            let mut idle_steps = 0;
             while !stopped.load(Ordering::Relaxed) {
-                if !model.step() {
+                if model.step() {
+                    idle_steps = 0;
+                } else if idle_steps < IDLE_STEPS {
+                    idle_steps += 1;
                     std::thread::yield_now();
+                } else {
+                    std::thread::park_timeout(SLEEP_MAX);
                 }
             }
+            model.lock().sleeper = None;
         })?;
         Ok(ModelThread { stop, thread: Some(thread) })
     }
 }
+
+/// Steps with nothing to do before a thread sleeps, and how long it sleeps at most: what counts steps goes on.
+const IDLE_STEPS: u32 = 200;
+const SLEEP_MAX: Duration = Duration::from_millis(1);
 
 /// A model that runs by itself; stopped and joined on drop.
 #[derive(Debug)]
@@ -130,6 +144,7 @@ impl Drop for ModelThread {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             let _ = thread.join();
         }
     }
@@ -149,7 +164,9 @@ impl Access for Model {
     }
 
     fn write32(&self, offset: u32, value: u32) {
-        self.lock().write32(offset, value);
+        let mut controller = self.lock();
+        controller.write32(offset, value);
+        controller.wake();
     }
 
     fn read64(&self, offset: u32) -> u64 {
@@ -157,7 +174,9 @@ impl Access for Model {
     }
 
     fn write64(&self, offset: u32, value: u64) {
-        self.lock().write64(offset, value);
+        let mut controller = self.lock();
+        controller.write64(offset, value);
+        controller.wake();
     }
 
     fn dma_map(&self, region: &DmaRegion) -> Result<DmaMapping, AccessError> {
