@@ -418,7 +418,7 @@ impl Controller {
                 units = units.max(u32::from(Crto::from_bits(crto).crwmt()));
             }
         }
-        Duration::from_millis(500) * units
+        (Duration::from_millis(500) * units).min(self.options.ready_limit_max)
     }
 
     /// Resets because of `error`; gives up when that was tried too often.

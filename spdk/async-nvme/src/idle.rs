@@ -3,11 +3,10 @@
 //! ```text
 //!   loop {                                   core with a queue pair
 //!       poll ... until nothing came for a while
-//!       match queue.arm()? {
-//!           Busy => continue,
-//!           Sleep { until } => wait for queue.interrupt() to be readable, or until then
+//!       if let Sleep { until } = queue.arm()? {
+//!           wait for queue.interrupt() to be readable, or until then
 //!       }
-//!       queue.disarm();
+//!       queue.disarm();                  when it polls for a while again; it may also stay armed
 //!   }
 //! ```
 //!

@@ -11,11 +11,23 @@
 //! ```
 //!
 //! * Nothing sleeps, blocks or starts threads; time comes from a [`Clock`], every wait has a deadline.
-//! * On the I/O path there is no lock, no system call and no allocation; one doorbell a batch.
+//! * On the I/O path there is no lock, no system call and no allocation; one doorbell a batch, or none where the
+//!   controller looks at shadow doorbells (Doorbell Buffer Config).
 //! * Buffers are [`hugepage_alloc::DmaBuf`]s, owned by the queue from `submit` until the device is done with them,
 //!   resets and failures included.
 //! * What a device says is checked: an unknown, stale or repeated identifier, an impossible queue head, a fatal
 //!   status, registers of all ones, or silence end in a reset or in giving the device up, never in a panic.
+//!
+//! What one asks for, and where it is:
+//!
+//! | | |
+//! |---|---|
+//! | commands | [`OpKind`]: Read, Write, Flush, Write Zeroes, Deallocate and Dataset Management, Compare, Verify, Copy, raw; split by MDTS, NOIOB and each command's own limits; PRPs at multiples of 4, SGLs where they are offered |
+//! | time-outs | [`Options::io_timeout`]: Abort, then a reset of the controller, then giving it up |
+//! | resets | [`Requeue`]: which operations are given to the controller anew |
+//! | removal and return | [`State::Removed`], [`Controller::restart`]; namespaces that come and go: [`Event::NamespacesChanged`] |
+//! | sleeping | [`QueueTicket::with_interrupt`], [`IoQueue::arm`], [`Controller::arm`]: an eventfd, and no completion missed |
+//! | operating | [`Controller::smart`], [`Controller::error_log`], [`Controller::firmware_slots`], [`Controller::write_cache`], [`Controller::admin`] |
 //!
 //! ```
 //! use std::sync::Arc;
@@ -37,9 +49,12 @@
 //! `vfio` reaches a PCI function that the kernel gives to user space (Linux on `x86_64` and `aarch64`); its examples
 //! need such a controller, the others run on the model.
 //!
-//! What it does not do yet: a run on hardware (VFIO has met emulated controllers only); interrupts are in the trait but queues are created without them (polling only); shadow doorbells (DBBUF), Copy,
-//! metadata formats, zoned and key-value command sets, controller memory buffers, firmware download; resubmission of
-//! operations after a reset (their owner is told whether they reached the device). A queue pair serves one namespace.
+//! What it does not do: it has not run on hardware yet, only on emulated controllers. No metadata and no blocks other
+//! than 512 and 4096 bytes, no zoned or key-value command sets (such namespaces are listed with the reason), no fused
+//! commands, reservations, directives, streams or in-band security, no controller or host memory buffer, no power
+//! states, no firmware download, no subsystem reset. An operation has one buffer; a queue pair serves one namespace
+//! and has a completion queue of its own; all queues have the same priority. A status that could be retried is the
+//! owner's to retry.
 
 #![deny(unsafe_code)]
 

@@ -14,6 +14,8 @@ pub struct Options {
     pub transfer_len_max: u32,
     /// How long an admin command may take.
     pub admin_timeout: Duration,
+    /// How long CSTS.RDY is waited for at most, whatever the controller says that it needs (CAP.TO, CRTO).
+    pub ready_limit_max: Duration,
     /// How long an I/O command may take before it is aborted.
     pub io_timeout: Duration,
     /// How long an aborted I/O command may still take before the controller is reset.
@@ -38,6 +40,7 @@ impl Default for Options {
             io_queues: 16,
             transfer_len_max: 256 << 10,
             admin_timeout: Duration::from_secs(10),
+            ready_limit_max: Duration::from_secs(300),
             io_timeout: Duration::from_secs(30),
             abort_grace: Duration::from_secs(5),
             resets_max: 3,

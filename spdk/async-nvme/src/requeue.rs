@@ -19,8 +19,8 @@
 //! * **Copy, Dataset Management, raw commands** that were given to the device: never. A Copy's source may have changed, and
 //!   what the others do is not known here.
 //!
-//! Nothing is given anew twice, nor is a command that was late: what brings a controller down must not do it for ever, and
-//! deadlines stay what they are.
+//! Nothing is given anew twice, nor is a command that was late: what brings a controller down must not do it for ever. So
+//! an operation lasts at most two time-outs with their graces, and the reset between them.
 
 use nvme_spec::command::DataDirection;
 

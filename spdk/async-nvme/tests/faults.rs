@@ -206,6 +206,15 @@ fn a_controller_that_does_not_start_is_given_up_by_its_deadlines() {
 }
 
 #[test]
+fn a_controller_that_asks_for_hours_is_not_waited_for() {
+    let options = ControllerOptions { crwmt_500ms: u16::MAX, ..ControllerOptions::default() };
+    let mut rig = Rig::new(NamespaceOptions::memory(1, 9, 8), options);
+    rig.model.set_register_faults(RegisterFaults { never_ready: true, ..RegisterFaults::default() });
+    let error = rig.start().unwrap_err();
+    assert!(matches!(error, Error::Late { limit_ms: 300_000, .. }), "{error}");
+}
+
+#[test]
 fn a_silent_or_refusing_admin_queue_is_given_up() {
     for opcode in [AdminOpcode::IDENTIFY, AdminOpcode::SET_FEATURES] {
         for action in [FaultAction::Drop, FaultAction::UnknownCid, FaultAction::DuplicateCid] {

@@ -28,6 +28,8 @@ pub struct ControllerOptions {
     pub dstrd: u8,
     /// CAP.TO, in 500 ms.
     pub timeout_500ms: u8,
+    /// CRTO.CRWMT, in 500 ms.
+    pub crwmt_500ms: u16,
     /// MDTS; 0 is no limit.
     pub mdts: u8,
     /// The most I/O queue pairs that it grants.
@@ -72,6 +74,7 @@ impl Default for ControllerOptions {
             mqes_z: 1023,
             dstrd: 0,
             timeout_500ms: 20,
+            crwmt_500ms: 20,
             mdts: 7,
             io_queues_max: 64,
             sgl: false,
@@ -245,7 +248,7 @@ impl Controller {
             Property(0x2C) => (self.asq >> 32) as u32,
             Property::ACQ => self.acq as u32,
             Property(0x34) => (self.acq >> 32) as u32,
-            Property::CRTO => Crto::new().with_crwmt(u16::from(self.options.timeout_500ms)).into_bits(),
+            Property::CRTO => Crto::new().with_crwmt(self.options.crwmt_500ms).into_bits(),
             _ => 0,
         }
     }

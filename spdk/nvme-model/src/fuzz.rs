@@ -76,6 +76,7 @@ impl Rig {
             dstrd: shape >> 4 & 3,
             shadow_doorbells: shape & 64 != 0,
             timeout_500ms: 2,
+            crwmt_500ms: 2,
             ..ControllerOptions::default()
         });
         let clock = Arc::new(ManualClock::default());

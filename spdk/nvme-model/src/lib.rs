@@ -17,12 +17,21 @@
 //! A [`vfio_user::Server`] offers a model to other processes; the program `nvme-model-server` is one.
 //!
 //! What it does: registers and the enable, ready and shutdown state machine; admin queue; Identify of controller,
-//! namespaces, lists and descriptors; creation and deletion of I/O queues; features; Error Information, SMART,
-//! Firmware Slot and Changed Namespace logs; Abort; asynchronous events; Read, Write, Flush, Write Zeroes, Dataset
-//! Management, Compare, Verify; PRP lists and SGLs; several controllers over the same namespaces; faults.
+//! namespaces, lists and descriptors; creation and deletion of I/O queues, with an interrupt each; shadow doorbells;
+//! features; Error Information, SMART, Firmware Slot and Changed Namespace logs; Abort; asynchronous events, each
+//! masked until its log page is read; Read, Write, Flush, Write Zeroes, Dataset Management, Compare, Verify, Copy; PRP
+//! lists and SGLs; several controllers over the same namespaces, in memory, an image or a block device, the latter past
+//! the page cache so that a filesystem mounted on it sees the same.
 //!
-//! What it does not do: interrupts (it has no vectors), metadata (a namespace may claim some, to be refused by a
-//! driver), reservations, Copy, fused commands, namespace management, shadow doorbells, a controller memory buffer.
+//! What goes wrong on demand ([`Fault`], [`RandomFaults`], [`RegisterFaults`], [`Model::set_fault_hook`]): commands
+//! delayed, dropped, failed, reordered, completed twice or under another identifier, completions torn, queue heads
+//! that cannot be, data that are nonsense; CSTS.CFS, CSTS.RDY or SHST stuck, the device removed and put back, its reset
+//! or its cut from memory failing, interrupts lost, EventIdx wrong; by command, by count, or at random by seed.
+//!
+//! What it does not do: metadata (a namespace may claim some, to be refused by a driver), reservations, fused commands,
+//! namespace management, format, firmware, sanitize, a controller memory buffer; interrupt masks of its own (INTMS and
+//! INTMC are kept and not looked at, as with MSI-X) and interrupt coalescing. Copy moves within a namespace, by
+//! descriptor format 0h.
 
 mod admin;
 mod controller;
