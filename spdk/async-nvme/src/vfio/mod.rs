@@ -13,10 +13,17 @@
 //!   sysfs          who drives a function, and what shares its group
 //! ```
 //!
-//! Three ways lead to a device. **By its group** (`/dev/vfio/<group>`, an IOMMU of type 1) has run on real kernels
-//! in a guest with an emulated IOMMU. **By its own file and an iommufd** (Linux 6.6 and later) and **without an
-//! IOMMU** have only met a kernel made for tests: their calls are in the order that the kernel's documentation asks
-//! for, but no real kernel has run them yet.
+//! Three ways lead to a device: **by its group** (`/dev/vfio/<group>`, an IOMMU of type 1), **by its own file and an
+//! iommufd** (Linux 6.6 and later), and **without an IOMMU**. What has been tried:
+//!
+//! | way | test kernel (each build) | real kernel, emulated controller |
+//! |---|---|---|
+//! | group | yes | Debian's 6.12, by the guest tests; `tests/vfio_device.rs` |
+//! | device file | yes | by hand only: a 6.12 built with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; `tests/vfio_device.rs` |
+//! | without IOMMU | yes | by hand only: the same with CONFIG_VFIO_NOIOMMU; `examples/vfio_identify.rs` |
+//!
+//! Debian's kernels offer the first way only, so no regular test runs the other two on a real one. Nothing has met
+//! hardware yet.
 //!
 //! * Registers are reached by volatile accesses; a device that is gone reads as all ones, also where the kernel
 //!   answers with SIGBUS: the first opening installs a handler for it that passes on what is not its own.
@@ -113,7 +120,7 @@ impl Vfio {
 /// * A region stays mapped until the bus master is off: [`Access::dma_unmap`] before that is refused.
 /// * It needs `CAP_SYS_RAWIO` and `CAP_SYS_ADMIN`, and taints the kernel.
 ///
-/// No real kernel has run this way yet (see the module).
+/// No regular test runs this way on a real kernel (see the module).
 #[derive(Debug)]
 pub struct UnsafeNoIommuVfio(Function<Linux>);
 

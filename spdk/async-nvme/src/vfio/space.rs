@@ -128,6 +128,9 @@ pub(super) fn open_unguarded<K: Kernel>(kernel: &K, function: &PciFunction) -> R
 
 /// Opens a device by its own file, with an address space of an iommufd.
 pub(super) fn open_device<K: Kernel>(kernel: &K, function: &PciFunction) -> Result<Opened<K>, OpenError> {
+    if function.group.as_ref().is_none_or(|group| group.no_iommu) {
+        return Err(OpenError::NoIommu { address: function.address });
+    }
     let step = Steps { kernel, function };
     let Some(name) = function.vfio_device.as_deref() else {
         let what = "it has no device file: that needs Linux 6.6 with CONFIG_VFIO_DEVICE_CDEV";
@@ -136,8 +139,10 @@ pub(super) fn open_device<K: Kernel>(kernel: &K, function: &PciFunction) -> Resu
     let iommufd = step.open(Path::new(IOMMUFD), "iommufd")?;
     let device = step.open(&Path::new("/dev/vfio/devices").join(name), "vfio-pci")?;
     kernel.bind_iommufd(&device, &iommufd).map_err(|source| match source.raw_os_error() {
-        // The group has members that the host drives, or somebody has it open.
+        // The group has members that the host drives, or somebody has the group open.
         Some(libc::EBUSY) => step.not_viable_or_busy(name),
+        // Somebody has bound the device: only groups can be opened twice.
+        Some(libc::EINVAL) => OpenError::Busy { what: name.to_owned() },
         Some(libc::EPERM) => step.no_interrupt_remapping(),
         _ => step.failed("VFIO_DEVICE_BIND_IOMMUFD", source),
     })?;

@@ -139,6 +139,9 @@ impl Kernel for FakeKernel {
         if state.group.open || state.group.devices > 0 || !state.host.viable {
             return errno(libc::EBUSY);
         }
+        if state.files.values().any(|object| matches!(object, Object::DeviceFile(Some(_)))) {
+            return errno(libc::EINVAL);
+        }
         if state.files.get(&iommufd.id) != Some(&Object::Iommufd) {
             return errno(libc::EBADFD);
         }

@@ -215,7 +215,9 @@ fn what_the_kernel_lacks_is_named() {
 #[test]
 fn an_iommu_and_its_absence_are_not_mixed_up() {
     let (tree, kernel) = host(Way::NoIommu);
-    assert!(matches!(open_by(Way::Group, &tree, &kernel), Err(OpenError::NoIommu { .. })));
+    for way in [Way::Group, Way::DeviceFile] {
+        assert!(matches!(open_by(way, &tree, &kernel), Err(OpenError::NoIommu { .. })));
+    }
     let (tree, kernel) = host(Way::Group);
     assert!(matches!(open_by(Way::NoIommu, &tree, &kernel), Err(OpenError::IommuPresent { .. })));
     let tree = Tree::new();
@@ -253,13 +255,16 @@ fn the_best_way_is_the_device_file_and_the_group_when_that_may_not_be_opened() {
 }
 
 #[test]
-fn a_group_is_had_by_one_opening_only() {
-    let (tree, kernel) = host(Way::Group);
-    let first = open_by(Way::Group, &tree, &kernel).unwrap();
-    let error = open_by(Way::Group, &tree, &kernel).unwrap_err();
-    assert!(matches!(&error, OpenError::Busy { what } if what == "/dev/vfio/12"), "{error}");
-    drop(first);
-    assert!(open_by(Way::Group, &tree, &kernel).is_ok());
+fn a_device_is_had_by_one_opening_only() {
+    for (way, name) in [(Way::Group, "/dev/vfio/12"), (Way::DeviceFile, "vfio3")] {
+        let (tree, kernel) = host(way);
+        let first = open_by(way, &tree, &kernel).unwrap();
+        let error = open_by(way, &tree, &kernel).unwrap_err();
+        assert!(matches!(&error, OpenError::Busy { what } if what == name), "{error}");
+        assert!(kernel.state().device.command & MASTER != 0, "the first goes on");
+        drop(first);
+        assert!(open_by(way, &tree, &kernel).is_ok());
+    }
 }
 
 // ---- a controller that was left running -------------------------------------------------------------------
