@@ -159,8 +159,18 @@ pub trait BlockQueue {
     /// Operations taken over and not yet given back by `poll`.
     fn outstanding(&self) -> usize;
 
-    /// Whether completions come only by polling: then the caller must not sleep in [`Ring::turn`] now.
+    /// Whether completions come only by polling: then the caller must not sleep in [`Ring::turn`] now, unless
+    /// [`BlockQueue::arm`] says that it may.
     fn must_poll(&self) -> bool;
+
+    /// Gets ready for the caller to sleep in [`Ring::turn`] while operations are under way: their end will end the
+    /// turn. False when it will not, or when there is something to poll for already.
+    fn arm(&mut self) -> bool {
+        !self.must_poll()
+    }
+
+    /// The caller is awake, and polls again.
+    fn disarm(&mut self) {}
 }
 
 /// Moves from `ready` what budget and spare capacity allow; returns how many.

@@ -34,14 +34,18 @@ impl Checker<'_> {
                 serial: self.label("serial", raw.serial, SERIAL_BYTES_MAX),
                 nsid: self.device_nsid(raw.nsid),
             };
+            let unsafe_no_iommu = raw.unsafe_no_iommu.as_ref().is_some_and(|no_iommu| *no_iommu.get_ref());
+            if let (Some(no_iommu), None) = (&raw.unsafe_no_iommu, &raw.pci) {
+                self.refuse(no_iommu.span(), "unsafe_no_iommu has a meaning for pci only");
+            }
             let way = match (raw.pci, raw.vfio_user, raw.model) {
-                (Some(pci), _, _) => self.pci(&pci),
+                (Some(pci), _, _) => self.pci(&pci, unsafe_no_iommu),
                 (_, Some(path), _) => self.place("vfio_user", &path).map(NvmeWay::VfioUser),
                 (_, _, Some(path)) => self.place("model", &path).map(NvmeWay::Model),
                 _ => None,
             };
             let Some(way) = way else { continue };
-            if choices.iter().any(|other| other.way == way) {
+            if choices.iter().any(|other| other.way.is_same_place(&way)) {
                 self.refuse(span, format!("{way} is named twice"));
                 continue;
             }
@@ -50,8 +54,9 @@ impl Checker<'_> {
         choices
     }
 
-    fn pci(&mut self, text: &Spanned<String>) -> Option<NvmeWay> {
+    fn pci(&mut self, text: &Spanned<String>, unsafe_no_iommu: bool) -> Option<NvmeWay> {
         match text.get_ref().parse() {
+            Ok(address) if unsafe_no_iommu => Some(NvmeWay::PciWithoutIommu(address)),
             Ok(address) => Some(NvmeWay::Pci(address)),
             Err(_) => {
                 let reason = format!("`{}` is no PCI address: write 0000:01:00.0", clip(text.get_ref()));

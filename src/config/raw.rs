@@ -48,6 +48,7 @@ pub(super) struct RawListener {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawNvme {
     pub(super) pci: Option<Spanned<String>>,
+    pub(super) unsafe_no_iommu: Option<Spanned<bool>>,
     pub(super) vfio_user: Option<Spanned<PathBuf>>,
     pub(super) model: Option<Spanned<PathBuf>>,
     pub(super) serial: Option<Spanned<String>>,

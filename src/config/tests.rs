@@ -128,12 +128,16 @@ nguid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
 [[nvme]]
 model = "/dev/loop0"
 eui64 = "00 25 38 ab cd ef 01 23"
+[[nvme]]
+pci = "03:00.1"
+unsafe_no_iommu = true
 {}"#,
         with("file = \"/srv/vm1.img\"\ndevice = \"nvme\"")
     ));
     let ways: Vec<String> = config.nvme.iter().map(|choice| choice.way.to_string()).collect();
-    assert_eq!(ways, ["0000:01:00.0", "vfio-user /run/vfio.sock", "model of /dev/loop0"]);
-    let [first, second, third] = &config.nvme[..] else { panic!("{:?}", config.nvme) };
+    let without = "0000:03:00.1 without IOMMU";
+    assert_eq!(ways, ["0000:01:00.0", "vfio-user /run/vfio.sock", "model of /dev/loop0", without]);
+    let [first, second, third, _] = &config.nvme[..] else { panic!("{:?}", config.nvme) };
     assert_eq!((first.identity.serial.as_deref(), first.identity.nsid), (Some("S4EVNX0R123456"), Some(1)));
     assert_eq!(second.identity.nguid.map(|id| id[0]), Some(0x6B));
     assert_eq!(third.identity.eui64.map(|id| id[7]), Some(0x23));
@@ -161,6 +165,7 @@ nsid = 0
 [[nvme]]
 vfio_user = "/run/../x"
 serial = "longer than twenty bytes"
+unsafe_no_iommu = true
 [[nvme]]
 pci = "01:00.0"
 [[nvme]]
@@ -182,7 +187,8 @@ pci = "0000:01:00.0"
             "13: nsid 0 is not that of a namespace".to_owned(),
             "15: vfio_user must be an absolute path without `..`".to_owned(),
             "16: serial has 1 to 20 printable ASCII characters, no blank at its ends".to_owned(),
-            "19: 0000:01:00.0 is named twice".to_owned(),
+            "17: unsafe_no_iommu has a meaning for pci only".to_owned(),
+            "20: 0000:01:00.0 is named twice".to_owned(),
         ]
     );
 }

@@ -174,6 +174,7 @@ impl Core {
         self.arm();
         let wait = self.wait();
         let mut work = self.ring.turn(wait)?;
+        self.cx.engine.disarm();
         self.cx.now = Instant::now();
         work += self.own_completions();
         work += self.socket_completions();
@@ -200,13 +201,14 @@ impl Core {
     }
 
     /// How long the ring may sleep: not at all while there is work or the polling time runs.
-    fn wait(&self) -> Wait {
-        if !self.ready.is_empty() || !self.cx.engine.may_sleep() || !self.drains.is_empty() {
+    fn wait(&mut self) -> Wait {
+        if !self.ready.is_empty() || !self.drains.is_empty() {
             return Wait::No;
         }
         match self.idle {
             IdlePolicy::AlwaysPoll => Wait::No,
             IdlePolicy::SleepAfter(idle) if self.cx.now.duration_since(self.last_work) < idle => Wait::No,
+            IdlePolicy::SleepAfter(_) if !self.cx.engine.arm() => Wait::No,
             IdlePolicy::SleepAfter(_) => Wait::UpTo(self.next_tick.saturating_duration_since(self.cx.now)),
         }
     }

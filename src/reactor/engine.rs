@@ -109,6 +109,7 @@ pub struct IoEngine {
     stalled: VecDeque<Key>,
     done: VecDeque<IoDone>,
     harvest: Vec<BlockDone>,
+    armed: bool,
 }
 
 impl IoEngine {
@@ -125,6 +126,7 @@ impl IoEngine {
             stalled: VecDeque::new(),
             done: VecDeque::new(),
             harvest: Vec::with_capacity(POLL_BUDGET),
+            armed: false,
         }
     }
 
@@ -338,15 +340,22 @@ impl IoEngine {
         self.done.pop_front()
     }
 
-    /// Whether the core may sleep on its ring: nothing waits for polling, nothing is ready.
-    #[must_use]
-    pub fn may_sleep(&self) -> bool {
-        self.done.is_empty()
-            && self
-                .queues
-                .iter()
-                .flatten()
-                .all(|held| held.queue.outstanding() == 0 || !held.queue.must_poll())
+    /// Gets ready for the core to sleep on its ring. False when something is ready, or has to be polled for.
+    pub fn arm(&mut self) -> bool {
+        self.armed = true;
+        let may_sleep = self.done.is_empty()
+            && self.queues.iter_mut().flatten().all(|held| held.queue.outstanding() == 0 || held.queue.arm());
+        if !may_sleep {
+            self.disarm();
+        }
+        may_sleep
+    }
+
+    /// The core is awake, and polls again.
+    pub fn disarm(&mut self) {
+        if std::mem::take(&mut self.armed) {
+            self.queues.iter_mut().flatten().for_each(|held| held.queue.disarm());
+        }
     }
 
     /// Commands in flight over all exports.

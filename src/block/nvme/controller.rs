@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use async_nvme::{ControllerInfo, NamespaceInfo, Options, QueueTicket};
+use async_nvme::{ControllerInfo, NamespaceInfo, Options, QueueTicket, Requeue};
 
 use super::device::{Epoch, NvmeDevice, OnChange, Shared, describe};
 use super::keeper::Keeper;
@@ -70,7 +70,7 @@ impl NvmeController {
     pub fn start(way: &NvmeWay, reach: Arc<dyn Reach>) -> Result<Arc<Self>, OpenError> {
         let (mail, inbox) = channel();
         let (up, is_up) = channel();
-        let options = Options { io_queues: IO_QUEUES, ..Options::default() };
+        let options = Options { io_queues: IO_QUEUES, requeue: Requeue::Idempotent, ..Options::default() };
         let to = way.clone();
         let silent = || OpenError::NvmeSilent { name: way.to_string() };
         let thread = std::thread::Builder::new()

@@ -18,7 +18,8 @@ use async_nvme::{Clock as _, IoQueue, NamespaceInfo, QueueTicket, SystemClock};
 use hugepage_alloc::{BUFFER_LEN_MAX, BufferPool};
 
 use super::controller::NvmeController;
-use super::queue::NvmeQueue;
+use super::queue::{NvmeQueue, open_pair};
+use super::sleeper::Sleeper;
 use crate::block::{BlockDevice, BlockError, BlockErrorKind, BlockQueue, DeviceInfo};
 use crate::ring::Ring;
 use crate::units::{BlockSize, ByteLen, ByteOffset};
@@ -226,12 +227,21 @@ impl NvmeDevice {
         self.controller.read(self.shared.namespace.nsid, at.get() >> shift, blocks, shift, deadline)
     }
 
-    /// A queue for the calling thread, for at most `depth` operations at a time.
+    /// A queue for the calling thread, for at most `depth` operations at a time, that can only be polled.
     ///
     /// # Errors
     /// [`BlockErrorKind::Gone`] when nobody has vouched for the device, or it is lost; [`BlockErrorKind::Internal`] when
     /// the controller has no more queues. The log says more.
     pub fn open(&self, pool: &BufferPool, depth: usize) -> Result<NvmeQueue, BlockError> {
+        self.open_with(None, pool, depth)
+    }
+
+    fn open_with(
+        &self,
+        sleeper: Option<Sleeper>,
+        pool: &BufferPool,
+        depth: usize,
+    ) -> Result<NvmeQueue, BlockError> {
         if !matches!(self.standing(), Standing::Proven(_)) {
             return Err(BlockErrorKind::Gone.into());
         }
@@ -244,9 +254,9 @@ impl NvmeDevice {
             tracing::error!(device = self.shared.info.name, %error, "no queue can be opened");
             BlockError::new(BlockErrorKind::Internal)
         };
-        let mut pair = ticket.open(pool).map_err(failed)?;
+        let mut pair = open_pair(ticket, pool, sleeper.is_some()).map_err(failed)?;
         await_creation(&mut pair, &self.shared.info, || {})?;
-        Ok(NvmeQueue::new(Arc::clone(&self.shared.info), seat, pool.clone(), pair))
+        Ok(NvmeQueue::new(Arc::clone(&self.shared.info), seat, pool.clone(), sleeper, pair))
     }
 }
 
@@ -282,14 +292,14 @@ impl BlockDevice for NvmeDevice {
         &self.shared.info
     }
 
-    /// The ring is not needed: registers are written and memory is read.
+    /// The ring is for sleeping only: registers are written and memory is read without it.
     fn open_queue(
         &self,
-        _: &Ring,
+        ring: &Ring,
         pool: &BufferPool,
         depth: usize,
     ) -> Result<Box<dyn BlockQueue>, BlockError> {
-        Ok(Box::new(self.open(pool, depth)?))
+        Ok(Box::new(self.open_with(Some(Sleeper::new(ring)), pool, depth)?))
     }
 }
 

@@ -19,8 +19,10 @@
 //! without a copy. A controller reset shows only in latency. A device that is lost ends all operations with `Gone`, and
 //! gives no queue again before somebody has vouched that the one that is back is the same.
 //!
-//! What it does not do: sleep until an interrupt (queues are polled while anything is under way); move a core from one
-//! controller to another of the same namespace.
+//! A core that has nothing to do but wait sleeps on its ring until the interrupt of a queue pair, where the controller
+//! has one for it; while it polls, the interrupt is masked.
+//!
+//! What it does not do: move a core from one controller to another of the same namespace.
 
 mod controller;
 mod device;
@@ -28,6 +30,7 @@ mod keeper;
 mod model;
 mod queue;
 mod reach;
+mod sleeper;
 #[cfg(test)]
 mod tests;
 

@@ -167,4 +167,8 @@ impl Access for Stepped {
     fn interrupt_attach(&self, vector: u16, eventfd: BorrowedFd<'_>) -> Result<(), AccessError> {
         self.model.interrupt_attach(vector, eventfd)
     }
+
+    fn interrupt_detach(&self, vector: u16) -> Result<(), AccessError> {
+        self.model.interrupt_detach(vector)
+    }
 }

@@ -2,22 +2,25 @@
 //!
 //! ```text
 //!   submit --> table --> queue pair --> ready --> poll
-//!                 |          | reset: what was under way is given to the device again
-//!                 `-> held <-'        lost: all ends with Gone, and a new queue pair comes when the device is back
+//!                 '-> held -^         held while the controller is reset
+//!                                     lost: all ends with Gone, and a new queue pair comes when the device is back
 //! ```
 //!
-//! An operation that a reset interrupted is executed again, as the kernel's driver does it: all operations here may be
-//! executed twice, and the driver has made sure that the device will not execute the first one any more. Whoever
-//! submitted it notices only that it took longer.
+//! What a reset interrupts, the driver gives to the device again ([`async_nvme::Requeue::Idempotent`]): whoever
+//! submitted it notices only that it took longer. That is right here because a write that is not complete has no order
+//! to any other: a host that cares waits for it, and a host that comes back after its connection broke is let in when
+//! all is complete.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use async_nvme::{Clock as _, Done, IoError, IoQueue, Op, OpKind, RefusedWhy, SystemClock};
+use async_nvme::{Clock as _, Done, IoError, IoQueue, Op, OpKind, QueueTicket, RefusedWhy, SystemClock};
 use hugepage_alloc::{BufferPool, DmaBuf};
 
 use super::device::Seat;
+use super::sleeper::Sleeper;
 use crate::block::{
     BlockDone, BlockError, BlockErrorKind, BlockOp, BlockOpKind, BlockQueue, DeviceInfo, OpToken, check,
     drain,
@@ -25,8 +28,6 @@ use crate::block::{
 
 /// Completions taken from the queue pair at once.
 const HARVEST: usize = 256;
-/// How often an operation is given to the device again after a reset, before it is taken for the cause of it.
-const RESETS_MAX: u8 = 2;
 
 /// An operation taken over. Its place in the table is the driver's token.
 #[derive(Clone, Copy, Debug)]
@@ -35,16 +36,16 @@ struct Pending {
     kind: BlockOpKind,
     lba: u64,
     blocks: u64,
-    resets: u8,
 }
 
 /// One core's way to a namespace.
-#[derive(Debug)]
 pub struct NvmeQueue {
     info: Arc<DeviceInfo>,
     seat: Arc<Seat>,
     pool: BufferPool,
     clock: SystemClock,
+    /// `None` where the core has no ring to sleep on.
+    sleeper: Option<Sleeper>,
     /// `None` while the device is lost.
     pair: Option<IoQueue>,
     table: Box<[Option<Pending>]>,
@@ -56,7 +57,16 @@ pub struct NvmeQueue {
 }
 
 impl NvmeQueue {
-    pub(super) fn new(info: Arc<DeviceInfo>, seat: Arc<Seat>, pool: BufferPool, pair: IoQueue) -> Self {
+    pub(super) fn new(
+        info: Arc<DeviceInfo>,
+        seat: Arc<Seat>,
+        pool: BufferPool,
+        mut sleeper: Option<Sleeper>,
+        pair: IoQueue,
+    ) -> Self {
+        if let Some(sleeper) = &mut sleeper {
+            sleeper.change(&pair);
+        }
         let depth = u16::try_from(pair.depth()).unwrap_or(u16::MAX);
         let count = usize::from(depth);
         Self {
@@ -64,6 +74,7 @@ impl NvmeQueue {
             seat,
             pool,
             clock: SystemClock::default(),
+            sleeper,
             pair: Some(pair),
             table: vec![None; count].into_boxed_slice(),
             free: (0..depth).rev().collect(),
@@ -131,16 +142,12 @@ impl NvmeQueue {
     /// Takes an operation back from the driver.
     fn take_back(&mut self, done: Done) {
         let Ok(index) = u16::try_from(done.token) else { return };
-        let Some(Some(pending)) = self.table.get_mut(usize::from(index)) else { return };
+        let Some(Some(pending)) = self.table.get(usize::from(index)) else { return };
         let is_write = pending.kind != BlockOpKind::Read;
         let result = match done.result {
             Ok(_) => Ok(()),
-            Err(IoError::Reset { .. }) if pending.resets < RESETS_MAX => {
-                pending.resets += 1;
-                self.held.push_back((index, done.buf));
-                return;
-            }
-            Err(IoError::Reset { .. }) => Err(BlockErrorKind::TimedOut.into()),
+            // Twice, or late: whoever submitted it may try once more.
+            Err(IoError::Reset { .. }) => Err(BlockErrorKind::Aborted.into()),
             Err(IoError::Status(status)) => Err(BlockError::from_status(status, is_write)),
             Err(IoError::Gone | IoError::Stranded) => Err(BlockErrorKind::Gone.into()),
         };
@@ -170,8 +177,13 @@ impl NvmeQueue {
             self.seat.broken.store(true, Ordering::Release);
         }
         let Some(ticket) = self.seat.take_ticket() else { return };
-        match ticket.open(&self.pool) {
-            Ok(pair) => self.pair = Some(pair),
+        match open_pair(ticket, &self.pool, self.sleeper.is_some()) {
+            Ok(pair) => {
+                if let Some(sleeper) = &mut self.sleeper {
+                    sleeper.change(&pair);
+                }
+                self.pair = Some(pair);
+            }
             Err(error) => {
                 tracing::error!(device = self.info.name, %error, "a queue could not be opened again");
                 self.seat.broken.store(true, Ordering::Release);
@@ -208,7 +220,7 @@ impl BlockQueue for NvmeQueue {
         let shift = self.info.logical_block_size.bytes().trailing_zeros();
         let (lba, blocks) = (offset.get() >> shift, len.get() >> shift);
         if let Some(place) = self.table.get_mut(usize::from(index)) {
-            *place = Some(Pending { token, kind, lba, blocks, resets: 0 });
+            *place = Some(Pending { token, kind, lba, blocks });
         }
         if self.held.is_empty() {
             let _ = self.issue(index, op.buf);
@@ -250,6 +262,43 @@ impl BlockQueue for NvmeQueue {
     fn must_poll(&self) -> bool {
         self.outstanding() > 0
     }
+
+    fn arm(&mut self) -> bool {
+        if !self.ready.is_empty() || self.is_changing() {
+            return false;
+        }
+        match (&mut self.sleeper, &mut self.pair) {
+            (Some(sleeper), Some(pair)) => sleeper.arm(pair),
+            _ => self.outstanding() == 0,
+        }
+    }
+
+    fn disarm(&mut self) {
+        if let (Some(_), Some(pair)) = (&self.sleeper, &mut self.pair) {
+            pair.disarm();
+        }
+    }
+}
+
+impl fmt::Debug for NvmeQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NvmeQueue")
+            .field("device", &self.info.name)
+            .field("outstanding", &self.outstanding())
+            .field("held", &self.held.len())
+            .field("pair", &self.pair)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens a queue pair, with an interrupt to sleep on where that is of use.
+pub(super) fn open_pair(
+    ticket: QueueTicket,
+    pool: &BufferPool,
+    interrupt: bool,
+) -> Result<IoQueue, async_nvme::Error> {
+    let ticket = if interrupt { ticket.with_interrupt()? } else { ticket };
+    ticket.open(pool)
 }
 
 const fn kind_of(kind: BlockOpKind) -> OpKind {

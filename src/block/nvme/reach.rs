@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   NvmeWay --Reach--> Reached { access, stands_on }
-//!     pci         a PCI function that the kernel gave to user space (VFIO)
+//!     pci         a PCI function that the kernel gave to user space (VFIO), behind an IOMMU or, unsafe, without one
 //!     vfio_user   a controller in another process, at the other end of a socket
 //!     model       our controller in software, in this process, over a block device or an image
 //! ```
@@ -14,26 +14,44 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use async_nvme::access::{Access, AccessError};
-use async_nvme::vfio::PciAddress;
+use async_nvme::access::Access;
+use async_nvme::vfio::{self, PciAddress, Sysfs, UnsafeNoIommuVfio, Vfio, VfioOptions};
+use hugepage_alloc::physical::UnsafeWithoutIommu;
 
 use super::model;
 
 /// How a controller is reached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NvmeWay {
-    /// The PCI function at this address.
+    /// The PCI function at this address, behind an IOMMU.
     Pci(PciAddress),
+    /// The PCI function at this address, without an IOMMU: it can then write to any memory of the host.
+    PciWithoutIommu(PciAddress),
     /// The vfio-user server that listens on this socket.
     VfioUser(PathBuf),
     /// A controller in software over this block device or image: for demonstrations and tests.
     Model(PathBuf),
 }
 
+impl NvmeWay {
+    /// Whether both lead to the same controller.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Pci(one) | Self::PciWithoutIommu(one),
+                Self::Pci(other) | Self::PciWithoutIommu(other),
+            ) => one == other,
+            _ => self == other,
+        }
+    }
+}
+
 impl fmt::Display for NvmeWay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pci(address) => fmt::Display::fmt(address, f),
+            Self::PciWithoutIommu(address) => write!(f, "{address} without IOMMU"),
             Self::VfioUser(path) => write!(f, "vfio-user {}", path.display()),
             Self::Model(path) => write!(f, "model of {}", path.display()),
         }
@@ -49,6 +67,13 @@ pub struct Reached {
     pub stands_on: Option<(u32, u32)>,
 }
 
+impl Reached {
+    /// A controller that stands on nothing of the kernel's.
+    fn at(access: impl Access + 'static) -> Self {
+        Self { access: Arc::new(access), stands_on: None }
+    }
+}
+
 /// Why a controller cannot be reached.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,9 +84,9 @@ pub enum ReachError {
         /// The way.
         way: NvmeWay,
     },
-    /// The way is known, and closed.
+    /// The kernel does not give the PCI function.
     #[error(transparent)]
-    Access(#[from] AccessError),
+    Vfio(#[from] vfio::OpenError),
     /// What a model stands on cannot be used.
     #[error("the model cannot stand on {path}")]
     Model {
@@ -95,7 +120,13 @@ pub struct SystemReach;
 impl Reach for SystemReach {
     fn reach(&self, way: &NvmeWay) -> Result<Reached, ReachError> {
         match way {
-            NvmeWay::Pci(_) | NvmeWay::VfioUser(_) => Err(ReachError::NotBuilt { way: way.clone() }),
+            NvmeWay::Pci(address) => Ok(Reached::at(Vfio::open(*address, &VfioOptions::default())?)),
+            NvmeWay::PciWithoutIommu(address) => {
+                let sure = UnsafeWithoutIommu::accept_that_the_device_can_write_anywhere();
+                tracing::warn!(%address, "driven without an IOMMU: the device can write to any memory of this host");
+                Ok(Reached::at(UnsafeNoIommuVfio::open(*address, &Sysfs::default(), sure)?))
+            }
+            NvmeWay::VfioUser(_) => Err(ReachError::NotBuilt { way: way.clone() }),
             NvmeWay::Model(path) => {
                 model::over(path).map_err(|source| ReachError::Model { path: path.clone(), source })
             }
