@@ -13,6 +13,8 @@ mod daemon;
 mod leftover;
 #[path = "serve/load.rs"]
 mod load;
+#[path = "serve/nvme.rs"]
+mod nvme;
 #[path = "serve/recall.rs"]
 mod recall;
 #[path = "serve/refusals.rs"]

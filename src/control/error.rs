@@ -1,11 +1,13 @@
 //! Why a target cannot serve, or cannot change what it serves.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use crate::block::OpenError;
-use crate::extent::ExtentError;
+use crate::block::{BlockError, OpenError};
+use crate::extent::{ExtentError, Mismatch};
 use crate::fabrics::TargetError;
 use crate::reactor::CoresError;
+use crate::units::{BlockSize, ByteLen};
 
 /// What stands in the way of serving.
 #[derive(Debug, thiserror::Error)]
@@ -14,15 +16,15 @@ pub enum ServeError {
     /// A file cannot be pinned, or the state directory cannot be used.
     #[error(transparent)]
     Extent(#[from] ExtentError),
-    /// The device under a file, or a memory device, cannot be opened.
-    #[error("subsystem {nqn}, namespace {nsid}: the device cannot be opened")]
+    /// The device under a file, or a memory device, cannot be had.
+    #[error("subsystem {nqn}, namespace {nsid}: the device cannot be used")]
     Device {
         /// The subsystem.
         nqn: String,
         /// The namespace.
         nsid: u32,
         /// Why.
-        source: OpenError,
+        source: Box<DiskError>,
     },
     /// An address cannot be listened on.
     #[error("cannot listen on {address}; is the address of this host, and is the port free (`ss -ltnp`)?")]
@@ -58,6 +60,97 @@ impl ServeError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Extent(error) => Some(error.remedy()),
+            Self::Device { source, .. } => source.remedy(),
+            _ => None,
+        }
+    }
+}
+
+/// Why a device is not to be had, or is not the one under a file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// It cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The file cannot be compared with it.
+    #[error(transparent)]
+    Extent(#[from] ExtentError),
+    /// None of the controllers has it.
+    #[error("no controller of [[nvme]] has the disk {disk} ({told}): {tried}")]
+    NotFound {
+        /// The kernel's name of the disk.
+        disk: String,
+        /// What the kernel says that it is.
+        told: String,
+        /// What was looked at, and why it is not that disk.
+        tried: String,
+    },
+    /// It has another size or block size.
+    #[error(
+        "{namespace} has {blocks} blocks of {block_len} bytes, but the disk {disk} has {disk_len} bytes in blocks of \
+         {disk_block}"
+    )]
+    Shape {
+        /// The kernel's name of the disk.
+        disk: String,
+        /// Its length.
+        disk_len: ByteLen,
+        /// Its logical block.
+        disk_block: BlockSize,
+        /// The namespace.
+        namespace: String,
+        /// Its size in blocks.
+        blocks: u64,
+        /// Its block size in bytes.
+        block_len: u32,
+    },
+    /// It cannot be read.
+    #[error("{device} cannot be read")]
+    Read {
+        /// The device.
+        device: String,
+        /// Why.
+        source: BlockError,
+    },
+    /// It holds something else than the filesystem says.
+    #[error("{device} is not the disk under {path}, whatever it says it is")]
+    Mismatch {
+        /// The device.
+        device: String,
+        /// The file.
+        path: PathBuf,
+        /// The first difference.
+        source: Mismatch,
+    },
+    /// The map of a file changed while its device was lost.
+    #[error("the extent map of {path} is no longer the frozen one")]
+    MapChanged {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl DiskError {
+    /// Whether it says that the device or the map is not what it was, rather than that this could not be found out.
+    #[must_use]
+    pub const fn is_verdict(&self) -> bool {
+        matches!(self, Self::Mismatch { .. } | Self::MapChanged { .. } | Self::Shape { .. })
+    }
+
+    /// What to do about it, where the message itself does not say.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Extent(error) => Some(error.remedy()),
+            Self::NotFound { .. } => Some(
+                "name the controller that has the disk in [[nvme]] (`fastice device list` shows all), or use \
+                 device = \"uring\""
+                    .to_owned(),
+            ),
+            Self::Shape { .. } | Self::Mismatch { .. } => {
+                Some("it is a copy, or another disk: correct [[nvme]]; nothing was written to it".to_owned())
+            }
             _ => None,
         }
     }

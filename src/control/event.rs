@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::error::ServeError;
+use super::disks::NvmeKey;
+use super::error::{DiskError, ServeError};
+use crate::block::nvme::{Epoch, NvmeChange};
 use crate::config::{Config, RestartReason};
 use crate::extent::RecallReason;
 
@@ -16,6 +18,22 @@ pub(super) enum Event {
         path: PathBuf,
         /// Why.
         reason: RecallReason,
+    },
+    /// A device of our driver is lost, and its exports are fenced already; or it is back.
+    Device {
+        /// Which.
+        key: NvmeKey,
+        /// What became of it.
+        change: NvmeChange,
+    },
+    /// Whether a device that is back is the one that was lost.
+    Verdict {
+        /// Which.
+        key: NvmeKey,
+        /// Of which appearance.
+        epoch: Epoch,
+        /// What was found.
+        verdict: Result<(), DiskError>,
     },
     /// Serve another configuration.
     Reload {

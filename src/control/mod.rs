@@ -4,7 +4,7 @@
 //!   cli serve, demo, tests
 //!      | start, reload, stop            recall (guard thread): fences at once
 //!      v                                   |
-//!   [ control thread: Server ] <-- Event --'
+//!   [ control thread: Server ] <-- Event --+-- device lost (controller's thread): fences at once; or back
 //!      |  pins and devices (Provider)   what hosts see (fabrics::Target)   cores (reactor::Cores)
 //! ```
 //!
@@ -13,9 +13,11 @@
 //!
 //! Not here yet: a socket API and metrics.
 
+mod disks;
 mod error;
 mod event;
 mod listen;
+mod proof;
 mod provider;
 mod server;
 
@@ -25,10 +27,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub use self::error::ServeError;
+pub use self::error::{DiskError, ServeError};
 use self::event::Event;
 pub use self::event::ReloadReport;
 use self::server::Server;
+use crate::block::nvme::{Reach, SystemReach};
 use crate::config::Config;
 use crate::extent::Progress;
 use crate::fabrics::{Target, TargetStats};
@@ -52,8 +55,20 @@ pub struct Running {
 /// # Errors
 /// The first thing that stands in the way; nothing is left pinned then.
 pub fn start(config: Config, progress: &mut dyn Progress) -> Result<Running, ServeError> {
+    start_reaching(config, Arc::new(SystemReach), progress)
+}
+
+/// As [`start`], with other ways to NVMe controllers than the system's: for tests that pull devices out.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_reaching(
+    config: Config,
+    reach: Arc<dyn Reach>,
+    progress: &mut dyn Progress,
+) -> Result<Running, ServeError> {
     let (events, inbox) = channel();
-    let server = Server::start(config, events.clone(), progress)?;
+    let server = Server::start(config, events.clone(), reach, progress)?;
     let addresses = server.addresses.clone();
     let gauges = server.gauges();
     let (target, counters) = (Arc::clone(&server.target), Arc::clone(&server.counters));

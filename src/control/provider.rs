@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::error::ServeError;
+use super::disks::Disks;
+use super::error::{DiskError, ServeError};
 use super::event::Event;
-use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice, UringDevice, UringOptions};
-use crate::config::{Backing, Config, Namespace};
-use crate::extent::{FrozenMap, OnRecall, PinOptions, PinnedFile, Progress, RecallReason, StateDir, pin};
+use crate::block::nvme::Reach;
+use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
+use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
+use crate::extent::{
+    ExtentError, FrozenMap, OnRecall, PinOptions, PinnedFile, Progress, RecallReason, StateDir, Witness, pin,
+};
 use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
 use crate::units::{BlockSize, ByteLen};
 
@@ -134,15 +138,26 @@ pub(super) struct Provider {
     target: Weak<Target>,
     events: Sender<Event>,
     files: BTreeMap<PathBuf, Held>,
-    disks: BTreeMap<(u32, u32, bool), Weak<UringDevice>>,
+    disks: Disks,
     /// Files with commands on a device that may never come back: pinned until the target ends.
     undrained: BTreeSet<PathBuf>,
 }
 
 impl Provider {
-    pub(super) fn new(state: StateDir, target: &Arc<Target>, events: Sender<Event>) -> Self {
-        let (files, disks, undrained) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+    pub(super) fn new(
+        state: StateDir,
+        target: &Arc<Target>,
+        events: Sender<Event>,
+        reach: Arc<dyn Reach>,
+    ) -> Self {
+        let (files, undrained) = (BTreeMap::new(), BTreeSet::new());
+        let disks = Disks::new(target, events.clone(), reach);
         Self { state, target: Arc::downgrade(target), events, files, disks, undrained }
+    }
+
+    /// The disks under the files.
+    pub(super) fn disks(&mut self) -> &mut Disks {
+        &mut self.disks
     }
 
     /// Backs every namespace of `config`. What `old` already has stays the same object, so that hosts notice nothing.
@@ -156,6 +171,17 @@ impl Provider {
         old: &Backings,
         progress: &mut dyn Progress,
     ) -> Result<Backings, ServeError> {
+        let backings = self.back_each(config, old, progress);
+        self.disks.settle();
+        backings
+    }
+
+    fn back_each(
+        &mut self,
+        config: &Config,
+        old: &Backings,
+        progress: &mut dyn Progress,
+    ) -> Result<Backings, ServeError> {
         let mut backings = BTreeMap::new();
         for subsystem in &config.subsystems {
             let nqn = subsystem.nqn.to_string();
@@ -163,7 +189,7 @@ impl Provider {
                 let key = (nqn.clone(), namespace.nsid);
                 let backed = match old.0.get(&key) {
                     Some(backed) if backed.namespace == *namespace => backed.clone(),
-                    _ => self.open(&nqn, namespace, progress)?,
+                    _ => self.open(&nqn, namespace, &config.nvme, progress)?,
                 };
                 backings.insert(key, backed);
             }
@@ -175,25 +201,30 @@ impl Provider {
         &mut self,
         nqn: &str,
         namespace: &Namespace,
+        choices: &[NvmeChoice],
         progress: &mut dyn Progress,
     ) -> Result<Backed, ServeError> {
-        let device_error = |source| ServeError::Device { nqn: nqn.to_owned(), nsid: namespace.nsid, source };
+        let device_error = |source| {
+            let (nqn, source) = (nqn.to_owned(), Box::new(source));
+            ServeError::Device { nqn, nsid: namespace.nsid, source }
+        };
+        let open_error = |source| device_error(DiskError::Open(source));
         let block_size = namespace.block_size.unwrap_or(BlockSize::B4096);
         let (device, map, identity): (Arc<dyn BlockDevice>, _, _) = match &namespace.backing {
-            Backing::File { path, prepare, .. } => {
+            Backing::File { path, prepare, device } => {
                 let map = self.pin(path, *prepare, namespace.block_size, progress)?;
                 let identity = map.identity();
                 let name =
                     Identity::of_file(&identity.filesystem.uuid, identity.inode, identity.inode_generation);
-                let device = self.disk(&map, namespace.read_only).map_err(device_error)?;
+                let device = self.disk(path, *device, namespace.read_only, choices).map_err(device_error)?;
                 (device, Some(map), name)
             }
             Backing::Memory { len } => {
-                let device = MemDevice::new(MemOptions::new(*len, block_size)).map_err(device_error)?;
+                let device = MemDevice::new(MemOptions::new(*len, block_size)).map_err(open_error)?;
                 (Arc::new(device), None, Identity::named("memory"))
             }
             Backing::Null { len } => {
-                let device = NullDevice::new(*len, block_size).map_err(device_error)?;
+                let device = NullDevice::new(*len, block_size).map_err(open_error)?;
                 (Arc::new(device), None, Identity::named("null"))
             }
         };
@@ -225,21 +256,30 @@ impl Provider {
         Ok(map)
     }
 
-    /// The whole disk under a file; files of one disk share it.
+    /// The disk under a file that was just pinned.
     fn disk(
         &mut self,
-        map: &FrozenMap,
+        path: &Path,
+        way: DeviceWay,
         read_only: bool,
-    ) -> Result<Arc<dyn BlockDevice>, crate::block::OpenError> {
-        let disk = &map.identity().disk;
-        let key = (disk.number.major, disk.number.minor, read_only);
-        if let Some(open) = self.disks.get(&key).and_then(Weak::upgrade) {
-            return Ok(open);
-        }
-        let options = UringOptions { major: key.0, minor: key.1, read_only };
-        let device = Arc::new(UringDevice::open(&options)?);
-        self.disks.insert(key, Arc::downgrade(&device));
-        Ok(device)
+        choices: &[NvmeChoice],
+    ) -> Result<Arc<dyn BlockDevice>, DiskError> {
+        let Some(held) = self.files.get(path) else {
+            let gone = std::io::ErrorKind::NotFound;
+            return Err(ExtentError::io("find the pin of", path, gone).into());
+        };
+        self.disks.open(&held.pinned, way, read_only, choices)
+    }
+
+    /// Who can say whether the maps of `exports`, and the blocks under them, are still what they were.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub(super) fn witnesses(&self, exports: &[Arc<Export>]) -> Result<Vec<Witness>, ExtentError> {
+        let held =
+            |map: &Arc<FrozenMap>| self.files.values().find(|held| Arc::ptr_eq(held.pinned.map(), map));
+        let maps = exports.iter().filter_map(|export| export.map.as_ref());
+        maps.filter_map(held).map(|held| held.pinned.witness()).collect()
     }
 
     /// From now on a recall of a file fences its export at once.

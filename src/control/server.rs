@@ -7,10 +7,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::error::ServeError;
+use super::disks::{NvmeKey, exports_on};
+use super::error::{DiskError, ServeError};
 use super::event::{Event, ReloadReport};
 use super::listen::listen_patiently;
+use super::proof::prove_again;
 use super::provider::{Backings, Provider};
+use crate::block::BlockDevice as _;
+use crate::block::nvme::{Epoch, NvmeChange, Reach, Standing};
 use crate::config::{Config, PollMode};
 use crate::extent::{CommandsHold, ExtentError, Progress, RecallReason, StateDir};
 use crate::fabrics::{FenceReason, PortId, PortSpec, Target, TargetOptions};
@@ -41,6 +45,8 @@ pub(super) struct Server {
     cores: Option<Cores>,
     /// Until every command has come back.
     commands: CommandsHold,
+    /// For threads that work for the control thread.
+    events: Sender<Event>,
 }
 
 impl Server {
@@ -48,6 +54,7 @@ impl Server {
     pub(super) fn start(
         config: Config,
         events: Sender<Event>,
+        reach: Arc<dyn Reach>,
         progress: &mut dyn Progress,
     ) -> Result<Self, ServeError> {
         let state = StateDir::open(&config.state_dir)?;
@@ -55,7 +62,7 @@ impl Server {
         let commands = state.hold_commands()?;
         let target = Target::new(TargetOptions::default());
         let counters = Arc::new(TcpCounters::default());
-        let mut provider = Provider::new(state, &target, events);
+        let mut provider = Provider::new(state, &target, events.clone(), reach);
         let backings = match provider.back(&config, &Backings::default(), progress) {
             Ok(backings) => backings,
             Err(error) => {
@@ -85,6 +92,7 @@ impl Server {
             }
         };
         provider.arm(&target.exports());
+        fence_lost(&target, &mut provider);
         let addresses = ports.iter().map(|port| port.listen).collect();
         for (listener, port) in listeners.into_iter().zip(&ports) {
             cores.listen(listener, port.id);
@@ -93,7 +101,7 @@ impl Server {
         let pinned_bytes = provider.pinned_len().0;
         tracing::info!(subsystems = config.subsystems.len(), exports, pinned_bytes, ?addresses, "serving");
         let cores = Some(cores);
-        Ok(Self { target, counters, addresses, config, ports, provider, backings, cores, commands })
+        Ok(Self { target, counters, addresses, config, ports, provider, backings, cores, commands, events })
     }
 
     pub(super) fn gauges(&self) -> Vec<Arc<CoreGauges>> {
@@ -105,6 +113,8 @@ impl Server {
         loop {
             match events.recv_timeout(HEALTH_INTERVAL) {
                 Ok(Event::Recalled { path, reason }) => self.recalled(&path, reason),
+                Ok(Event::Device { key, change }) => self.device_changed(key, change),
+                Ok(Event::Verdict { key, epoch, verdict }) => self.device_proven(&key, epoch, verdict),
                 Ok(Event::Reload { config, reply }) => {
                     let report = self.reload(*config);
                     // Whoever asked may have lost patience.
@@ -153,6 +163,57 @@ impl Server {
         }
     }
 
+    /// A lost device has its exports fenced already; one that is back has to prove itself.
+    fn device_changed(&mut self, key: NvmeKey, change: NvmeChange) {
+        let (way, nsid) = (key.0.to_string(), key.1);
+        let Some(device) = self.provider.disks().nvme(&key) else { return };
+        let exports = exports_on(&self.target, device.info());
+        match change {
+            NvmeChange::Lost { why } => {
+                tracing::error!(
+                    way,
+                    nsid,
+                    why,
+                    exports = exports.len(),
+                    "device lost: its exports are fenced until it is back"
+                );
+                fence_lost(&self.target, &mut self.provider);
+            }
+            NvmeChange::Back(epoch) => match self.provider.witnesses(&exports) {
+                Ok(witnesses) => {
+                    tracing::warn!(way, nsid, files = witnesses.len(), "device back: proving it");
+                    prove_again(key, device, epoch, witnesses, self.events.clone());
+                }
+                Err(error) => {
+                    tracing::error!(way, nsid, %error, "device back, but it cannot be proven: still fenced")
+                }
+            },
+        }
+    }
+
+    /// Serves the exports of a device again that has proven itself. Their maps are those that they had.
+    fn device_proven(&mut self, key: &NvmeKey, epoch: Epoch, verdict: Result<(), DiskError>) {
+        let (way, nsid) = (key.0.to_string(), key.1);
+        let Some(device) = self.provider.disks().nvme(key) else { return };
+        let exports = exports_on(&self.target, device.info());
+        if let Err(error) = verdict {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(way, nsid, error, "what is back is not what was lost: its exports stay fenced");
+            exports.iter().for_each(|export| self.target.fence(export, FenceReason::MapInDoubt));
+            return;
+        }
+        if let Err(error) = device.admit(epoch)
+            && device.standing() != Standing::Proven(epoch)
+        {
+            tracing::warn!(way, nsid, %error, "lost again before it was served");
+            return;
+        }
+        exports.iter().for_each(|export| self.target.unfence(export, FenceReason::DeviceFailed));
+        // A loss since then was noticed by a thread that may have fenced before we let in.
+        fence_lost(&self.target, &mut self.provider);
+        tracing::warn!(way, nsid, exports = exports.len(), "device is the one that was lost: served again");
+    }
+
     /// Carries out what can be changed while hosts are connected.
     fn reload(&mut self, new: Config) -> Result<ReloadReport, ServeError> {
         let changes = Config::changes(&self.config, &new);
@@ -180,6 +241,7 @@ impl Server {
             }
         };
         self.provider.arm(&published.added);
+        fence_lost(&self.target, &mut self.provider);
         // From here on the new configuration is served, whatever becomes of the old exports: were it forgotten, the
         // next reload that fails would let go of files that hosts use.
         (self.config, self.backings) = (config, backings);
@@ -212,7 +274,10 @@ impl Server {
             cores.unlisten(port.id);
         }
         self.target.shut_down();
-        if cores.stop(Instant::now() + patience) {
+        let clean = cores.stop(Instant::now() + patience);
+        // Also when commands are left on a device: a controller that is shut down executes none of them any more.
+        self.provider.disks().shut_down();
+        if clean {
             self.commands.all_done();
             self.provider.release_all();
             tracing::info!("stopped");
@@ -229,6 +294,18 @@ impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = self.end(DROP_PATIENCE) {
             tracing::error!(%error, "the control thread ended without a clean stop");
+        }
+    }
+}
+
+/// Fences what stands on devices that are lost, or not proven again: for exports that came, or were let in, while the
+/// loss was noticed.
+fn fence_lost(target: &Target, provider: &mut Provider) {
+    for device in provider.disks().nvme_in_use() {
+        if !matches!(device.standing(), Standing::Proven(_)) {
+            for export in exports_on(target, device.info()) {
+                target.fence(&export, FenceReason::DeviceFailed);
+            }
         }
     }
 }

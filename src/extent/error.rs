@@ -189,7 +189,7 @@ pub enum ExtentError {
 }
 
 impl ExtentError {
-    pub(super) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Io { action, path: path.to_path_buf(), source: source.into() }
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct Spec {
     pub(crate) size_mib: u64,
     /// Where a partition begins, in sectors of 512 bytes, that holds the filesystem; `None` for the whole device.
     pub(crate) partition_start: Option<u64>,
+    /// The logical block of the loop device in bytes.
+    pub(crate) sector_bytes: u32,
 }
 
 impl Spec {
@@ -37,6 +39,7 @@ impl Spec {
         mount: "",
         size_mib: 512,
         partition_start: None,
+        sector_bytes: 512,
     };
     /// ext4.
     pub(crate) const EXT4: Self = Self {
@@ -46,6 +49,7 @@ impl Spec {
         mount: "",
         size_mib: 512,
         partition_start: None,
+        sector_bytes: 512,
     };
 }
 
@@ -70,7 +74,9 @@ impl LoopFs {
         let image = tempfile::tempdir_in(place).map_err(|error| error.to_string())?;
         let file = image.path().join("image");
         fs::File::create(&file).and_then(|f| f.set_len(spec.size_mib << 20)).map_err(|e| e.to_string())?;
-        let device = run(Command::new("losetup").args(["--find", "--show", "--partscan"]).arg(&file))?;
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "--partscan", "--sector-size", &spec.sector_bytes.to_string()]);
+        let device = run(losetup.arg(&file))?;
         // From here on the drop cleans up.
         let made = Self { image, device: device.trim().to_owned() };
         let target = made.filesystem_device(spec)?;

@@ -1,7 +1,8 @@
 //! kill -9 at any moment under verified write load loses no acknowledged write.
 
 use std::fs;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,14 +25,17 @@ fn next(state: &mut u64) -> u64 {
     word ^ word >> 31
 }
 
+/// Writes a configuration for files.
+type Configure = fn(&Lab, SocketAddr, &[&Path]) -> PathBuf;
+
 /// Kills the daemon some times under load, restarts it, kills it a last time, and looks into the file itself.
-fn kill_and_look(test: &str, spec: &Spec, fua: bool, digests: bool) {
+fn kill_and_look(test: &str, spec: &Spec, fua: bool, digests: bool, configure: Configure) {
     let Some(lab) = Lab::new(test, spec) else { return };
     println!("{test}: on {}", lab.fs.device());
     let path = lab.fragmented("file");
     let seed = seed(test);
-    let mut daemon = lab.serve(&lab.open_config(any_port(), &[&path]));
-    let config = lab.open_config(daemon.address(), &[&path]);
+    let mut daemon = lab.serve(&configure(&lab, any_port(), &[&path]));
+    let config = configure(&lab, daemon.address(), &[&path]);
     let base = options(daemon.address(), 1, seed);
     let connect = ConnectOptions { header_digest: digests, data_digest: digests, ..base.connect.clone() };
     let load = Load::start(bench::BenchOptions { fua, connect, ..base });
@@ -54,12 +58,17 @@ fn kill_and_look(test: &str, spec: &Spec, fua: bool, digests: bool) {
 
 #[test]
 fn on_xfs_with_flushes() {
-    kill_and_look("kill -9 on XFS", &Spec::XFS, false, false);
+    kill_and_look("kill -9 on XFS", &Spec::XFS, false, false, Lab::open_config);
+}
+
+#[test]
+fn on_xfs_by_our_driver() {
+    kill_and_look("kill -9 of our driver", &Spec::XFS, false, false, Lab::nvme_config);
 }
 
 #[test]
 fn on_ext4_with_fua_and_digests() {
-    kill_and_look("kill -9 on ext4", &Spec::EXT4, true, true);
+    kill_and_look("kill -9 on ext4", &Spec::EXT4, true, true, Lab::open_config);
 }
 
 #[test]

@@ -80,6 +80,13 @@ impl Lab {
         self.config("", address, &format!("allow_any_host = true\n{}", namespaces(files)))
     }
 
+    /// The same by our driver, on its model over the loop device.
+    pub(crate) fn nvme_config(&self, address: SocketAddr, files: &[&Path]) -> PathBuf {
+        let head = format!("[[nvme]]\nmodel = {:?}\n", self.fs.device());
+        let by_driver = namespaces(files).replace("file = ", "device = \"nvme\"\nfile = ");
+        self.config(&head, address, &format!("allow_any_host = true\n{by_driver}"))
+    }
+
     /// The binary, with the state directory of this lab.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fastice"));

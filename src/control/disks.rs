@@ -1,0 +1,375 @@
+//! The disks under pinned files: found by what they are, proven, opened once, and watched.
+//!
+//! ```text
+//!   DiskIdentity of the frozen map
+//!      | uring: by its number of this boot
+//!      | nvme: each controller of [[nvme]] is asked for its namespaces      identity, then size and block size
+//!      v
+//!   device --prove: superblock and file blocks are the same by both ways--> cores may have queues
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Weak};
+
+use async_nvme::{ControllerInfo, NamespaceInfo};
+
+use super::error::DiskError;
+use super::event::Event;
+use super::proof::prove;
+use crate::block::nvme::{
+    NvmeChange, NvmeController, NvmeDescription, NvmeDevice, NvmeWay, OnChange, Reach, Standing,
+};
+use crate::block::{BlockDevice, DeviceInfo, UringDevice, UringOptions};
+use crate::config::{DeviceWay, NvmeChoice};
+use crate::extent::{DiskIdentity, IdentityVerdict, NamespaceIdentity, PinnedFile};
+use crate::fabrics::{Export, FenceReason, Target};
+
+/// A namespace of a controller: the way to it, and its NSID there.
+pub(super) type NvmeKey = (NvmeWay, u32);
+
+/// All disks in use.
+pub(super) struct Disks {
+    target: Weak<Target>,
+    events: Sender<Event>,
+    reach: Arc<dyn Reach>,
+    uring: BTreeMap<(u32, u32, bool), Weak<UringDevice>>,
+    controllers: BTreeMap<NvmeWay, Weak<NvmeController>>,
+    nvme: BTreeMap<NvmeKey, Weak<NvmeDevice>>,
+    /// Controllers that were asked; those without a device in use end with [`Disks::settle`].
+    asked: Vec<Arc<NvmeController>>,
+}
+
+impl Disks {
+    pub(super) fn new(target: &Arc<Target>, events: Sender<Event>, reach: Arc<dyn Reach>) -> Self {
+        Self {
+            target: Arc::downgrade(target),
+            events,
+            reach,
+            uring: BTreeMap::new(),
+            controllers: BTreeMap::new(),
+            nvme: BTreeMap::new(),
+            asked: Vec::new(),
+        }
+    }
+
+    /// The whole disk under a pinned file; files of one disk share it.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or no controller has it, or it is not the one that it says it is.
+    pub(super) fn open(
+        &mut self,
+        pinned: &PinnedFile,
+        way: DeviceWay,
+        read_only: bool,
+        choices: &[NvmeChoice],
+    ) -> Result<Arc<dyn BlockDevice>, DiskError> {
+        let disk = &pinned.map().identity().disk;
+        match way {
+            DeviceWay::Uring => self.open_uring(disk, read_only),
+            DeviceWay::Nvme => {
+                let device = self.find(disk, choices)?;
+                let proof = prove(&device, &pinned.witness()?)?;
+                match device.standing() {
+                    Standing::Unproven(epoch) => {
+                        device.admit(epoch).map_err(|source| lost(&device, source))?
+                    }
+                    Standing::Proven(_) => {}
+                    Standing::Lost => return Err(lost(&device, crate::block::BlockErrorKind::Gone.into())),
+                }
+                proof.log(&device.info().name, pinned.path());
+                Ok(device)
+            }
+        }
+    }
+
+    fn open_uring(
+        &mut self,
+        disk: &DiskIdentity,
+        read_only: bool,
+    ) -> Result<Arc<dyn BlockDevice>, DiskError> {
+        let key = (disk.number.major, disk.number.minor, read_only);
+        if let Some(open) = self.uring.get(&key).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let options = UringOptions { major: key.0, minor: key.1, read_only };
+        let device = Arc::new(UringDevice::open(&options)?);
+        self.uring.insert(key, Arc::downgrade(&device));
+        Ok(device)
+    }
+
+    /// The namespace that is `disk`, on the first controller that has it.
+    fn find(&mut self, disk: &DiskIdentity, choices: &[NvmeChoice]) -> Result<Arc<NvmeDevice>, DiskError> {
+        let mut tried = Vec::new();
+        for choice in choices {
+            let way = &choice.way;
+            let controller = match self.controller(way) {
+                Ok(controller) => controller,
+                Err(error) => {
+                    tried.push(chain(&error));
+                    continue;
+                }
+            };
+            let Some(description) = controller.describe() else {
+                tried.push(format!("{way} is lost"));
+                continue;
+            };
+            for namespace in &description.namespaces {
+                match same(disk, choice, &description, namespace) {
+                    Ok(by) => {
+                        check_shape(disk, way, namespace)?;
+                        tracing::info!(disk = %disk.name, %way, nsid = namespace.nsid, by, "found the disk");
+                        return self.device(&controller, way, namespace.nsid);
+                    }
+                    Err(why) => tried.push(format!("namespace {} of {way}: {why}", namespace.nsid)),
+                }
+            }
+            if description.namespaces.is_empty() {
+                tried.push(format!("{way} has no namespaces"));
+            }
+        }
+        Err(DiskError::NotFound {
+            disk: disk.name.clone(),
+            told: disk.namespace().to_string(),
+            tried: tried.join("; "),
+        })
+    }
+
+    fn controller(&mut self, way: &NvmeWay) -> Result<Arc<NvmeController>, crate::block::OpenError> {
+        let known = self.controllers.get(way).and_then(Weak::upgrade);
+        let controller = match known {
+            Some(known) => known,
+            None => NvmeController::start(way, Arc::clone(&self.reach))?,
+        };
+        self.controllers.insert(way.clone(), Arc::downgrade(&controller));
+        self.asked.push(Arc::clone(&controller));
+        Ok(controller)
+    }
+
+    fn device(
+        &mut self,
+        controller: &Arc<NvmeController>,
+        way: &NvmeWay,
+        nsid: u32,
+    ) -> Result<Arc<NvmeDevice>, DiskError> {
+        let key = (way.clone(), nsid);
+        if let Some(open) = self.nvme.get(&key).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let device = controller.device(nsid, self.on_change(key.clone()))?;
+        self.nvme.insert(key, Arc::downgrade(&device));
+        Ok(device)
+    }
+
+    /// Fences first and tells the control thread second: no command starts after a loss was noticed.
+    fn on_change(&self, key: NvmeKey) -> OnChange {
+        let (target, events) = (self.target.clone(), self.events.clone());
+        let events = std::sync::Mutex::new(events);
+        Arc::new(move |info, change| {
+            if let (NvmeChange::Lost { .. }, Some(target)) = (change, target.upgrade()) {
+                for export in exports_on(&target, info) {
+                    target.fence(&export, FenceReason::DeviceFailed);
+                }
+            }
+            let event = Event::Device { key: key.clone(), change: change.clone() };
+            // The control thread is gone only when everything is being let go anyway.
+            let _ = events.lock().unwrap_or_else(std::sync::PoisonError::into_inner).send(event);
+        })
+    }
+
+    /// The device of a key, if it is in use.
+    pub(super) fn nvme(&self, key: &NvmeKey) -> Option<Arc<NvmeDevice>> {
+        self.nvme.get(key).and_then(Weak::upgrade)
+    }
+
+    /// All devices of our driver that are in use.
+    pub(super) fn nvme_in_use(&self) -> Vec<Arc<NvmeDevice>> {
+        self.nvme.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Lets go of controllers that no device in use needs.
+    pub(super) fn settle(&mut self) {
+        self.asked.clear();
+        self.controllers.retain(|_, controller| controller.strong_count() > 0);
+        self.nvme.retain(|_, device| device.strong_count() > 0);
+        self.uring.retain(|_, device| device.strong_count() > 0);
+    }
+
+    /// Shuts all controllers down in order. Nothing may be under way.
+    pub(super) fn shut_down(&mut self) {
+        self.asked.clear();
+        for controller in std::mem::take(&mut self.controllers).into_values() {
+            if let Some(controller) = controller.upgrade() {
+                controller.shut_down();
+            }
+        }
+    }
+}
+
+/// The exports that stand on a device.
+pub(super) fn exports_on(target: &Target, info: &DeviceInfo) -> Vec<Arc<Export>> {
+    let mut exports = target.exports();
+    exports.retain(|export| std::ptr::eq(export.device.info(), info));
+    exports
+}
+
+fn lost(device: &NvmeDevice, source: crate::block::BlockError) -> DiskError {
+    DiskError::Read { device: device.info().name.clone(), source }
+}
+
+/// By what a namespace is the disk, or why it is not, or not known to be.
+fn same(
+    disk: &DiskIdentity,
+    choice: &NvmeChoice,
+    description: &NvmeDescription,
+    namespace: &NamespaceInfo,
+) -> Result<&'static str, String> {
+    let found = identity_of(&description.controller, namespace);
+    let asked = &choice.identity;
+    for (name, fits) in [
+        ("nguid", asked.nguid.is_none() || asked.nguid == found.nguid),
+        ("eui64", asked.eui64.is_none() || asked.eui64 == found.eui64),
+        ("serial", asked.serial.is_none() || asked.serial == found.serial),
+        ("nsid", asked.nsid.is_none() || asked.nsid == found.nsid),
+    ] {
+        if !fits {
+            return Err(format!("it has another {name} than the configuration says"));
+        }
+    }
+    if let Some(stands_on) = description.stands_on {
+        return if stands_on == (disk.number.major, disk.number.minor) {
+            Ok("the block device under the model")
+        } else {
+            Err(format!("it stands on block device {}:{}, not on {}", stands_on.0, stands_on.1, disk.number))
+        };
+    }
+    match disk.namespace().compare(&found) {
+        IdentityVerdict::Same(by) => Ok(by),
+        IdentityVerdict::Different(what) => Err(format!("another {what} ({found})")),
+        IdentityVerdict::Unknown if !asked.is_empty() => Ok("the word of the configuration"),
+        IdentityVerdict::Unknown => {
+            Err(format!("nothing that could be compared ({found}); name its nguid, eui64 or serial and nsid"))
+        }
+    }
+}
+
+fn identity_of(controller: &ControllerInfo, namespace: &NamespaceInfo) -> NamespaceIdentity {
+    NamespaceIdentity {
+        nguid: namespace.nguid,
+        eui64: namespace.eui64,
+        uuid: namespace.uuid,
+        serial: Some(controller.serial.clone()).filter(|serial| !serial.is_empty()),
+        nsid: Some(namespace.nsid),
+    }
+}
+
+/// The addresses of the map are bytes of the kernel's disk: both must cut it the same way.
+fn check_shape(disk: &DiskIdentity, way: &NvmeWay, namespace: &NamespaceInfo) -> Result<(), DiskError> {
+    let bytes = namespace.blocks.checked_mul(namespace.block_len().into());
+    if bytes == Some(disk.size.get()) && namespace.block_len() == disk.logical_block_size.bytes() {
+        return Ok(());
+    }
+    Err(DiskError::Shape {
+        disk: disk.name.clone(),
+        disk_len: disk.size,
+        disk_block: disk.logical_block_size,
+        namespace: format!("namespace {} of {way}", namespace.nsid),
+        blocks: namespace.blocks,
+        block_len: namespace.block_len(),
+    })
+}
+
+/// An error and its sources on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extent::DeviceNumber;
+    use crate::units::{BlockSize, ByteLen, ByteOffset};
+
+    fn disk() -> DiskIdentity {
+        DiskIdentity {
+            number: DeviceNumber { major: 259, minor: 0 },
+            name: "nvme0n1".to_owned(),
+            node: "/dev/nvme0n1".into(),
+            size: ByteLen(1 << 20),
+            logical_block_size: BlockSize::B512,
+            partition_start: ByteOffset(0),
+            partition_len: ByteLen(1 << 20),
+            serial: Some("S1".to_owned()),
+            wwid: None,
+            model: None,
+            nguid: Some("01010101-0101-0101-0101-010101010101".to_owned()),
+            eui64: None,
+            uuid: None,
+            nsid: Some(1),
+        }
+    }
+
+    fn namespace() -> NamespaceInfo {
+        NamespaceInfo { nsid: 1, blocks: 2048, block_shift: 9, nguid: Some([1; 16]), ..Default::default() }
+    }
+
+    fn description(stands_on: Option<(u32, u32)>) -> NvmeDescription {
+        let controller = ControllerInfo { serial: "S1".to_owned(), ..Default::default() };
+        NvmeDescription { controller, namespaces: vec![namespace()], stands_on }
+    }
+
+    fn choice(identity: NamespaceIdentity) -> NvmeChoice {
+        NvmeChoice { way: NvmeWay::Model("/dev/loop0".into()), identity }
+    }
+
+    #[test]
+    fn identity_decides_and_not_the_place() {
+        let any = choice(NamespaceIdentity::default());
+        assert_eq!(same(&disk(), &any, &description(None), &namespace()), Ok("NGUID"));
+        let other = NamespaceInfo { nguid: Some([2; 16]), ..namespace() };
+        let why = same(&disk(), &any, &description(None), &other).expect_err("another one");
+        assert!(why.starts_with("another NGUID"), "{why}");
+    }
+
+    #[test]
+    fn a_model_is_known_by_what_it_stands_on() {
+        let any = choice(NamespaceIdentity::default());
+        assert!(same(&disk(), &any, &description(Some((259, 0))), &NamespaceInfo::default()).is_ok());
+        let why = same(&disk(), &any, &description(Some((7, 3))), &namespace()).expect_err("another disk");
+        assert_eq!(why, "it stands on block device 7:3, not on 259:0");
+    }
+
+    #[test]
+    fn the_operator_vouches_only_where_nothing_speaks_against() {
+        let nguid = choice(NamespaceIdentity { nguid: Some([1; 16]), ..Default::default() });
+        let plain = DiskIdentity { nguid: None, nsid: None, serial: None, ..disk() };
+        let why = same(&plain, &choice(NamespaceIdentity::default()), &description(None), &namespace());
+        assert!(why.expect_err("nothing to compare").starts_with("nothing that could be compared"));
+        assert_eq!(
+            same(&plain, &nguid, &description(None), &namespace()),
+            Ok("the word of the configuration")
+        );
+        let other = NamespaceInfo { nguid: Some([2; 16]), ..namespace() };
+        let why = same(&plain, &nguid, &description(None), &other).expect_err("not that one");
+        assert_eq!(why, "it has another nguid than the configuration says");
+        let wrong = choice(NamespaceIdentity { nguid: Some([2; 16]), ..Default::default() });
+        assert!(same(&disk(), &wrong, &description(None), &other).is_err(), "the disk says otherwise");
+    }
+
+    #[test]
+    fn size_and_block_size_must_agree() {
+        let way = NvmeWay::Model("/dev/loop0".into());
+        assert!(check_shape(&disk(), &way, &namespace()).is_ok());
+        for (blocks, block_shift) in [(2047, 9), (256, 12), (u64::MAX, 9)] {
+            let other = NamespaceInfo { blocks, block_shift, ..namespace() };
+            let error = check_shape(&disk(), &way, &other).expect_err("another shape");
+            assert!(matches!(error, DiskError::Shape { .. }), "{error}");
+        }
+    }
+}
