@@ -67,6 +67,9 @@ pub enum RestartReason {
     /// Any `[[listener]]`.
     #[error("listener")]
     Listeners,
+    /// The first `vfio_user` of an `[[nvme]]`: buffers are shared with other processes from the start, or never.
+    #[error("vfio_user, of which there was none,")]
+    SharedBuffers,
     /// `serial` or `model` of a subsystem that stays: hosts take them for the identity of the device.
     #[error("serial or model of {0}")]
     Identity(Nqn),
@@ -133,6 +136,7 @@ fn restarts(old: &Config, new: &Config) -> Vec<RestartReason> {
     note(old.poll != new.poll, RestartReason::Poll);
     note(old.log_format != new.log_format, RestartReason::LogFormat);
     note(old.listeners != new.listeners, RestartReason::Listeners);
+    note(!old.shares_buffers() && new.shares_buffers(), RestartReason::SharedBuffers);
     for after in &new.subsystems {
         if let Some(before) = find(old, &after.nqn) {
             let changed = before.serial != after.serial || before.model != after.model;

@@ -256,6 +256,12 @@ impl Config {
         changes::changes(old, new)
     }
 
+    /// Whether a controller in another process must be able to reach the buffers.
+    #[must_use]
+    pub fn shares_buffers(&self) -> bool {
+        self.nvme.iter().any(|choice| matches!(choice.way, NvmeWay::VfioUser(_)))
+    }
+
     /// Every file that is to be pinned, with whether it is to be prepared, in file order.
     pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
         self.subsystems.iter().flat_map(|subsystem| &subsystem.namespaces).filter_map(|namespace| {

@@ -207,6 +207,9 @@ fn other_controllers_are_looked_at_from_now_on() {
     let changes = Config::changes(&old, &new);
     assert_eq!(changes.live, [LiveChange::Controllers(new.nvme.clone())]);
     assert_eq!(changes.restart, []);
+    let shared = good(&format!("[[nvme]]\nvfio_user = \"/run/vfio.sock\"\n{MINIMAL}"));
+    assert_eq!(Config::changes(&old, &shared).restart, [RestartReason::SharedBuffers]);
+    assert_eq!(Config::changes(&shared, &old).restart, []);
 }
 
 #[test]

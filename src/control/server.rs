@@ -344,6 +344,7 @@ fn start_cores(
     })?;
     let options = CoreOptions {
         buffer_memory: config.buffer_memory,
+        share_buffers: config.shares_buffers(),
         idle,
         connections_max: CONNECTIONS_PER_CORE,
         hold: Some(Arc::new(hold)),

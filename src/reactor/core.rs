@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hugepage_alloc::{BufferPool, PoolOptions};
+use hugepage_alloc::{BufferPool, RegionOptions};
 
 use super::engine::{DEVICE_QUEUE_DEPTH, IoEngine};
 use super::gauges::{CoreGauges, CoreStats};
@@ -441,8 +441,9 @@ impl Core {
 /// A core's ring and buffers.
 fn memory(cpu: usize, options: &CoreOptions) -> Result<(Ring, BufferPool), CoresError> {
     let bytes = usize::try_from(options.buffer_memory.0).unwrap_or(usize::MAX);
-    let pool_options = PoolOptions { bytes, ..PoolOptions::default() };
-    let pool = BufferPool::new(&pool_options).map_err(|source| CoresError::Buffers { cpu, source })?;
+    let region = RegionOptions { share: options.share_buffers, ..RegionOptions::default() };
+    let pool =
+        BufferPool::with_options(bytes, &region).map_err(|source| CoresError::Buffers { cpu, source })?;
     let ring_options = RingOptions { slots: ring_slots(options.connections_max), ..RingOptions::default() };
     let ring = Ring::new(&ring_options).map_err(|source| CoresError::Ring { cpu, source })?;
     ring.register_pool(&pool).map_err(|source| CoresError::Ring { cpu, source })?;

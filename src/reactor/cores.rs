@@ -27,6 +27,8 @@ const HEALTH_LOOK: Duration = Duration::from_millis(200);
 pub struct CoreOptions {
     /// Buffer memory of one core.
     pub buffer_memory: ByteLen,
+    /// Whether another process may be given the buffers, as the device that it is.
+    pub share_buffers: bool,
     /// What a core does without work.
     pub idle: IdlePolicy,
     /// Connections one core serves at the most.

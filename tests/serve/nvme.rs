@@ -19,6 +19,7 @@ use fastice::control::{DiskError, Running, ServeError, start_reaching};
 use fastice::extent::{Mismatch, NoProgress};
 use fastice::initiator::bench::BenchOptions;
 use fastice::initiator::controller::Controller;
+use nvme_model::vfio_user::{Server, ServerOptions};
 use nvme_model::{Backing, ControllerOptions, Model, ModelThread, NamespaceOptions, Subsystem};
 use nvme_spec::log::LogPageId;
 
@@ -87,6 +88,34 @@ fn a_controller_that_does_not_have_the_disk_is_refused() {
         }
         assert!(lab.pin().is_none() && !is_immutable(&file), "{log}");
     }
+}
+
+#[test]
+fn a_controller_in_another_process_is_driven_where_the_operator_vouches_for_it() {
+    let Some(lab) = Lab::new("vfio-user", &Spec::XFS) else { return };
+    let file = telling(&lab, "file");
+    let socket = lab.place("nvme.sock");
+    let (model, _) = model_over(Path::new(lab.fs.device()));
+    let server = Server::bind(&socket, model, ServerOptions::default()).expect("a socket");
+    let _serves = server.spawn().expect("a thread");
+    let text = fs::read_to_string(lab.nvme_config(any_port(), &[&file])).expect("the configuration");
+    let model = format!("model = {:?}", lab.fs.device());
+    let config = lab.place("vfio-user.toml");
+    // The loop device has no identifiers, so nothing says that the namespace is that disk.
+    let anonymous = format!("vfio_user = {socket:?}");
+    fs::write(&config, text.replace(&model, &anonymous)).expect("a configuration");
+    let (status, log) = lab.try_serve(&config).err().expect("refused");
+    assert_eq!(status.code(), Some(3), "{log}");
+    assert!(log.contains("name its nguid"), "{log}");
+    let vouched = format!("{anonymous}\nnguid = \"fa571ce0-0000-0000-0000-000000000001\"");
+    fs::write(&config, text.replace(&model, &vouched)).expect("a configuration");
+    let daemon = lab.serve(&config);
+    let load = Load::start(options(daemon.address(), 1, 121));
+    load.reaches(600);
+    let (_, mut ledger) = load.end_clean();
+    let log = daemon.stop();
+    assert!(log.contains("the word of the configuration"), "{log}");
+    assert_in_file(&mut ledger, &file);
 }
 
 /// A place where a test plugs models in and pulls them out.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use async_nvme::{
     Clock as _, Controller, Error, Event, IoError, IoQueue, Op, OpKind, Options, State, SystemClock,
 };
-use hugepage_alloc::{BufferPool, PoolOptions};
+use hugepage_alloc::{BufferPool, RegionOptions};
 
 use super::controller::{Ask, NvmeDescription};
 use super::device::{Epoch, Shared, Standing, await_creation};
@@ -35,8 +35,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 /// How long an orderly end may take before the controller is cut off.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
-/// Buffers of the thread's own reads.
-const READ_POOL: PoolOptions = PoolOptions { bytes: 2 << 20, prefer_huge: true, lock: true };
+/// Bytes of buffers for the thread's own reads.
+const READ_POOL_BYTES: usize = 2 << 20;
 
 /// What the thread has.
 pub(super) struct Keeper {
@@ -246,9 +246,12 @@ impl Keeper {
             tracing::error!(name = %way, error, "no queue to read by");
             BlockError::new(BlockErrorKind::Internal)
         };
+        // The controller may be another process.
+        let shared = RegionOptions { share: true, ..RegionOptions::default() };
         let pool = match self.pool.clone() {
             Some(pool) => pool,
-            None => BufferPool::new(&READ_POOL).map_err(|error| failed(error.to_string()))?,
+            None => BufferPool::with_options(READ_POOL_BYTES, &shared)
+                .map_err(|error| failed(error.to_string()))?,
         };
         self.pool = Some(pool.clone());
         let mut reader = self.ticket(nsid, 1)?.open(&pool).map_err(|error| failed(error.to_string()))?;

@@ -14,8 +14,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use async_nvme::access::Access;
+use async_nvme::access::{Access, AccessError};
 use async_nvme::vfio::{self, PciAddress, Sysfs, UnsafeNoIommuVfio, Vfio, VfioOptions};
+use async_nvme::vfio_user::{VfioUserAccess, VfioUserOptions};
 use hugepage_alloc::physical::UnsafeWithoutIommu;
 
 use super::model;
@@ -27,7 +28,7 @@ pub enum NvmeWay {
     Pci(PciAddress),
     /// The PCI function at this address, without an IOMMU: it can then write to any memory of the host.
     PciWithoutIommu(PciAddress),
-    /// The vfio-user server that listens on this socket.
+    /// The vfio-user server that listens on this socket. It can read and write the buffers of all cores.
     VfioUser(PathBuf),
     /// A controller in software over this block device or image: for demonstrations and tests.
     Model(PathBuf),
@@ -78,12 +79,9 @@ impl Reached {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReachError {
-    /// This build does not know the way.
-    #[error("{way}: this fastice was built without that way to a controller")]
-    NotBuilt {
-        /// The way.
-        way: NvmeWay,
-    },
+    /// The other process does not give the controller.
+    #[error(transparent)]
+    VfioUser(#[from] AccessError),
     /// The kernel does not give the PCI function.
     #[error(transparent)]
     Vfio(#[from] vfio::OpenError),
@@ -126,7 +124,9 @@ impl Reach for SystemReach {
                 tracing::warn!(%address, "driven without an IOMMU: the device can write to any memory of this host");
                 Ok(Reached::at(UnsafeNoIommuVfio::open(*address, &Sysfs::default(), sure)?))
             }
-            NvmeWay::VfioUser(_) => Err(ReachError::NotBuilt { way: way.clone() }),
+            NvmeWay::VfioUser(path) => {
+                Ok(Reached::at(VfioUserAccess::connect(path, &VfioUserOptions::default())?))
+            }
             NvmeWay::Model(path) => {
                 model::over(path).map_err(|source| ReachError::Model { path: path.clone(), source })
             }
