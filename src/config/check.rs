@@ -379,6 +379,12 @@ impl Checker<'_> {
         let backing = if let Some(file) = raw.file {
             let path = self.file(nqn, &file)?;
             let device = self.device_way(raw.device);
+            if let (DeviceWay::HandedOver, Some(prepare)) = (device, &raw.prepare) {
+                self.refuse(
+                    prepare.span(),
+                    "prepare works while the filesystem is mounted: `fastice pin --prepare`",
+                );
+            }
             Backing::File { path, device, prepare: raw.prepare.is_some_and(Spanned::into_inner) }
         } else if let Some(size) = raw.memory {
             Backing::Memory { len: self.device_size(size, block_size)? }
@@ -390,7 +396,7 @@ impl Checker<'_> {
 
     fn device_way(&mut self, device: Option<Spanned<DeviceWay>>) -> DeviceWay {
         let Some(device) = device else { return DeviceWay::default() };
-        if *device.get_ref() == DeviceWay::Nvme && !self.any_controller {
+        if *device.get_ref() != DeviceWay::Uring && !self.any_controller {
             self.refuse(
                 device.span(),
                 "no [[nvme]]: name the controller to drive, such as pci = \"0000:01:00.0\"",

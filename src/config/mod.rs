@@ -209,13 +209,16 @@ pub enum Backing {
 
 /// How the device under a file is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum DeviceWay {
     /// `io_uring` and direct I/O on the block device under the mounted filesystem.
     #[default]
     Uring,
     /// Our own driver, on a controller of `[[nvme]]` that has the namespace under the filesystem.
     Nvme,
+    /// The same, for a file that was pinned before its filesystem was unmounted and its controller taken from the
+    /// kernel: the recorded map is served when the device itself holds it.
+    HandedOver,
 }
 
 impl Config {
@@ -262,7 +265,7 @@ impl Config {
         self.nvme.iter().any(|choice| matches!(choice.way, NvmeWay::VfioUser(_)))
     }
 
-    /// Every file that is to be pinned, with whether it is to be prepared, in file order.
+    /// Every file that is served, with whether it is to be prepared, in file order.
     pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
         self.subsystems.iter().flat_map(|subsystem| &subsystem.namespaces).filter_map(|namespace| {
             match &namespace.backing {

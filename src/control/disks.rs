@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 
@@ -16,13 +17,16 @@ use async_nvme::{ControllerInfo, NamespaceInfo};
 
 use super::error::DiskError;
 use super::event::Event;
-use super::proof::prove;
+use super::proof::{FilesystemOn, prove};
 use crate::block::nvme::{
     NvmeChange, NvmeController, NvmeDescription, NvmeDevice, NvmeWay, OnChange, Reach, Standing,
 };
 use crate::block::{BlockDevice, DeviceInfo, UringDevice, UringOptions};
 use crate::config::{DeviceWay, NvmeChoice};
-use crate::extent::{DiskIdentity, IdentityVerdict, NamespaceIdentity, PinnedFile};
+use crate::extent::{
+    DiskIdentity, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity, PinnedFile, StateDir,
+    stored_pin, take_over, verify_on_device,
+};
 use crate::fabrics::{Export, FenceReason, Target};
 
 /// A namespace of a controller: the way to it, and its NSID there.
@@ -67,20 +71,49 @@ impl Disks {
         let disk = &pinned.map().identity().disk;
         match way {
             DeviceWay::Uring => self.open_uring(disk, read_only),
-            DeviceWay::Nvme => {
+            DeviceWay::Nvme | DeviceWay::HandedOver => {
                 let device = self.find(disk, choices)?;
                 let proof = prove(&device, &pinned.witness()?)?;
-                match device.standing() {
-                    Standing::Unproven(epoch) => {
-                        device.admit(epoch).map_err(|source| lost(&device, source))?
-                    }
-                    Standing::Proven(_) => {}
-                    Standing::Lost => return Err(lost(&device, crate::block::BlockErrorKind::Gone.into())),
-                }
+                vouch(&device)?;
                 proof.log(&device.info().name, pinned.path());
                 Ok(device)
             }
         }
+    }
+
+    /// The disk under a file that was handed over, and the file itself, taken over by what the disk holds.
+    ///
+    /// # Errors
+    /// As [`Disks::open`], and when the disk does not hold the recorded map.
+    pub(super) fn take_over(
+        &mut self,
+        path: &Path,
+        state: &StateDir,
+        choices: &[NvmeChoice],
+    ) -> Result<(HandedOver, Arc<dyn BlockDevice>), DiskError> {
+        let stored = stored_pin(path, state)?;
+        let disk = &stored.identity.disk;
+        let device = self.find(disk, choices)?;
+        let mut filesystem = FilesystemOn::new(&device, disk.partition_start);
+        let taken = take_over(&stored, state, &mut filesystem)?;
+        vouch(&device)?;
+        Ok((taken, device))
+    }
+
+    /// The disk under a file that was taken over before.
+    ///
+    /// # Errors
+    /// As [`Disks::take_over`].
+    pub(super) fn of_taken(
+        &mut self,
+        map: &FrozenMap,
+        choices: &[NvmeChoice],
+    ) -> Result<Arc<dyn BlockDevice>, DiskError> {
+        let disk = &map.identity().disk;
+        let device = self.find(disk, choices)?;
+        verify_on_device(map, &mut FilesystemOn::new(&device, disk.partition_start))?;
+        vouch(&device)?;
+        Ok(device)
     }
 
     fn open_uring(
@@ -211,6 +244,15 @@ pub(super) fn exports_on(target: &Target, info: &DeviceInfo) -> Vec<Arc<Export>>
     let mut exports = target.exports();
     exports.retain(|export| std::ptr::eq(export.device.info(), info));
     exports
+}
+
+/// Lets cores have queues of a device that was proven just now.
+fn vouch(device: &NvmeDevice) -> Result<(), DiskError> {
+    match device.standing() {
+        Standing::Unproven(epoch) => device.admit(epoch).map_err(|source| lost(device, source)),
+        Standing::Proven(_) => Ok(()),
+        Standing::Lost => Err(lost(device, crate::block::BlockErrorKind::Gone.into())),
+    }
 }
 
 fn lost(device: &NvmeDevice, source: crate::block::BlockError) -> DiskError {

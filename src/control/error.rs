@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::block::{BlockError, OpenError};
-use crate::extent::{ExtentError, Mismatch};
+use crate::extent::{ExtentError, ExtentErrorKind, Mismatch};
 use crate::fabrics::TargetError;
 use crate::reactor::CoresError;
 use crate::units::{BlockSize, ByteLen};
@@ -135,7 +135,13 @@ impl DiskError {
     /// Whether it says that the device or the map is not what it was, rather than that this could not be found out.
     #[must_use]
     pub const fn is_verdict(&self) -> bool {
-        matches!(self, Self::Mismatch { .. } | Self::MapChanged { .. } | Self::Shape { .. })
+        match self {
+            Self::Mismatch { .. } | Self::MapChanged { .. } | Self::Shape { .. } => true,
+            Self::Extent(error) => {
+                matches!(error.kind(), ExtentErrorKind::Changed | ExtentErrorKind::NotAccepted)
+            }
+            _ => false,
+        }
     }
 
     /// What to do about it, where the message itself does not say.

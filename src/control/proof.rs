@@ -1,5 +1,6 @@
 //! Proving that a device is the one under pinned files: before the first grant, and whenever it is back.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -11,7 +12,9 @@ use super::error::DiskError;
 use super::event::Event;
 use crate::block::BlockDevice as _;
 use crate::block::nvme::{Epoch, NvmeDevice, Standing};
-use crate::extent::{SampleOf, Witness};
+use crate::extent::ondisk::ReadAt;
+use crate::extent::{FrozenMap, SampleOf, Witness, verify_on_device};
+use crate::units::{ByteLen, ByteOffset};
 
 /// How long blocks are picked at random; those that must be looked at are, however long it takes.
 const SAMPLING: Duration = Duration::from_secs(3);
@@ -22,6 +25,46 @@ const SAMPLES_MIN: usize = 3;
 /// How long a device that is back, and does not answer yet, is tried again.
 const RETURN_PATIENCE: Duration = Duration::from_secs(120);
 const RETURN_PAUSE: Duration = Duration::from_secs(2);
+
+/// Who says what a device must hold.
+#[derive(Debug)]
+pub(super) enum Voucher {
+    /// The filesystem that is mounted over it.
+    Filesystem(Witness),
+    /// The device itself, of a file that was handed over: its filesystem is not mounted.
+    Device(Arc<FrozenMap>),
+}
+
+/// A filesystem on a device, read by our driver. For metadata: a read at a time, waited for.
+pub(super) struct FilesystemOn<'a> {
+    device: &'a NvmeDevice,
+    /// Where it begins on the whole disk.
+    start: ByteOffset,
+    deadline: Instant,
+}
+
+impl<'a> FilesystemOn<'a> {
+    pub(super) fn new(device: &'a NvmeDevice, start: ByteOffset) -> Self {
+        Self { device, start, deadline: Instant::now() + READING }
+    }
+}
+
+impl ReadAt for FilesystemOn<'_> {
+    fn read_at(&mut self, offset: u64, target: &mut [u8]) -> io::Result<()> {
+        let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+        let block = u64::from(self.device.info().logical_block_size.bytes());
+        let at = self.start.get().checked_add(offset).ok_or_else(outside)?;
+        let end = at.checked_add(target.len() as u64).and_then(|end| end.checked_next_multiple_of(block));
+        // Whole blocks around what is wanted.
+        let skip = at % block;
+        let (first, len) = (at - skip, end.ok_or_else(outside)?.saturating_sub(at - skip));
+        let bytes =
+            self.device.read(ByteOffset(first), ByteLen(len), self.deadline).map_err(io::Error::other)?;
+        let wanted = usize::try_from(skip).ok().and_then(|skip| bytes.get(skip..)?.get(..target.len()));
+        target.copy_from_slice(wanted.ok_or_else(outside)?);
+        Ok(())
+    }
+}
 
 /// What was compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,13 +121,13 @@ pub(super) fn prove_again(
     key: NvmeKey,
     device: Arc<NvmeDevice>,
     epoch: Epoch,
-    witnesses: Vec<Witness>,
+    vouchers: Vec<Voucher>,
     events: Sender<Event>,
 ) {
     let body = move || {
         let deadline = Instant::now() + RETURN_PATIENCE;
         let verdict = loop {
-            match look(&device, &witnesses) {
+            match look(&device, &vouchers) {
                 Err(error) if !error.is_verdict() && Instant::now() < deadline => {
                     if device.standing() != Standing::Unproven(epoch) {
                         return;
@@ -103,13 +146,21 @@ pub(super) fn prove_again(
     }
 }
 
-fn look(device: &NvmeDevice, witnesses: &[Witness]) -> Result<(), DiskError> {
-    for witness in witnesses {
-        let report = witness.verify()?;
-        if !report.map_is_true() {
-            return Err(DiskError::MapChanged { path: witness.map().identity().path.clone() });
+fn look(device: &NvmeDevice, vouchers: &[Voucher]) -> Result<(), DiskError> {
+    for voucher in vouchers {
+        match voucher {
+            Voucher::Filesystem(witness) => {
+                let report = witness.verify()?;
+                if !report.map_is_true() {
+                    return Err(DiskError::MapChanged { path: witness.map().identity().path.clone() });
+                }
+                prove(device, witness)?.log(&device.info().name, &witness.map().identity().path);
+            }
+            Voucher::Device(map) => {
+                let start = map.identity().disk.partition_start;
+                verify_on_device(map, &mut FilesystemOn::new(device, start))?;
+            }
         }
-        prove(device, witness)?.log(&device.info().name, &witness.map().identity().path);
     }
     Ok(())
 }

@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::disks::Disks;
 use super::error::{DiskError, ServeError};
 use super::event::Event;
+use super::proof::Voucher;
 use crate::block::nvme::Reach;
 use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
-    ExtentError, FrozenMap, OnRecall, PinOptions, PinnedFile, Progress, RecallReason, StateDir, Witness, pin,
+    ExtentError, FrozenMap, HandedOver, OnRecall, PinOptions, PinnedFile, Progress, RecallReason, StateDir,
+    pin,
 };
 use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
 use crate::units::{BlockSize, ByteLen};
@@ -52,10 +54,35 @@ impl Tripwire {
     }
 }
 
-/// A pinned file.
-struct Held {
-    pinned: PinnedFile,
-    tripwire: Arc<Tripwire>,
+/// A file whose blocks are served.
+enum Held {
+    /// Its filesystem is mounted, and the guards hold its map.
+    Pinned { pinned: PinnedFile, tripwire: Arc<Tripwire> },
+    /// Its filesystem is not mounted, and the kernel cannot reach its blocks.
+    HandedOver(HandedOver),
+}
+
+impl Held {
+    fn map(&self) -> &Arc<FrozenMap> {
+        match self {
+            Self::Pinned { pinned, .. } => pinned.map(),
+            Self::HandedOver(taken) => taken.map(),
+        }
+    }
+
+    const fn tripwire(&self) -> Option<&Arc<Tripwire>> {
+        match self {
+            Self::Pinned { tripwire, .. } => Some(tripwire),
+            Self::HandedOver(_) => None,
+        }
+    }
+
+    fn voucher(&self) -> Result<Voucher, ExtentError> {
+        Ok(match self {
+            Self::Pinned { pinned, .. } => Voucher::Filesystem(pinned.witness()?),
+            Self::HandedOver(taken) => Voucher::Device(Arc::clone(taken.map())),
+        })
+    }
 }
 
 /// What one namespace stands on.
@@ -211,11 +238,14 @@ impl Provider {
         let open_error = |source| device_error(DiskError::Open(source));
         let block_size = namespace.block_size.unwrap_or(BlockSize::B4096);
         let (device, map, identity): (Arc<dyn BlockDevice>, _, _) = match &namespace.backing {
+            Backing::File { path, device: DeviceWay::HandedOver, .. } => {
+                let (map, device) = self.take_over(path, choices).map_err(device_error)?;
+                let name = name_of(&map);
+                (device, Some(map), name)
+            }
             Backing::File { path, prepare, device } => {
                 let map = self.pin(path, *prepare, namespace.block_size, progress)?;
-                let identity = map.identity();
-                let name =
-                    Identity::of_file(&identity.filesystem.uuid, identity.inode, identity.inode_generation);
+                let name = name_of(&map);
                 let device = self.disk(path, *device, namespace.read_only, choices).map_err(device_error)?;
                 (device, Some(map), name)
             }
@@ -239,7 +269,7 @@ impl Provider {
         progress: &mut dyn Progress,
     ) -> Result<Arc<FrozenMap>, ServeError> {
         if let Some(held) = self.files.get(path) {
-            return Ok(Arc::clone(held.pinned.map()));
+            return Ok(Arc::clone(held.map()));
         }
         let tripwire = Arc::new(Tripwire {
             path: path.to_owned(),
@@ -252,8 +282,26 @@ impl Provider {
         let options = PinOptions { prepare, block_size, keep: false, on_recall: Some(on_recall) };
         let pinned = pin(path, &options, &self.state, progress)?;
         let map = Arc::clone(pinned.map());
-        self.files.insert(path.to_owned(), Held { pinned, tripwire });
+        self.files.insert(path.to_owned(), Held::Pinned { pinned, tripwire });
         Ok(map)
+    }
+
+    /// A file that was handed over, and its disk.
+    fn take_over(
+        &mut self,
+        path: &Path,
+        choices: &[NvmeChoice],
+    ) -> Result<(Arc<FrozenMap>, Arc<dyn BlockDevice>), DiskError> {
+        if let Some(Held::HandedOver(taken)) = self.files.get(path) {
+            // The namespace changed; the file is ours already.
+            let map = Arc::clone(taken.map());
+            let device = self.disks.of_taken(&map, choices)?;
+            return Ok((map, device));
+        }
+        let (taken, device) = self.disks.take_over(path, &self.state, choices)?;
+        let map = Arc::clone(taken.map());
+        self.files.insert(path.to_owned(), Held::HandedOver(taken));
+        Ok((map, device))
     }
 
     /// The disk under a file that was just pinned.
@@ -264,31 +312,30 @@ impl Provider {
         read_only: bool,
         choices: &[NvmeChoice],
     ) -> Result<Arc<dyn BlockDevice>, DiskError> {
-        let Some(held) = self.files.get(path) else {
+        let Some(Held::Pinned { pinned, .. }) = self.files.get(path) else {
             let gone = std::io::ErrorKind::NotFound;
             return Err(ExtentError::io("find the pin of", path, gone).into());
         };
-        self.disks.open(&held.pinned, way, read_only, choices)
+        self.disks.open(pinned, way, read_only, choices)
     }
 
     /// Who can say whether the maps of `exports`, and the blocks under them, are still what they were.
     ///
     /// # Errors
     /// When there are no more descriptors.
-    pub(super) fn witnesses(&self, exports: &[Arc<Export>]) -> Result<Vec<Witness>, ExtentError> {
-        let held =
-            |map: &Arc<FrozenMap>| self.files.values().find(|held| Arc::ptr_eq(held.pinned.map(), map));
+    pub(super) fn vouchers(&self, exports: &[Arc<Export>]) -> Result<Vec<Voucher>, ExtentError> {
+        let held = |map: &Arc<FrozenMap>| self.files.values().find(|held| Arc::ptr_eq(held.map(), map));
         let maps = exports.iter().filter_map(|export| export.map.as_ref());
-        maps.filter_map(held).map(|held| held.pinned.witness()).collect()
+        maps.filter_map(held).map(Held::voucher).collect()
     }
 
     /// From now on a recall of a file fences its export at once.
     pub(super) fn arm(&self, exports: &[Arc<Export>]) {
         for export in exports {
             let Some(map) = &export.map else { continue };
-            let held = self.files.values().find(|held| Arc::ptr_eq(held.pinned.map(), map));
-            if let Some(held) = held {
-                held.tripwire.arm(export);
+            let held = self.files.values().find(|held| Arc::ptr_eq(held.map(), map));
+            if let Some(tripwire) = held.and_then(Held::tripwire) {
+                tripwire.arm(export);
             }
         }
     }
@@ -296,7 +343,7 @@ impl Provider {
     /// Keeps the file under an export that did not drain, whether a namespace names it or not.
     pub(super) fn hold(&mut self, export: &Export) {
         let Some(map) = &export.map else { return };
-        let under = self.files.iter().filter(|(_, held)| Arc::ptr_eq(held.pinned.map(), map));
+        let under = self.files.iter().filter(|(_, held)| Arc::ptr_eq(held.map(), map));
         self.undrained.extend(under.map(|(path, _)| path.clone()));
     }
 
@@ -314,13 +361,14 @@ impl Provider {
         }
     }
 
-    /// Lets go of a file whose export is drained: releases a pin that `serve` made, keeps one that the operator made.
+    /// Lets go of a file whose export is drained: releases a pin that `serve` made, keeps one that the operator made,
+    /// and one that was handed over.
     pub(super) fn release(&mut self, path: &Path) {
-        let Some(held) = self.files.remove(path) else { return };
-        if held.pinned.was_kept() {
-            return held.pinned.keep();
+        let Some(Held::Pinned { pinned, .. }) = self.files.remove(path) else { return };
+        if pinned.was_kept() {
+            return pinned.keep();
         }
-        if let Err(error) = held.pinned.release() {
+        if let Err(error) = pinned.release() {
             let path = path.display();
             tracing::error!(%path, %error, "the pin could not be released; run `fastice unpin`");
         }
@@ -329,7 +377,7 @@ impl Provider {
     /// The export's slot of a file, if it is armed.
     pub(super) fn export_of(&self, path: &Path) -> Option<Arc<Export>> {
         let held = self.files.get(path)?;
-        held.tripwire.armed.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        held.tripwire()?.armed.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
     /// Lets go of all files, in order.
@@ -350,6 +398,12 @@ impl Provider {
 
     /// How many bytes all pinned files have, for the ready message.
     pub(super) fn pinned_len(&self) -> ByteLen {
-        ByteLen(self.files.values().map(|held| held.pinned.map().len().0).sum())
+        ByteLen(self.files.values().map(|held| held.map().len().0).sum())
     }
+}
+
+/// What hosts know the namespace of a file by.
+fn name_of(map: &FrozenMap) -> Identity {
+    let identity = map.identity();
+    Identity::of_file(&identity.filesystem.uuid, identity.inode, identity.inode_generation)
 }

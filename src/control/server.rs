@@ -179,10 +179,10 @@ impl Server {
                 );
                 fence_lost(&self.target, &mut self.provider);
             }
-            NvmeChange::Back(epoch) => match self.provider.witnesses(&exports) {
-                Ok(witnesses) => {
-                    tracing::warn!(way, nsid, files = witnesses.len(), "device back: proving it");
-                    prove_again(key, device, epoch, witnesses, self.events.clone());
+            NvmeChange::Back(epoch) => match self.provider.vouchers(&exports) {
+                Ok(vouchers) => {
+                    tracing::warn!(way, nsid, files = vouchers.len(), "device back: proving it");
+                    prove_again(key, device, epoch, vouchers, self.events.clone());
                 }
                 Err(error) => {
                     tracing::error!(way, nsid, %error, "device back, but it cannot be proven: still fenced")

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use super::compare::compare;
 use super::device::Sysfs;
 use super::error::{ExtentError, StateProblem};
-use super::map::FrozenMap;
+use super::identity::MapIdentity;
+use super::map::{Extent, FrozenMap};
 use super::ondisk::{self, OnDiskError, ReadAt};
 use super::owner::Owner;
 use super::pin::no_record;
@@ -88,7 +89,8 @@ fn take_over_beside(
     let stored = state.load(&key)?.ok_or_else(|| no_record(&path))?;
     state.await_commands_of(&stored.owner, &path)?;
     refuse_if_the_kernel_has_it(sysfs, &stored, &path)?;
-    prove(&stored, device)?;
+    let extents = stored.map.as_ref().map_or(&[][..], |map| &map.extents);
+    prove(&stored.identity, extents, device)?;
     let Some(map) = &stored.map else { return Err(no_record(&path)) };
     let frozen =
         FrozenMap::from_extents(stored.identity.clone(), stored.generation, map.extents.iter().copied())?;
@@ -115,10 +117,17 @@ fn refuse_if_the_kernel_has_it(sysfs: &Sysfs, stored: &StoredPin, path: &Path) -
     }
 }
 
-/// Compares the stored map with the one that the device holds.
-fn prove(stored: &StoredPin, device: &mut dyn ReadAt) -> Result<(), ExtentError> {
-    let identity = &stored.identity;
-    let path = stored.path().to_path_buf();
+/// Whether the device, of an unmounted filesystem, still holds this map, and the file is immutable there.
+///
+/// # Errors
+/// As [`take_over`], where it speaks of the device.
+pub fn verify_on_device(map: &FrozenMap, device: &mut dyn ReadAt) -> Result<(), ExtentError> {
+    prove(map.identity(), map.extents(), device)
+}
+
+/// Compares a map with the one that the device holds.
+fn prove(identity: &MapIdentity, extents: &[Extent], device: &mut dyn ReadAt) -> Result<(), ExtentError> {
+    let path = identity.path.clone();
     let on_disk = match ondisk::read(device, identity) {
         Ok(on_disk) => on_disk,
         Err(source) => return Err(ExtentError::OnDisk { path, source: Box::new(source) }),
@@ -126,7 +135,6 @@ fn prove(stored: &StoredPin, device: &mut dyn ReadAt) -> Result<(), ExtentError>
     if on_disk.size != identity.size {
         return Err(ExtentError::Resized { path, frozen: identity.size, living: on_disk.size });
     }
-    let extents = stored.map.as_ref().map_or(&[][..], |map| &map.extents);
     let start = identity.disk.partition_start;
     if let Some(difference) = compare(extents, &on_disk.extents, start, identity.size).first {
         return Err(ExtentError::Changed { path, difference });

@@ -87,6 +87,14 @@ impl Lab {
         self.config(&head, address, &format!("allow_any_host = true\n{by_driver}"))
     }
 
+    /// The same for files whose filesystem is not mounted.
+    pub(crate) fn handed_over_config(&self, address: SocketAddr, files: &[&Path]) -> PathBuf {
+        let path = self.nvme_config(address, files);
+        let text = fs::read_to_string(&path).expect("the configuration");
+        fs::write(&path, text.replace("\"nvme\"", "\"handed-over\"")).expect("a configuration");
+        path
+    }
+
     /// The binary, with the state directory of this lab.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fastice"));

@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 use super::Check;
 use crate::cli::files::{existing_state, is_denied};
 use crate::cli::pins::{self, PinRow, PinState};
-use crate::config::{Backing, Config, Listener};
-use crate::extent::survey;
+use crate::config::{Backing, Config, DeviceWay, Listener};
+use crate::extent::{stored_pin, survey};
 use crate::units::BlockSize;
 
 pub(super) fn check(checks: &mut Vec<Check>, state_dir: &Path) {
@@ -26,7 +26,9 @@ pub(super) fn check_config(checks: &mut Vec<Check>, config: &Config, path: Optio
     checks.push(Check::ok("config", text));
     checks.extend(config.listeners.iter().map(listener));
     for namespace in config.subsystems.iter().flat_map(|subsystem| &subsystem.namespaces) {
-        if let Backing::File { path, prepare, .. } = &namespace.backing {
+        if let Backing::File { path, device: DeviceWay::HandedOver, .. } = &namespace.backing {
+            checks.push(handed_over(path, &config.state_dir));
+        } else if let Backing::File { path, prepare, .. } = &namespace.backing {
             checks.push(file(path, *prepare, namespace.read_only, namespace.block_size));
         }
     }
@@ -93,6 +95,31 @@ fn bind_remedy(address: SocketAddr, error: &io::Error) -> String {
         }
         io::ErrorKind::PermissionDenied => "use a port above 1023, or run as root".to_owned(),
         _ => "correct the listener".to_owned(),
+    }
+}
+
+/// Whether there is a record of a file that is to be served without its filesystem. What the device holds is for `serve`
+/// to see: it takes the controller.
+fn handed_over(path: &Path, state_dir: &Path) -> Check {
+    const ID: &str = "file";
+    let name = path.display();
+    let remedy = format!("mount its filesystem, `fastice pin {name}`, unmount it");
+    let stored = match existing_state(state_dir).map(|state| state.map(|state| stored_pin(path, &state))) {
+        Ok(Some(stored)) => stored,
+        Ok(None) => return Check::fail(ID, format!("{name} was never pinned here"), remedy),
+        Err(error) => return Check::fail(ID, format!("{name}: {:#}", error.error), remedy),
+    };
+    match stored {
+        Err(error) => Check::fail(ID, format!("{name} cannot be handed over: {error}"), remedy),
+        Ok(_) if path.exists() => Check::warn(
+            ID,
+            format!("{name} is pinned, and its filesystem is still mounted"),
+            "unmount it and give its controller to fastice: `fastice device bind`",
+        ),
+        Ok(stored) => {
+            let generation = stored.generation;
+            Check::ok(ID, format!("{name} is recorded (generation {generation}) and not mounted"))
+        }
     }
 }
 
