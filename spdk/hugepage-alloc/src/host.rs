@@ -25,6 +25,8 @@ pub struct HugePageCounts {
     pub total: usize,
     /// Pages that nobody has taken (`free_hugepages`). Some may be promised already.
     pub free: usize,
+    /// Those of the pool that leave it when they are given back (`surplus_hugepages`): more were reserved once.
+    pub surplus: usize,
 }
 
 impl HugePageCounts {
@@ -34,7 +36,11 @@ impl HugePageCounts {
     pub fn read(pages: Pages, node: Option<u32>) -> Option<Self> {
         let directory = Self::directory(pages, node)?;
         let count = |name| std::fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok();
-        Some(Self { total: count("nr_hugepages")?, free: count("free_hugepages")? })
+        Some(Self {
+            total: count("nr_hugepages")?,
+            free: count("free_hugepages")?,
+            surplus: count("surplus_hugepages")?,
+        })
     }
 
     /// Where the kernel shows the counts; `nr_hugepages` in it is where root reserves more. `None` for ordinary
