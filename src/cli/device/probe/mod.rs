@@ -41,13 +41,16 @@ const NAMESPACES_READ_MAX: usize = 16;
 #[derive(Clone, Debug, Args)]
 pub struct ProbeArgs {
     /// The PCI address of a controller that is with VFIO
-    #[arg(value_name = "PCI", required_unless_present_any = ["model"], conflicts_with = "model")]
+    #[arg(value_name = "PCI", required_unless_present_any = ["model", "vfio_user"])]
     pub address: Option<PciAddress>,
+    /// A controller in another process, behind this vfio-user socket
+    #[arg(long, value_name = "SOCKET", conflicts_with = "address")]
+    pub vfio_user: Option<PathBuf>,
     /// The software controller of fastice, in process, over this image or block device
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["address", "vfio_user"])]
     pub model: Option<PathBuf>,
     /// Unsafe: drive a controller that no IOMMU keeps from memory
-    #[arg(long, conflicts_with = "model")]
+    #[arg(long, conflicts_with_all = ["model", "vfio_user"])]
     pub no_iommu: bool,
     /// How long each read test takes; 0 reads nothing
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=3600))]

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use async_nvme::Access;
+use async_nvme::access::AccessError;
 use async_nvme::vfio::{OpenError, PciAddress, Sysfs, SysfsError, UnsafeNoIommuVfio, Vfio, VfioOptions};
+use async_nvme::{Access, VfioUserAccess, VfioUserOptions};
 use hugepage_alloc::physical::UnsafeWithoutIommu;
 use nvme_model::{ControllerOptions, Model, NamespaceOptions, Subsystem};
 
@@ -38,10 +39,11 @@ impl Reached {
 
 /// Reaches what the arguments name.
 pub(super) fn reach(args: &ProbeArgs) -> Result<Reached, Failure> {
-    match (&args.address, &args.model) {
-        (Some(address), _) => by_vfio(*address, args.no_iommu),
-        (None, Some(path)) => by_model(path),
-        (None, None) => Err(Failure::new(Exit::Usage, anyhow::anyhow!("name a controller"))),
+    match (&args.address, &args.vfio_user, &args.model) {
+        (Some(address), ..) => by_vfio(*address, args.no_iommu),
+        (None, Some(socket), _) => by_vfio_user(socket),
+        (None, None, Some(path)) => by_model(path),
+        (None, None, None) => Err(Failure::new(Exit::Usage, anyhow::anyhow!("name a controller"))),
     }
 }
 
@@ -77,6 +79,23 @@ fn refused(address: PciAddress, error: OpenError) -> Failure {
         _ => (Exit::Failed, "`fastice doctor` and the kernel log may say more".to_owned()),
     };
     Failure::new(exit, error).with_remedy(remedy)
+}
+
+/// The controller of a server that listens at `socket`.
+fn by_vfio_user(socket: &Path) -> Result<Reached, Failure> {
+    let refused = |error: AccessError| {
+        let exit = match &error {
+            AccessError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Exit::Permission
+            }
+            _ => Exit::Unreachable,
+        };
+        let remedy = "start its server, and have it listen there; it serves one client at a time";
+        Failure::new(exit, error).with_remedy(remedy)
+    };
+    let access = VfioUserAccess::connect(socket, &VfioUserOptions::default()).map_err(refused)?;
+    let name = socket.display().to_string();
+    Ok(Reached { way: "vfio-user", name, access: Arc::new(access), model: None })
 }
 
 /// The model over an image or block device, which is opened for reading only.

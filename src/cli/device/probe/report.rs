@@ -16,9 +16,9 @@ const ZERO_CELSIUS_K: i32 = 273;
 /// Everything, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub(super) struct ProbeReport {
-    /// `vfio`, `vfio-no-iommu` or `model`.
+    /// `vfio`, `vfio-no-iommu`, `vfio-user` or `model`.
     pub(super) access: &'static str,
-    /// What it was reached by: PCI address or path.
+    /// What it was reached by: PCI address, socket or image.
     pub(super) name: String,
     /// From reset to identified, in milliseconds.
     pub(super) ready_ms: u64,

@@ -8,6 +8,7 @@ use super::*;
 fn args(model: PathBuf, seconds: u64) -> ProbeArgs {
     ProbeArgs {
         address: None,
+        vfio_user: None,
         model: Some(model),
         no_iommu: false,
         seconds,
@@ -69,6 +70,32 @@ fn what_cannot_be_a_namespace_is_refused() {
     let empty = image(0);
     let refused = probed(&args(empty.path().to_owned(), 0)).expect_err("no blocks");
     assert_eq!(refused.exit, Exit::Refused);
+}
+
+#[test]
+fn a_controller_in_another_process_is_probed_by_its_socket() {
+    use nvme_model::vfio_user::{Server, ServerOptions};
+    use nvme_model::{ControllerOptions, NamespaceOptions, Subsystem};
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("nvme.sock");
+    let by_socket = || ProbeArgs { vfio_user: Some(socket.clone()), model: None, ..args(PathBuf::new(), 1) };
+    let nobody = probed(&by_socket()).expect_err("nobody listens");
+    assert_eq!((nobody.exit, nobody.remedy.is_some()), (Exit::Unreachable, true));
+
+    let subsystem = Subsystem::new("ELSEWHERE");
+    subsystem.add_namespace(NamespaceOptions::memory(3, 9, 4096)).expect("a namespace");
+    let model = subsystem.controller(ControllerOptions::default());
+    let server = Server::bind(&socket, model, ServerOptions::default()).expect("a server");
+    let _thread = server.spawn().expect("a thread");
+    let value = serde_json::to_value(probed(&by_socket()).expect("probed")).expect("serializable");
+    assert_eq!(
+        (&value["access"], &value["controller"]["serial"]),
+        (&"vfio-user".into(), &"ELSEWHERE".into())
+    );
+    assert_eq!(value["namespaces"][0]["nsid"], 3);
+    let reads = value["namespaces"][0]["reads"].as_array().expect("tests");
+    assert!(reads.iter().all(|read| read["reads"]["commands"].as_u64() > Some(0)), "{reads:?}");
 }
 
 #[test]
