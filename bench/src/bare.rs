@@ -23,7 +23,7 @@ use nvme_spec::register::{Cap, Cc, Csts, Property};
 use nvme_spec::{AdminOpcode, CompletionQueueEntry, NvmOpcode, SubmissionQueueEntry};
 use zerocopy::{FromZeros, IntoBytes, transmute};
 
-use crate::load::{PLACES, READ_LEN, places};
+use crate::load::{PLACES, READ_LEN, places, shared_memory};
 
 const PAGE: usize = 4096;
 const QID: u16 = 1;
@@ -121,8 +121,9 @@ impl Bare {
         let cap = Cap::from_bits(access.read64(Property::CAP.0));
         ensure!(cap.mpsmin() == 0, "the controller has no pages of 4 KiB");
         ensure!(cap.mqes_z() >= depth, "the controller has no queue of depth {depth}");
-        let queues = access.dma_map(&DmaRegion::map(IO_SQ + 65 * PAGE, true, true)?)?;
-        let data = access.dma_map(&DmaRegion::map(usize::from(depth) * READ_LEN as usize, true, true)?)?;
+        let queues = access.dma_map(&DmaRegion::with_options(IO_SQ + 65 * PAGE, &shared_memory())?)?;
+        let data_len = usize::from(depth) * READ_LEN as usize;
+        let data = access.dma_map(&DmaRegion::with_options(data_len, &shared_memory())?)?;
         let region = queues.region().clone();
         let mut bare = Self {
             admin: Ring::new(&region, 0, ADMIN_SQ, ADMIN_CQ, ADMIN_ENTRIES),

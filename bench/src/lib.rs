@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 pub mod bare;
+pub mod chosen;
 pub mod clock;
 pub mod count;
 pub mod device;

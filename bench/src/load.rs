@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use async_nvme::access::Access;
 use async_nvme::{Clock, Controller, Done, IoQueue, Moment, Op, OpKind, Options, SystemClock, block_on};
-use hugepage_alloc::{BufferPool, DmaBuf, PoolOptions};
+use hugepage_alloc::{BufferPool, DmaBuf, RegionOptions};
 
 /// Bytes of each read.
 pub const READ_LEN: u32 = 4096;
@@ -67,7 +67,7 @@ impl Load {
         let places_max = namespace.blocks.checked_div(blocks).unwrap_or(0);
         ensure!(places_max > 0, "namespace {nsid} is too small, or its blocks are above {READ_LEN} bytes");
         let bytes = (usize::from(depth) * READ_LEN as usize).max(2 << 20);
-        let pool = BufferPool::new(&PoolOptions { bytes, ..PoolOptions::default() })?;
+        let pool = BufferPool::with_options(bytes, &shared_memory())?;
         let queue = controller.queue_ticket(nsid, depth)?.open(&pool)?;
         block_on(controller.until(|_| queue.is_ready() || queue.is_gone()), &mut *idle)?;
         if let Some(status) = queue.refused_with() {
@@ -174,6 +174,12 @@ impl Load {
         block_on(self.controller.shutdown(), idle)?;
         Ok(())
     }
+}
+
+/// Memory that a device in another process can be given too.
+#[must_use]
+pub fn shared_memory() -> RegionOptions {
+    RegionOptions { share: true, ..RegionOptions::default() }
 }
 
 /// Random first blocks of 4 KiB, the same in each run.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use fastice_bench::chosen::Chosen;
 use fastice_bench::report::Report;
 use fastice_bench::suite::{KernelPeer, Plan};
 use fastice_bench::{count, machine};
@@ -45,6 +46,12 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Driver {
+    /// What to drive: replay (costs nothing: the driver alone), model (in this process), vfio:PCI-ADDRESS
+    #[arg(long, value_delimiter = ',', default_values_t = [Chosen::Replay, Chosen::Model], value_name = "DEVICE")]
+    device: Vec<Chosen>,
+    /// The namespace to read, of a device outside
+    #[arg(long, default_value_t = 1, value_name = "NSID", value_parser = clap::value_parser!(u32).range(1..=0xFFFF_FFFE))]
+    nsid: u32,
     /// Queue depths
     #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 128], value_name = "N,N")]
     depths: Vec<u16>,
@@ -107,11 +114,24 @@ fn driver(options: &Driver) -> Result<()> {
     plan.check()?;
     let mut report = Report::load(&options.report)?;
     let mut rows = Vec::new();
+    let outside = |device: &Chosen| !matches!(device, Chosen::Replay | Chosen::Model);
+    ensure!(
+        options.kernel.is_none() || options.device.iter().any(outside),
+        "the kernel's driver can be compared with on a device outside only"
+    );
     let kernel = options.kernel.as_ref();
     let kernel = kernel.map(|path| KernelPeer { path: path.clone(), polled: !options.kernel_interrupts });
-    ensure!(kernel.is_none(), "a kernel peer needs a device outside");
-    plan.replay(&mut rows)?;
-    plan.model(&mut rows)?;
+    for device in &options.device {
+        match device {
+            Chosen::Replay => plan.replay(&mut rows)?,
+            Chosen::Model => plan.model(&mut rows)?,
+            outside => {
+                let mut device = outside.open_outside(options.nsid)?;
+                let device = device.as_mut().context("not a device outside")?;
+                plan.outside(&mut rows, device, kernel.as_ref())?;
+            }
+        }
+    }
     report.merge(rows);
     Ok(report.save(&options.report)?)
 }
