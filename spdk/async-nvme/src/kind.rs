@@ -53,36 +53,30 @@ impl Kind {
     }
 }
 
-/// What an operation does, as a queue pair keeps it.
+/// What a plain operation is, as a queue pair keeps it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct What {
+pub(crate) struct Plain {
     pub(crate) kind: Kind,
-    /// Bits of CDW12 beside the number of blocks, of plain operations.
+    /// Bits of CDW12 beside the number of blocks.
     pub(crate) cdw12: u32,
-    /// All of it, when it is not plain; else whatever was there before.
-    special: OpKind,
 }
 
-impl What {
-    pub(crate) const NOTHING: Self = Self { kind: Kind::Flush, cdw12: 0, special: OpKind::Flush };
-
-    /// Becomes `kind`. In place, and no more of it than need be.
+impl Plain {
+    /// Of any operation; of one that is not plain only its kind.
     #[inline]
-    pub(crate) fn set(&mut self, kind: Kind, of: OpKind) {
-        self.kind = kind;
-        self.cdw12 = 0;
-        match of {
-            OpKind::Write { fua: true } => self.cdw12 = IoCdw12::new().with_fua(true).into_bits(),
+    pub(crate) const fn of(kind: Kind, op: &OpKind) -> Self {
+        let cdw12 = match op {
+            OpKind::Write { fua } => IoCdw12::new().with_fua(*fua).into_bits(),
             OpKind::WriteZeroes { deallocate, fua } => {
-                self.cdw12 = IoCdw12::new().with_fua(fua).with_deac(deallocate).into_bits();
+                IoCdw12::new().with_fua(*fua).with_deac(*deallocate).into_bits()
             }
-            _ if !kind.is_plain() => self.special = of,
-            _ => {}
-        }
+            _ => 0,
+        };
+        Self { kind, cdw12 }
     }
 
-    /// What the caller asked for.
-    pub(crate) fn op_kind(&self) -> OpKind {
+    /// What the caller asked for; `special` when that is not plain.
+    pub(crate) const fn op_kind(self, special: OpKind) -> OpKind {
         let cdw12 = IoCdw12::from_bits(self.cdw12);
         match self.kind {
             Kind::Read => OpKind::Read,
@@ -90,7 +84,7 @@ impl What {
             Kind::Compare => OpKind::Compare,
             Kind::Verify => OpKind::Verify,
             Kind::WriteZeroes => OpKind::WriteZeroes { deallocate: cdw12.deac(), fua: cdw12.fua() },
-            Kind::Flush | Kind::Deallocate | Kind::Copy | Kind::DatasetManagement | Kind::Raw => self.special,
+            Kind::Flush | Kind::Deallocate | Kind::Copy | Kind::DatasetManagement | Kind::Raw => special,
         }
     }
 }
@@ -124,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_what_was_asked_for_whatever_was_kept_before() {
+    fn what_is_kept_is_what_was_asked_for() {
         let raw = RawCommand { opcode: 0x81, cdw10_15: [1, 2, 3, 4, 5, 6] };
         let all = [
             OpKind::Read,
@@ -140,13 +134,11 @@ mod tests {
             OpKind::Deallocate,
             OpKind::DatasetManagement { attributes: 5 },
         ];
-        let mut what = What::NOTHING;
-        for before in all {
-            for after in all {
-                what.set(before.kind(), before);
-                what.set(after.kind(), after);
-                assert_eq!(what.op_kind(), after);
-            }
+        for op in all {
+            let plain = Plain::of(op.kind(), &op);
+            // Whatever is left there of an operation before.
+            let special = if op.kind().is_plain() { OpKind::Copy { to: 1, fua: true } } else { op };
+            assert_eq!(plain.op_kind(special), op);
         }
         for (index, kind) in Kind::ALL.into_iter().enumerate() {
             assert_eq!(kind as usize, index);

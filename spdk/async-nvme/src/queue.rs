@@ -23,10 +23,10 @@ use crate::access::DmaMapping;
 use crate::clock::Moment;
 use crate::data::{Lists, Pointer, point, point_special};
 use crate::error::IoError;
-use crate::kind::{Kind, What};
+use crate::kind::{Kind, Plain};
 use crate::limits::{DATASET_RANGE_LEN, Limits};
 use crate::link::{Link, Shared, state, wish};
-use crate::op::{Done, Op};
+use crate::op::{Done, Op, OpKind};
 use crate::requeue::{Journal, Requeue, changes};
 use crate::ring::Rings;
 use crate::slots::Slots;
@@ -80,22 +80,17 @@ pub struct QueueStats {
 
 /// A place for an operation. Written and cleared in place: it is never moved on the I/O path.
 ///
-/// The order of the fields is kept: neighbours here are no neighbours in [`Op`], or they would be copied in pairs, with a
-/// load that waits for two stores to leave the store buffer.
+/// Two cache lines, and a completion needs the first one only. The order of the fields is kept for a second reason:
+/// neighbours here are no neighbours in [`Op`], or they would be copied in pairs, with a load that waits for two stores
+/// to leave the store buffer.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct OpEntry {
     pub(crate) token: u64,
-    /// The device's address of the buffer.
-    iova: u64,
-    pub(crate) lba: u64,
+    pub(crate) buf: Option<DmaBuf>,
     /// Blocks not yet given to the device; 0 when they need not be.
     pub(crate) left: u64,
-    pub(crate) blocks: u64,
-    /// Its number among all submitted, and where the journal stood then.
-    pub(crate) number: u64,
-    pub(crate) position: u64,
-    pub(crate) buf: Option<DmaBuf>,
+    pub(crate) plain: Plain,
     dw0: u32,
     pub(crate) error: Option<Status>,
     /// Commands open.
@@ -105,26 +100,34 @@ pub(crate) struct OpEntry {
     /// Whether any command of it was given to the device, since the last reset and before it.
     pub(crate) started: bool,
     pub(crate) started_before: bool,
-    pub(crate) what: What,
+    /// The device's address of the buffer.
+    iova: u64,
+    pub(crate) lba: u64,
+    pub(crate) blocks: u64,
+    /// Its number among all submitted, and where the journal stood then.
+    pub(crate) number: u64,
+    pub(crate) position: u64,
 }
+
+const _: () = assert!(size_of::<OpEntry>() == 128);
 
 impl OpEntry {
     const FREE: Self = Self {
+        token: 0,
+        buf: None,
+        left: 0,
+        plain: Plain { kind: Kind::Flush, cdw12: 0 },
+        dw0: 0,
+        error: None,
+        open: 0,
         taken: false,
         started: false,
         started_before: false,
-        open: 0,
-        error: None,
-        dw0: 0,
-        token: 0,
+        iova: 0,
         lba: 0,
         blocks: 0,
-        left: 0,
-        iova: 0,
-        buf: None,
         number: 0,
         position: 0,
-        what: What::NOTHING,
     };
 
     /// Gives the place back, and the operation with its result.
@@ -152,6 +155,8 @@ pub struct IoQueue {
     pub(crate) rings: Rings,
     pub(crate) slots: Slots,
     pub(crate) ops: Box<[OpEntry]>,
+    /// What operations are that are not plain, by the index of their place.
+    specials: Box<[OpKind]>,
     pub(crate) ops_free: Vec<u16>,
     /// Operations with pieces not yet given to the device, in the order of submission.
     pub(crate) waiting: VecDeque<u16>,
@@ -212,6 +217,7 @@ impl IoQueue {
             rings,
             slots: Slots::new(depth),
             ops: ops.into_boxed_slice(),
+            specials: vec![OpKind::Flush; count].into_boxed_slice(),
             ops_free: (0..depth).rev().collect(),
             waiting: VecDeque::with_capacity(count),
             ready: VecDeque::with_capacity(count),
@@ -304,10 +310,15 @@ impl IoQueue {
         (entry.taken, entry.started, entry.started_before) = (true, false, false);
         (entry.open, entry.error, entry.dw0) = (0, None, 0);
         (entry.token, entry.lba, entry.iova) = (op.token, op.lba, iova);
-        entry.what.set(kind, op.kind);
+        entry.plain = Plain::of(kind, &op.kind);
         entry.buf = op.buf;
         entry.number = self.stats.submitted;
         entry.position = self.journal.as_ref().map_or(0, Journal::position);
+        if !kind.is_plain()
+            && let Some(special) = self.specials.get_mut(usize::from(index))
+        {
+            *special = op.kind;
+        }
         self.stats.submitted += 1;
         // In the order of submission: at once only when none waits.
         if !self.waiting.is_empty() || !self.slots.has_free() || self.issue(index) {
@@ -366,7 +377,7 @@ impl IoQueue {
     fn issue(&mut self, index: u16) -> bool {
         let Some(op) = self.ops.get_mut(usize::from(index)) else { return false };
         let Some((slot, cid)) = self.slots.open(index) else { return true };
-        let (kind, limits) = (op.what.kind, &self.limits);
+        let (kind, limits) = (op.plain.kind, &self.limits);
         let begun = op.blocks - op.left;
         let lba = op.lba + begun;
         let blocks = limits.piece(kind, lba, op.left);
@@ -390,9 +401,10 @@ impl IoQueue {
         op.open += 1;
         op.started = true;
         if kind.is_plain() {
-            self.rings.push(limits.command(kind, cid, (lba, blocks), op.what.cdw12, data));
+            self.rings.push(limits.command(kind, cid, (lba, blocks), op.plain.cdw12, data));
         } else {
-            self.rings.push(limits.special_command(op.what.op_kind(), cid, blocks, begun, data));
+            let special = self.specials.get(usize::from(index)).copied().unwrap_or(OpKind::Flush);
+            self.rings.push(limits.special_command(special, cid, blocks, begun, data));
         }
         self.stats.commands += 1;
         op.left > 0
@@ -480,7 +492,8 @@ impl IoQueue {
             return Ok(None);
         }
         if let Some(journal) = &mut self.journal {
-            journal.note(changes(op.what.op_kind(), op.lba, op.blocks));
+            let special = self.specials.get(usize::from(index)).copied().unwrap_or(OpKind::Flush);
+            journal.note(changes(op.plain.op_kind(special), op.lba, op.blocks));
         }
         self.ops_free.push(index);
         Ok(Some(index))
@@ -491,15 +504,15 @@ impl IoQueue {
     fn watch(&mut self, now: Moment) {
         self.watch_at = now.after((self.io_timeout / 8).min(self.abort_grace));
         for (cid, slot) in self.slots.open_mut() {
-            match slot.deadline {
+            match slot.deadline() {
                 // Measured from here: nobody may have polled, or looked at the clock, for a long time before.
-                None => slot.deadline = Some(now.after(self.io_timeout)),
+                None => slot.set_deadline(now.after(self.io_timeout)),
                 Some(deadline) if now < deadline => {}
                 Some(_) if slot.aborting => self.shared.ask_reset(wish::TIMEOUT),
                 Some(_) => {
                     if self.shared.ask_abort(&self.link, cid) {
                         slot.aborting = true;
-                        slot.deadline = Some(now.after(self.abort_grace));
+                        slot.set_deadline(now.after(self.abort_grace));
                         self.stats.timeouts += 1;
                     }
                 }

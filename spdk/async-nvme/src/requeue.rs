@@ -24,6 +24,7 @@
 
 use nvme_spec::command::DataDirection;
 
+use crate::kind::Kind;
 use crate::op::OpKind;
 
 /// Which operations are given to a controller anew after its reset; the others end with [`crate::IoError::Reset`].
@@ -50,11 +51,11 @@ pub(crate) enum Effect {
 }
 
 impl Effect {
-    pub(crate) const fn of(kind: OpKind) -> Self {
+    pub(crate) const fn of(kind: Kind) -> Self {
         match kind {
-            OpKind::Read | OpKind::Compare | OpKind::Verify | OpKind::Flush => Self::Nothing,
-            OpKind::Write { .. } | OpKind::WriteZeroes { .. } | OpKind::Deallocate => Self::Sets,
-            OpKind::Copy { .. } | OpKind::DatasetManagement { .. } | OpKind::Raw(_) => Self::Unknown,
+            Kind::Read | Kind::Compare | Kind::Verify | Kind::Flush => Self::Nothing,
+            Kind::Write | Kind::WriteZeroes | Kind::Deallocate => Self::Sets,
+            Kind::Copy | Kind::DatasetManagement | Kind::Raw => Self::Unknown,
         }
     }
 }
@@ -159,6 +160,6 @@ mod tests {
         assert_eq!(changes(raw(0x02), 0, 1), (0, 0));
         assert_eq!(changes(raw(0x01), 0, 1), (0, u64::MAX));
         assert_eq!(changes(raw(0x08), 0, 1), (0, u64::MAX));
-        assert_eq!(Effect::of(raw(0x02)), Effect::Unknown, "and is not repeated all the same");
+        assert_eq!(Effect::of(raw(0x02).kind()), Effect::Unknown, "and is not repeated all the same");
     }
 }

@@ -124,7 +124,7 @@ fn may_requeue(policy: Requeue, op: &OpEntry, overlaps: impl Fn(&OpEntry) -> boo
     if policy == Requeue::Nothing || op.error.is_some() || given_twice {
         return false;
     }
-    match Effect::of(op.what.op_kind()) {
+    match Effect::of(op.plain.kind) {
         _ if !op.started && !op.started_before => true,
         Effect::Nothing => true,
         Effect::Sets => policy == Requeue::Idempotent && !overlaps(op),

@@ -23,9 +23,22 @@ pub(crate) struct Slot {
     generation: u16,
     open: bool,
     pub(crate) aborting: bool,
-    /// Set when it was first seen open by the watch.
-    pub(crate) deadline: Option<Moment>,
+    /// Set when it was first seen open by the watch; the first moment there is until then.
+    deadline: Moment,
 }
+
+impl Slot {
+    pub(crate) fn deadline(&self) -> Option<Moment> {
+        (self.deadline != Moment::default()).then_some(self.deadline)
+    }
+
+    pub(crate) fn set_deadline(&mut self, deadline: Moment) {
+        // A clock that stands at its origin is late by a nanosecond.
+        self.deadline = deadline.max(Moment(1));
+    }
+}
+
+const _: () = assert!(size_of::<Slot>() == 16);
 
 /// All slots of a queue pair.
 #[derive(Debug)]
@@ -65,7 +78,7 @@ impl Slots {
         let slot = self.slots.get_mut(usize::from(number))?;
         let last = self.generation_max;
         let generation = if slot.generation >= last { last.min(1) } else { slot.generation + 1 };
-        *slot = Slot { op, generation, open: true, aborting: false, deadline: None };
+        *slot = Slot { op, generation, open: true, aborting: false, deadline: Moment::default() };
         Some((number, cid(generation, number, self.bits)))
     }
 
