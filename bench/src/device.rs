@@ -10,8 +10,9 @@ use nvme_model::{ControllerOptions, Model, NamespaceOptions, Subsystem};
 use crate::paced::Paced;
 use crate::replay::{Player, Replay};
 
-/// Blocks of the namespace of the model: 64 MiB, more than the caches of a core.
-const MODEL_BLOCKS: u64 = 1 << 14;
+/// Blocks of the namespace of the model: 1 MiB. The model copies each block twice; from larger ones it would wait for
+/// memory most of the time, and that time varies by more than what a driver costs.
+const MODEL_BLOCKS: u64 = 1 << 8;
 const MODEL_BLOCK_SHIFT: u8 = 12;
 
 /// A controller to be driven.

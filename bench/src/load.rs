@@ -15,6 +15,8 @@ use hugepage_alloc::{BufferPool, DmaBuf, RegionOptions};
 
 /// Bytes of each read.
 pub const READ_LEN: u32 = 4096;
+/// Bytes of each write that fills the namespace.
+const WRITE_LEN: u32 = 256 << 10;
 /// Random places, used over and over: a power of two.
 pub(crate) const PLACES: usize = 1 << 14;
 
@@ -40,7 +42,9 @@ pub struct Load {
     done: Vec<Done>,
     places: Box<[u64]>,
     next: usize,
+    /// Blocks of a read, and of the part of the namespace that is read.
     blocks: u64,
+    blocks_max: u64,
     depth: usize,
     open: usize,
     failed: u64,
@@ -66,7 +70,7 @@ impl Load {
         let blocks = u64::from(READ_LEN) >> namespace.block_shift;
         let places_max = namespace.blocks.checked_div(blocks).unwrap_or(0);
         ensure!(places_max > 0, "namespace {nsid} is too small, or its blocks are above {READ_LEN} bytes");
-        let bytes = (usize::from(depth) * READ_LEN as usize).max(2 << 20);
+        let bytes = (usize::from(depth) * READ_LEN as usize).max(4 << 20);
         let pool = BufferPool::with_options(bytes, &shared_memory())?;
         let queue = controller.queue_ticket(nsid, depth)?.open(&pool)?;
         block_on(controller.until(|_| queue.is_ready() || queue.is_gone()), &mut *idle)?;
@@ -93,6 +97,7 @@ impl Load {
             places: places(places_max, blocks),
             next: 0,
             blocks,
+            blocks_max: places_max * blocks,
             depth,
             open: 0,
             failed: 0,
@@ -156,6 +161,39 @@ impl Load {
     fn refused(&mut self, op: Op) {
         self.failed += 1;
         self.spare.extend(op.buf);
+    }
+
+    /// Writes the whole namespace, one write at a time: memory that was never written is no memory yet, and the first
+    /// reads would measure how the kernel finds some.
+    ///
+    /// # Errors
+    /// When a write fails, or the device does not answer.
+    pub fn write_all(&mut self, idle: &mut dyn FnMut()) -> Result<()> {
+        ensure!(self.open == 0, "reads are open");
+        let step = self.blocks * u64::from(WRITE_LEN / READ_LEN);
+        for lba in (0..self.blocks_max).step_by(usize::try_from(step)?) {
+            let blocks = step.min(self.blocks_max - lba);
+            let len = u32::try_from(blocks / self.blocks)? * READ_LEN;
+            let buf = self.pool.alloc(len);
+            if let Some(buf) = &buf {
+                buf.write_from(0, &[0x5A; WRITE_LEN as usize][..len as usize]);
+            }
+            let op = Op { token: lba, kind: OpKind::Write { fua: false }, lba, blocks, buf };
+            if let Err(refused) = self.queue.submit(op) {
+                bail!("a write was refused: {:?}", refused.why);
+            }
+            self.queue.ring();
+            while self.done.is_empty() {
+                idle();
+                self.serve();
+                self.queue.poll(self.now, 1, &mut self.done);
+                ensure!(!self.queue.is_gone(), "the controller went away");
+            }
+            for done in self.done.drain(..) {
+                done.result?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits for all reads, then shuts the controller down.

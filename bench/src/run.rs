@@ -4,7 +4,7 @@
 //! something else falls out.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -24,14 +24,18 @@ const ALONE_CHUNK: usize = 1 << 19;
 const CHUNK_READS_MIN: usize = 64;
 /// The driver's clock is looked at once in so many turns, as a reactor does once a turn for many queues.
 const CLOCK_EVERY: usize = 64;
+/// Reads that are timed one by one, at most, and after how many of them the controller itself is served.
+const READS_TIMED_MAX: usize = 1 << 20;
+const SERVE_EVERY: usize = 64;
 /// After so many turns for nothing in a row it is looked how long that was, and how long that may be.
 const IDLE_TURNS: u32 = 1 << 20;
-const SILENCE_NS: f64 = 60e9;
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// What a round came to.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// Nanoseconds a read: of the thread's own time for a device that works on its core, of the day else.
+    /// Nanoseconds a read: of the thread's own time for a device that works on its core, of the day else. One at a
+    /// time on a device of the second kind: the middle one.
     pub ns: f64,
     /// Reads in all chunks.
     pub reads: usize,
@@ -103,6 +107,26 @@ impl Side<Device> for Bare {
     }
 }
 
+/// One read at a time for `time`: the middle one of their times. A read in which the machine did something else falls
+/// out, where a mean of many would not.
+fn one_by_one<D, S: Side<D>>(side: &mut S, device: &mut D, time: Duration) -> Result<Round> {
+    let mut times = Vec::with_capacity(READS_TIMED_MAX);
+    chunk(side, device, CHUNK_READS_MIN)?;
+    let whole = Instant::now();
+    while times.is_empty() || (whole.elapsed() < time && times.len() < READS_TIMED_MAX) {
+        for _ in 0..SERVE_EVERY {
+            let begun = Instant::now();
+            chunk(side, device, 1)?;
+            times.push(begun.elapsed().as_nanos() as f64);
+        }
+        side.serve();
+    }
+    let reads = times.len();
+    let spread = Spread::of(&times);
+    ensure!(spread.is_some(), "no read was timed");
+    Ok(Round { ns: spread.map_or(f64::NAN, |spread| spread.median), reads })
+}
+
 /// Keeps a side busy for `time`.
 fn busy<D: Worked, S: Side<D>>(side: &mut S, device: &mut D, time: Duration) -> Result<Round> {
     let inside = device.is_inside();
@@ -136,7 +160,7 @@ fn busy<D: Worked, S: Side<D>>(side: &mut S, device: &mut D, time: Duration) -> 
 fn chunk<D, S: Side<D>>(side: &mut S, device: &mut D, reads: usize) -> Result<usize> {
     let mut done = 0;
     // A device that stops answering ends the round.
-    let watch = Stopwatch::start();
+    let mut silent_since = None;
     let mut idle = 0u32;
     while done < reads {
         let count = side.turn(device)?;
@@ -144,7 +168,8 @@ fn chunk<D, S: Side<D>>(side: &mut S, device: &mut D, reads: usize) -> Result<us
         idle = if count == 0 { idle + 1 } else { 0 };
         if idle == IDLE_TURNS {
             side.serve();
-            ensure!(watch.wall_ns() < SILENCE_NS, "the device does not answer");
+            let since = *silent_since.get_or_insert_with(Instant::now);
+            ensure!(since.elapsed() < SILENCE, "the device does not answer");
             idle = 0;
         }
     }
@@ -160,11 +185,23 @@ pub fn ours(device: &mut Device, depth: u16, buffers: Buffers, time: Duration) -
     let load = Load::start(access, nsid, depth, buffers, &mut || device.idle())?;
     device.opened()?;
     let mut side = Ours { load, turns: 0 };
-    let round = busy(&mut side, device, time)?;
+    let alone = depth == 1 && !device.is_inside();
+    let round = if alone { one_by_one(&mut side, device, time)? } else { busy(&mut side, device, time)? };
     ensure!(side.load.failed() == 0, "{} reads failed", side.load.failed());
     side.load.finish(&mut || device.idle())?;
     device.closed();
     Ok(round)
+}
+
+/// Writes all of the device's namespace. Its contents are lost.
+///
+/// # Errors
+/// When the device does not do as it should.
+pub fn write_all(device: &mut Device) -> Result<()> {
+    let (access, nsid) = (device.access(), device.nsid());
+    let mut load = Load::start(access, nsid, 1, Buffers::Pooled, &mut || device.idle())?;
+    load.write_all(&mut || device.idle())?;
+    load.finish(&mut || device.idle())
 }
 
 /// A round of the device alone.
@@ -175,7 +212,8 @@ pub fn bare(device: &mut Device, depth: u16, time: Duration) -> Result<Round> {
     let (access, nsid) = (device.access(), device.nsid());
     let mut bare = Bare::start(access, nsid, depth, &mut || device.idle())?;
     device.opened()?;
-    let round = busy(&mut bare, device, time)?;
+    let alone = depth == 1 && !device.is_inside();
+    let round = if alone { one_by_one(&mut bare, device, time)? } else { busy(&mut bare, device, time)? };
     bare.finish(&mut || device.idle())?;
     device.closed();
     Ok(round)
@@ -208,7 +246,8 @@ pub fn replay_alone(depth: u16, time: Duration) -> Result<f64> {
 /// When a read failed, or the kernel cannot do it.
 pub fn kernel(path: &Path, depth: u16, polled: bool, time: Duration) -> Result<Round> {
     let mut side = Kernel::start(path, depth, polled)?;
-    let round = busy(&mut side, &mut (), time)?;
+    let round =
+        if depth == 1 { one_by_one(&mut side, &mut (), time)? } else { busy(&mut side, &mut (), time)? };
     side.finish()?;
     Ok(round)
 }

@@ -157,6 +157,7 @@ impl Plan {
     pub fn model(&self, rows: &mut Vec<Row>) -> Result<()> {
         for &depth in &self.depths {
             let mut device = Device::model()?;
+            run::write_all(&mut device)?;
             let pairs = self.pairs(&mut device, depth, Buffers::Reused)?;
             // What the bare loop costs by itself is known from the replayed device.
             let (mut bare, mut model) = (Vec::new(), Vec::new());
@@ -195,6 +196,7 @@ impl Plan {
         }
         if self.depths.contains(&1) {
             let mut device = Device::paced(PACED)?;
+            run::write_all(&mut device)?;
             let pairs = self.pairs(&mut device, 1, Buffers::Reused)?;
             self.beside_bare(rows, &device.name, 1, &pairs, Some(Bar::RatioAtMost(LATENCY_RATIO_MAX)))?;
         }
@@ -220,7 +222,8 @@ impl Plan {
                     ours: &us(&pairs.ours),
                     peer: Some(("bare loop on the same device: its own latency", &us(&pairs.bare))),
                     bar,
-                    method: "from one read to the next, one open at a time",
+                    method: "one read open at a time: the middle one, from submit to done; on the model in this process \
+                             the mean of thread time",
                 },
             );
         }
