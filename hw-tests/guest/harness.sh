@@ -127,7 +127,9 @@ handle() {
 # converse OPTIONS...: boots a guest over $work/overlay and listens to it until it has powered off.
 # Returns its exit code (124: time over); guest_done says whether it came to its end.
 converse() {
-    local line guest_pid code=0
+    local line part='' guest_pid code=0
+    guest_done=0
+    rm -f "$work"/guest-control.{in,out}
     mkfifo "$work/guest-control.in" "$work/guest-control.out"
     exec {to_guest}<>"$work/guest-control.in" {from_guest}<>"$work/guest-control.out"
     guest_start=$(now_ms)
@@ -136,19 +138,24 @@ converse() {
     guest_pid=$!
     while kill -0 "$guest_pid" 2>/dev/null; do
         while IFS= read -r -t 1 line <&"$from_guest"; do
+            line=$part$line part=''
             printf '%s\n' "$line" >>"$work/control.log"
             handle "$line"
         done
+        # Time over in the middle of a line.
+        part+=$line
     done
     wait "$guest_pid" || code=$?
+    exec {to_guest}>&- {from_guest}<&-
     return "$code"
 }
 
-# guest_ended CODE: the result of the guest as a whole.
+# guest_ended CODE [NAME]: the result of the guest as a whole.
 guest_ended() {
+    local name=${2:-guest}-ran-to-its-end
     if ((guest_done)) && (($1 == 0)); then
-        result guest-ran-to-its-end PASS "$((($(now_ms) - guest_start) / 1000)) s"
+        result "$name" PASS "$((($(now_ms) - guest_start) / 1000)) s"
     else
-        result guest-ran-to-its-end FAIL "exit code $1 (124: time over); last words: $(tail -n 3 "$work/console.log" | tr '\n\r' '| ')"
+        result "$name" FAIL "exit code $1 (124: time over); last words: $(tail -n 3 "$work/console.log" | tr '\n\r' '| ')"
     fi
 }

@@ -17,6 +17,7 @@ readonly -A HW_PACKAGE_OF=(
     [filefrag]=e2fsprogs
     [mkfs.ext4]=e2fsprogs
     [sfdisk]=fdisk
+    [wipefs]=util-linux
     [setpriv]=util-linux
     [ip]=iproute2
     [losetup]=mount

@@ -22,12 +22,12 @@ kernel_series=${HW_KERNEL_SERIES:-6.12}
 # The programs of the guest besides busybox. One that only shows up in newer packages is no loss.
 readonly GUEST_PROGRAMS=(
     nvme mkfs.xfs xfs_repair xfs_io blkdiscard dd stty modprobe
-    mkfs.ext4 e2fsck sfdisk
+    mkfs.ext4 e2fsck sfdisk wipefs
 )
 readonly GUEST_MODULES=(
     virtio_pci virtio_net virtio_blk
     nvme vfio-pci vfio_iommu_type1
-    nvme-tcp nvme-fabrics nvmet nvmet-tcp
+    nvme-tcp nvme-fabrics nvmet nvmet-tcp loop
     xfs ext4 crc32c_generic crc32c-intel crc32-pclmul
 )
 

@@ -74,12 +74,13 @@ fi
 # Why these: thread=single and tsc=reliable keep cross-CPU round trips and clock reads cheap under TCG;
 # la57=off and mitigations=off spare the emulator work; everything not named is left out of the machine. The
 # kernel's stall and lockup watchdogs are off: on a busy machine they bark at the emulation. tsc_early_khz: tsc-khz.c.
+# no_timer_check: on a busy machine the emulated timer may miss the few ticks that the kernel panics without.
 [[ ! -x $image/tsc-khz ]] || append="tsc_early_khz=$("$image/tsc-khz") $append"
 options=(
     -machine q35 "${front[@]}" -accel "tcg,thread=single" -cpu "max,la57=off" -smp "$cpus" -m "$memory"
     -nodefaults -no-user-config -display none -no-reboot -monitor none
     -kernel "$image/vmlinux" -initrd "$work/initrd"
-    -append "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable net.ifnames=0 random.trust_cpu=on rcupdate.rcu_cpu_stall_suppress=1 nowatchdog $append"
+    -append "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable net.ifnames=0 random.trust_cpu=on rcupdate.rcu_cpu_stall_suppress=1 nowatchdog no_timer_check $append"
     -serial "file:$log"
 )
 if [[ -n $control ]]; then

@@ -39,7 +39,7 @@ run() {
     while kill -0 "$pid" 2>/dev/null; do
         if [ $(($(cut -d. -f1 /proc/uptime) - begin)) -ge "$limit" ]; then
             # Who waits for what, for the reader of the console log.
-            echo w >/proc/sysrq-trigger
+            [ -n "${METAL:-}" ] || echo w >/proc/sysrq-trigger
             kill -9 "$pid"
             tell "RESULT $name FAIL no end after $limit s; last: $(tail -n 1 /tmp/out)"
             cat /tmp/out
@@ -56,6 +56,26 @@ run() {
         *) tell "RESULT $name FAIL $(tail -n 3 /tmp/out | tr '\n\r\t' '|  ' | cut -c 1-400)"; echo "--- output of $name (exit $code)"; cat /tmp/out; echo "---" ;;
     esac
     return "$code"
+}
+
+# chain PREFIX "STEP SECONDS FUNCTION [ARGS]"...: scenarios that stand on each other. After one that failed or was
+# skipped, the others are skipped. (An empty step is left out.)
+chain() {
+    prefix=$1 broken=
+    shift
+    for step; do
+        # shellcheck disable=SC2086  # a list of words on purpose
+        set -- $step
+        [ $# != 0 ] || continue
+        step=$prefix-$1
+        shift
+        if [ -n "$broken" ]; then
+            ! wanted "$step" || tell "RESULT $step SKIP not run, as $broken was not passed"
+        else
+            run "$step" "$@" || broken=$step
+        fi
+    done
+    [ -z "$broken" ]
 }
 
 # With ONLY (a regular expression) the other scenarios are left out, except what they all stand on.
