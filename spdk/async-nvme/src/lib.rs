@@ -47,7 +47,8 @@
 //! ```
 //!
 //! `vfio` reaches a PCI function that the kernel gives to user space (Linux on `x86_64` and `aarch64`); its examples
-//! need such a controller, the others run on the model.
+//! need such a controller. `vfio_user` reaches a controller in another process through a UNIX socket (Linux); the
+//! program `nvme-model-server` of the crate `nvme-model` is one. All other examples run on the model.
 //!
 //! What it does not do: it has not run on hardware yet, only on emulated controllers. No metadata and no blocks other
 //! than 512 and 4096 bytes, no zoned or key-value command sets (such namespaces are listed with the reason), no fused
