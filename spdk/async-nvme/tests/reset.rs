@@ -2,13 +2,18 @@
 
 mod common;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use async_nvme::{Clock, Done, Error, IoError, OpKind, Options, RawCommand, Requeue, State};
+use async_nvme::{
+    Arm, Clock, Controller, Done, Error, IoError, OpKind, Options, RawCommand, Requeue, State, SystemClock,
+    block_on,
+};
 use common::{Rig, bytes, op};
 use nvme_model::{CommandMatch, ControllerOptions, Fault, FaultAction, NamespaceOptions, Subsystem};
 use nvme_spec::NvmOpcode;
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, poll};
 
 const WRITE: OpKind = OpKind::Write { fua: false };
 const LIMIT_MS: u64 = 120_000;
@@ -249,6 +254,75 @@ fn a_ticket_of_a_controller_that_is_over_opens_nothing() {
     rig.model.vanish();
     rig.until(State::Removed, 1000);
     assert!(matches!(ticket.open(&rig.pool), Err(Error::NotReady { .. })));
+}
+
+/// Writes and reads back, whatever happens to the controller meanwhile; how often it happened.
+fn work_through_resets(ticket: async_nvme::QueueTicket, clock: &dyn Clock) -> u64 {
+    let pool = common::pool();
+    let mut queue = ticket.open(&pool).unwrap();
+    let mut done = Vec::with_capacity(4);
+    for round in 0..1500u64 {
+        let byte = u8::try_from(round % 251).unwrap();
+        let buf = pool.alloc(512).unwrap();
+        buf.write_from(0, &[byte; 512]);
+        for kind in [WRITE, OpKind::Read] {
+            loop {
+                if let Err(refused) = queue.submit(op(round, kind, round % 64, 1, Some(buf.clone()))) {
+                    assert_eq!(refused.why, async_nvme::RefusedWhy::NotReady);
+                    queue.poll(clock.now(), 4, &mut done);
+                    std::thread::yield_now();
+                    continue;
+                }
+                queue.ring();
+                while queue.poll(clock.now(), 4, &mut done) == 0 {
+                    if let Arm::Sleep { .. } = queue.arm().unwrap() {
+                        let eventfd = queue.interrupt().unwrap();
+                        let limit = Duration::from_secs(20).try_into().unwrap();
+                        let woken = poll(&mut [PollFd::new(&eventfd, PollFlags::IN)], Some(&limit)).unwrap();
+                        assert_eq!(woken, 1, "neither its completion nor the reset woke it");
+                    }
+                }
+                match done.remove(0).result {
+                    Ok(_) => break,
+                    Err(error) => assert!(matches!(error, IoError::Reset { .. }), "{error}"),
+                }
+            }
+            if kind == WRITE {
+                buf.zero();
+            }
+        }
+        assert_eq!(bytes(&buf), [byte; 512]);
+    }
+    queue.stats().resets
+}
+
+#[test]
+fn resets_from_another_thread_lose_and_double_nothing() {
+    for shadow_doorbells in [false, true] {
+        let subsystem = Subsystem::new("RESETS");
+        subsystem.add_namespace(NamespaceOptions::memory(1, 9, 64)).unwrap();
+        let model =
+            subsystem.controller(ControllerOptions { shadow_doorbells, ..ControllerOptions::default() });
+        let _running = model.spawn().unwrap();
+        let clock = Arc::new(SystemClock::default());
+        let options = Options { requeue: Requeue::Idempotent, interrupts: true, ..Options::default() };
+        let mut controller = Controller::new(model, options, clock.clone()).unwrap();
+        block_on(controller.ready(), || ()).unwrap();
+        let ticket = controller.queue_ticket(1, 4).unwrap().with_interrupt().unwrap();
+        let worker = std::thread::spawn(move || work_through_resets(ticket, &*clock));
+        let begun = Instant::now();
+        let mut next = Duration::ZERO;
+        while !worker.is_finished() {
+            assert!(begun.elapsed() < Duration::from_secs(120));
+            if controller.poll() == State::Ready && begun.elapsed() > next {
+                controller.reset();
+                next = begun.elapsed() + Duration::from_millis(2);
+            }
+            assert!(!controller.is_over(), "{:?}", controller.failure());
+            std::thread::yield_now();
+        }
+        assert!(worker.join().unwrap() > 3, "it lived through resets");
+    }
 }
 
 proptest! {

@@ -148,18 +148,25 @@ impl Rig {
             0..=6 => self.submit(detail),
             7 => self.turn(u32::from(detail)),
             8 => self.clock.advance(Duration::from_secs(u64::from(detail))),
-            9 | 10 => self.model.add_fault(Fault {
-                matches: if action & 16 == 0 { CommandMatch::any_io() } else { CommandMatch::default() },
-                action: fault(detail),
-                skip: u32::from(detail >> 6),
-                times: 1,
-            }),
-            11 => self.model.set_random_faults(Some(RandomFaults {
-                seed: u64::from(seed) << 8 | u64::from(detail),
-                per_mille: u16::from(detail) * 2,
-                matches: CommandMatch::default(),
-                actions: (0..10).map(fault).collect(),
-            })),
+            9 | 10 => {
+                self.nonsense |= fault(detail) == FaultAction::Garbage;
+                self.model.add_fault(Fault {
+                    matches: if action & 16 == 0 { CommandMatch::any_io() } else { CommandMatch::default() },
+                    action: fault(detail),
+                    skip: u32::from(detail >> 6),
+                    times: 1,
+                });
+            }
+            11 => {
+                self.nonsense |= detail & 1 != 0;
+                let kinds = if detail & 1 == 0 { 10 } else { FAULTS };
+                self.model.set_random_faults(Some(RandomFaults {
+                    seed: u64::from(seed) << 8 | u64::from(detail),
+                    per_mille: u16::from(detail) * 2,
+                    matches: CommandMatch::default(),
+                    actions: (0..kinds).map(fault).collect(),
+                }));
+            }
             12 => self.model.clear_faults(),
             13 => self.break_registers(detail),
             14 if detail < 32 => self.model.vanish(),
@@ -322,8 +329,11 @@ fn is_readable(queue: &IoQueue) -> bool {
     poll(&mut [PollFd::new(&eventfd, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
 }
 
+/// How many kinds of faults there are.
+const FAULTS: u8 = 12;
+
 fn fault(number: u8) -> FaultAction {
-    match number % 11 {
+    match number % FAULTS {
         0 => FaultAction::Delay { steps: 3 + u32::from(number >> 2) },
         1 => FaultAction::Drop,
         2 => FaultAction::Status(nvme_spec::Status::INTERNAL_ERROR),
@@ -334,6 +344,7 @@ fn fault(number: u8) -> FaultAction {
         7 => FaultAction::Reorder,
         8 => FaultAction::BadSqHead,
         9 => FaultAction::Fatal,
-        _ => FaultAction::Vanish,
+        10 => FaultAction::Vanish,
+        _ => FaultAction::Garbage,
     }
 }
