@@ -124,6 +124,8 @@ const fn passes(event: u32, old: u16, new: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicU64;
+    use std::time::{Duration, Instant};
 
     /// What `passes` means, step by step: does the value leave `event` on its way?
     fn leaves(event: u16, old: u16, new: u16, entries: u16) -> bool {
@@ -157,6 +159,55 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Goal: host and controller race for the moment of going to sleep, and no value is missed. Method: a controller that
+    /// sleeps after each value, as the model does, on a thread of its own. Without the fence most runs fail.
+    #[test]
+    fn no_value_is_missed_when_the_controller_goes_to_sleep() {
+        const ENTRIES: u16 = 7;
+        let region = DmaRegion::map(8192, false, false).unwrap();
+        let mapping = DmaMapping::contiguous(region.clone(), Iova(0)).unwrap();
+        let shadow = ShadowPages::new(mapping, 4096, 0).of_queue(1).unwrap();
+        let (tail_at, event_at) = (shadow.tail_at, shadow.tail_at + shadow.event_at);
+        // What the controller has seen, and the register: how often it was written.
+        let (seen, register) = (AtomicU64::new(0), AtomicU64::new(0));
+        let rounds = 100_000u64;
+        let tail_of = |round: u64| u16::try_from(round % u64::from(ENTRIES)).unwrap();
+        let begun = Instant::now();
+        let patient = || begun.elapsed() < Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut rung = 0;
+                for round in 0..rounds {
+                    let here = u32::from(tail_of(round));
+                    loop {
+                        assert!(region.store_u32(event_at, here));
+                        fence(Ordering::SeqCst);
+                        if region.load_u32(tail_at) != Some(here) {
+                            break;
+                        }
+                        while register.load(Ordering::Acquire) == rung {
+                            if !patient() {
+                                return;
+                            }
+                            std::hint::spin_loop();
+                        }
+                        rung = register.load(Ordering::Acquire);
+                    }
+                    seen.store(round + 1, Ordering::Release);
+                }
+            });
+            for round in 0..rounds {
+                if shadow.submitted(tail_of(round), tail_of(round + 1)) {
+                    register.fetch_add(1, Ordering::Release);
+                }
+                while seen.load(Ordering::Acquire) <= round {
+                    assert!(patient(), "value {} was missed", round + 1);
+                    std::hint::spin_loop();
+                }
+            }
+        });
     }
 
     #[test]
