@@ -301,7 +301,7 @@ impl DeviceError {
 
     fn remedy(&self) -> String {
         match self {
-            Self::Io { path, .. } => format!("run as root, and make {} writable", path.display()),
+            Self::Io { .. } => "run as root".to_owned(),
             Self::Busy { .. } => "wait for it; if the kernel keeps it, see the kernel log".to_owned(),
             Self::Record { path, .. } => {
                 format!(
