@@ -58,7 +58,7 @@ list() {
         case $(cat "$function/class") in 0x0108*) ;; *) continue ;; esac
         address=$(basename "$function")
         if nvme=$(guard_nvme "$address"); then
-            echo "$address  $nvme  serial $(guard_trim <"/sys/class/nvme/$nvme/serial")  $(guard_trim <"/sys/class/nvme/$nvme/model")"
+            echo "$address  $nvme  serial $(guard_first "/sys/class/nvme/$nvme/serial")  $(guard_first "/sys/class/nvme/$nvme/model")"
             for disk in $(guard_disks "$nvme"); do
                 if verdict=$(guard_disk "$disk"); then verdict='may be destroyed by tests'; fi
                 echo "    namespace $(guard_nsid "$disk")  /dev/$disk  $(guard_bytes "$disk") bytes: $(echo "$verdict" | head -n 1)"

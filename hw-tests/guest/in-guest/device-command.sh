@@ -113,7 +113,7 @@ t_probe() {
     cat /tmp/probe
     nvme=/sys/class/nvme/$(nvme_of "$2")
     for word in serial model firmware_rev; do
-        value=$(guard_trim <"$nvme/$word")
+        value=$(guard_first "$nvme/$word")
         grep -q "\"$value\"" /tmp/probe || fail "it does not say $word '$value'"
     done
     for nsid in $(namespaces_of "$2" | cut -d' ' -f2); do

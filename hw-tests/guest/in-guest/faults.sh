@@ -7,6 +7,8 @@
 
 # The load: single blocks, one after the other, whose content names the round and the place. What was acknowledged is
 # noted. (fio would have no answer to "either of two".) Beside it fio reads at depth, whatever happens.
+block_of_load() { printf '%-4096s' "write $2 of block $1" >/tmp/case/block; }
+
 fault_load() {
     local disk number=0 place
     trap '' PIPE
@@ -14,7 +16,7 @@ fault_load() {
     while [ ! -e /tmp/case/load-end ]; do
         number=$((number + 1))
         place=$((2048 + number % 2048))
-        yes "round $number at $place" | head -c 4096 >/tmp/case/block
+        block_of_load $place $number
         if timeout 100 /bin/dd if=/tmp/case/block of="$disk" bs=4k seek=$place count=1 oflag=direct conv=notrunc status=none 2>/dev/null; then
             echo "$place $number" >>/tmp/case/acknowledged
         else
@@ -35,8 +37,7 @@ load_start() {
     (trap '' PIPE; fio --name=deep --filename="$(host_disk live)" --rw=randread --bs=4k --size=8m --iodepth=16 --ioengine=libaio --direct=1 --thread \
         --time_based --runtime=100 --continue_on_error=all --minimal --output=/tmp/case/deep) >/dev/null 2>&1 &
     echo $! >/tmp/case/deep-pid
-    sleep 2
-    [ -s /tmp/case/acknowledged ] || fail "the load does not run: $(cat /tmp/case/load)"
+    wait_for 60 test -s /tmp/case/acknowledged || { ps | grep -E 'dd|fio|fastice'; fail "the load does not run: $(cat /tmp/case/load)"; }
 }
 
 load_end() {
@@ -52,7 +53,7 @@ acknowledged_are_on() {
     awk '{ last[$1] = $2 } END { for (place in last) if (last[place] != "-") print place, last[place] }' /tmp/case/acknowledged >/tmp/case/last
     [ -s /tmp/case/last ] || fail "nothing was acknowledged"
     while read -r place number; do
-        yes "round $number at $place" | head -c 4096 >/tmp/case/block
+        block_of_load "$place" "$number"
         dd if="$1" bs=4k skip="$place" count=1 iflag=direct status=none | cmp -s - /tmp/case/block || fail "block $place does not hold what write $number of it was acknowledged for"
     done </tmp/case/last
 }
@@ -78,7 +79,9 @@ back_again() {
 # fault_reset LETTER: the function is reset behind the driver's back: queues and all are gone.
 fault_reset() {
     load_start
+    echo "resetting after $(wc -l </tmp/case/acknowledged) writes"
     echo 1 >"/sys/bus/pci/devices/$(pci_of "$1")/reset"
+    echo "reset"
     other_is_served || fail "the other export suffers"
     back_again 'the reset'
 }
@@ -97,16 +100,23 @@ decoding() {
     printf "\\$(printf %o $value)" | dd of="$port" bs=1 seek=4 conv=notrunc status=none
 }
 
-# fault_vanish LETTER: no warning at all.
+# fenced_since NUMBER: fastice has fenced an export since its log had so many lines.
+fenced_since() { tail -n +$(($1 + 1)) "$SERVE_LOG" | grep 'export fenced' | grep -q "$(nqn_of live)"; }
+
+# fault_vanish LETTER: no warning at all. It comes back only when the export is fenced.
 fault_vanish() {
+    local lines t0 noticed='' usual
     load_start
+    lines=$(wc -l <"$SERVE_LOG")
+    t0=$(cut -d. -f1 /proc/uptime)
     decoding "$1" off
-    sleep 3
-    other_is_served || { decoding "$1" on; fail "the other export suffers"; }
-    sleep 3
-    serve_running || { decoding "$1" on; fail "fastice is gone"; }
+    ! wait_for 100 fenced_since "$lines" || noticed=$(($(cut -d. -f1 /proc/uptime) - t0))
+    other_is_served && serve_running && usual=1 || usual=
     decoding "$1" on
+    [ -n "$noticed" ] || fail "100 s after the controller vanished its export is not fenced"
+    [ -n "$usual" ] || fail "the other export suffers, or fastice is gone"
     back_again 'the return'
+    note "fenced after $noticed s$(note_of)"
 }
 
 is_there() { [ -e "/sys/bus/pci/devices/$(pci_of "$1")" ]; }
@@ -153,9 +163,9 @@ fault_case() {
     chain fault \
         "filesystems 120 pair_begin $1 $3" \
         "serve 90 pair_serve $2 $4" \
-        "reset 150 fault_reset $2" \
-        "${5:+vanish 200 fault_vanish $2}" \
-        "${5:+unplug 240 fault_unplug $2}" \
+        "reset 260 fault_reset $2" \
+        "${5:+vanish 400 fault_vanish $2}" \
+        "${5:+unplug 360 fault_unplug $2}" \
         "stop 120 fault_stop" \
         "blocks 120 fault_compare" \
         "map 30 case_map_unchanged" \

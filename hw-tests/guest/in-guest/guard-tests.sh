@@ -2,7 +2,7 @@
 # The guard of the bare-metal suite, tested on the guest's controllers: what it refuses, and what it lets through.
 # SINGLE has one namespace, PAIRED several, OTHER is of another subsystem.
 
-serial_of() { guard_trim <"/sys/class/nvme/$(nvme_of "$1")/serial"; }
+serial_of() { guard_first "/sys/class/nvme/$(nvme_of "$1")/serial"; }
 
 refuses() { # PATTERN COMMAND...
     local pattern=$1
@@ -12,10 +12,9 @@ refuses() { # PATTERN COMMAND...
     grep -qE "$pattern" /tmp/must_fail || fail "refused, but it does not say '$pattern': $*"
 }
 
-# zero DISK: all of it that anything here wrote to, past the guard: it is a disk of the guest.
+# zero DISK: all of it, past the guard: it is a disk of the guest.
 zero() {
-    dd if=/dev/zero of="/dev/$1" bs=1M count=8 oflag=direct conv=notrunc,fsync status=none
-    dd if=/dev/zero of="/dev/$1" bs=1M seek=$(($(guard_bytes "$1") / 1048576 - 8)) count=8 oflag=direct conv=notrunc,fsync status=none
+    blkdiscard -f -z "/dev/$1"
     blockdev --rereadpt "/dev/$1"
 }
 
@@ -47,7 +46,7 @@ t_guard_contents() {
     local disk seen content pattern
     disk=$(single_disk)
     seen=''
-    for content in gpt dos swap ext4 xfs luks lvm raid raw; do
+    for content in gpt dos swap ext4 xfs luks lvm raid beginning middle end; do
         zero "$disk"
         pattern=$content
         case $content in
@@ -61,9 +60,11 @@ t_guard_contents() {
             lvm) plant "$disk" 512 "$LVM_LABEL"; pattern=LVM2_member ;;
             # MD superblock 1.2, 4096 bytes in: little-endian magic, version 1, and its own place in sectors.
             raid) plant "$disk" 4096 '\374\116\053\251\001'; plant "$disk" 4224 '\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\010'; pattern=linux_raid_member ;;
-            raw) plant "$disk" $((40 * 1048576 + 77)) 'somebody needs this'; pattern='holds data' ;;
+            # Bytes of somebody, which no program recognises; in the middle, at one of the places that are looked at.
+            beginning) plant "$disk" 100 'x'; pattern='holds data' ;;
+            middle) plant "$disk" $(($(guard_bytes "$disk") / 65536 / 31 * 13 * 65536 + 4711)) 'x'; pattern='holds data' ;;
+            end) plant "$disk" $(($(guard_bytes "$disk") - 1)) 'x'; pattern='holds data' ;;
         esac
-        case $content in raw) plant "$disk" 100 'x' ;; esac
         refuses "$pattern" mark_single
         refuses 'is not marked' check
         seen="$seen $content"

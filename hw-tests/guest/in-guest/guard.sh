@@ -22,12 +22,19 @@ guard_say() { echo "guard: $*"; }
 
 # --- looking ---------------------------------------------------------------------------------------------
 
-# guard_trim: sysfs pads serial numbers with blanks.
-guard_trim() { sed 's/^ *//; s/ *$//'; }
+# (Little but builtins of the shell: under emulation, every process costs.)
 
-guard_serial() { guard_trim <"/sys/block/$1/device/serial"; }
-guard_nsid() { cat "/sys/block/$1/nsid"; }
-guard_bytes() { echo $(($(cat "/sys/block/$1/size") * 512)); }
+# guard_first FILE: its first line without the blanks that sysfs pads with; nothing when there is none.
+guard_first() {
+    local line=''
+    # shellcheck disable=SC2162  # the blanks shall go
+    ! [ -r "$1" ] || read line <"$1" || true
+    echo "$line"
+}
+
+guard_serial() { guard_first "/sys/block/$1/device/serial"; }
+guard_nsid() { guard_first "/sys/block/$1/nsid"; }
+guard_bytes() { echo $(($(guard_first "/sys/block/$1/size") * 512)); }
 
 # guard_nvme PCI: the kernel's name of the controller there, or why there is none.
 guard_nvme() {
@@ -62,8 +69,8 @@ guard_same() {
     local wanted_id same
     wanted_id="$(guard_serial "$1") $(guard_nsid "$1")"
     for same in /sys/block/nvme*n*; do
-        [ "$(cat "$same/hidden" 2>/dev/null)" = 0 ] && [ -e "$same/nsid" ] || continue
-        same=$(basename "$same")
+        [ "$(guard_first "$same/hidden")" = 0 ] && [ -e "$same/nsid" ] || continue
+        same=${same##*/}
         [ "$(guard_serial "$same") $(guard_nsid "$same")" != "$wanted_id" ] || echo "$same"
     done
 }
@@ -73,51 +80,61 @@ guard_nodes() {
     local partition
     echo "$1"
     for partition in "/sys/block/$1/$1"p*; do
-        [ ! -e "$partition/partition" ] || basename "$partition"
+        [ ! -e "$partition/partition" ] || echo "${partition##*/}"
     done
 }
 
 # --- in use ----------------------------------------------------------------------------------------------
 
-# guard_users NODE: every use of one block device, one a line; none is good.
+# guard_users NODE...: every use of these block devices, one a line; none is good.
 guard_users() {
-    local number holder loop exported
-    number=$(cat "/sys/class/block/$1/dev")
-    awk -v number="$number" -v node="/dev/$1" '
-        { source = ""; for (i = 7; i < NF; i++) if ($i == "-") source = $(i + 2) }
-        $3 == number || source == node { print "mounted on " $5 }' /proc/self/mountinfo
-    awk -v node="/dev/$1" '$1 == node { print "swapped to" }' /proc/swaps
-    for holder in "/sys/class/block/$1/holders"/*; do
-        [ ! -e "$holder" ] || echo "held by $(basename "$holder")"
+    local nodes=" $* " numbers=' ' node holder backing
+    for node; do
+        numbers="$numbers$(guard_first "/sys/class/block/$node/dev") "
+        for holder in "/sys/class/block/$node/holders"/*; do
+            [ ! -e "$holder" ] || echo "/dev/$node is held by ${holder##*/}"
+        done
     done
-    for loop in /sys/block/loop*/loop/backing_file; do
-        [ ! -e "$loop" ] || [ "$(cat "$loop")" != "/dev/$1" ] || echo "under a loop device"
-    done
-    for exported in /sys/kernel/config/nvmet/subsystems/*/namespaces/*/device_path; do
-        [ ! -e "$exported" ] || [ "$(cat "$exported")" != "/dev/$1" ] || echo "exported by nvmet"
+    awk -v nodes="$nodes" -v numbers="$numbers" '
+        function is_ours(path) { return sub("^/dev/", "", path) && index(nodes, " " path " ") }
+        FILENAME == "/proc/swaps" { if (is_ours($1)) print $1 " is swapped to"; next }
+        {
+            source = ""
+            for (i = 7; i < NF; i++) if ($i == "-") source = $(i + 2)
+            if (index(numbers, " " $3 " ") || is_ours(source)) print source " is mounted on " $5
+        }' /proc/swaps /proc/self/mountinfo || echo "the kernel's lists of mounts and swaps cannot be read"
+    for backing in /sys/block/loop*/loop/backing_file /sys/kernel/config/nvmet/subsystems/*/namespaces/*/device_path; do
+        [ -e "$backing" ] || continue
+        node=$(guard_first "$backing")
+        case $nodes in *" ${node#/dev/} "*) ;; *) continue ;; esac
+        case $backing in
+            */loop/*) echo "$node is under a loop device" ;;
+            *) echo "$node is exported by nvmet" ;;
+        esac
     done
     # shellcheck disable=SC2012  # the targets of links, for thousands of them at once
-    ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v node="/dev/$1" '
+    ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v nodes="$nodes" '
         /^\/proc\// { split($0, part, "/"); process = part[3] }
-        $NF == node && $(NF - 1) == "->" { print "open in process " process }'
+        NF > 1 && $(NF - 1) == "->" && sub("^/dev/", "", $NF) && index(nodes, " " $NF " ") { print "/dev/" $NF " is open in process " process }' ||
+        echo "the open files of processes cannot be read"
 }
 
 guard_unused() {
-    local bad=0 disk node users user
+    local disk users
     # What udev has open for a moment is no use.
     ! command -v udevadm >/dev/null || udevadm settle --timeout=10
+    # shellcheck disable=SC2046  # lists of words
+    users=$(guard_users $(for disk in $(guard_same "$1"); do guard_nodes "$disk"; done) | sort -u)
+    [ -z "$users" ] || { echo "$users" | sed 's/^/guard: /'; return 1; }
     for disk in $(guard_same "$1"); do
-        for node in $(guard_nodes "$disk"); do
-            users=$(guard_users "$node" | sort -u)
-            [ -z "$users" ] || { echo "$users" | while read -r user; do guard_say "/dev/$node is $user"; done; bad=1; }
-        done
         # Whoever claimed it in the kernel and shows nowhere (a ZFS pool, say): the kernel then refuses to look for
         # partitions again.
-        [ "$bad" = 1 ] || blockdev --rereadpt "/dev/$disk" 2>/dev/null ||
-            { guard_say "/dev/$disk is claimed by something in the kernel"; bad=1; }
+        blockdev --rereadpt "/dev/$disk" 2>/dev/null || { guard_say "/dev/$disk is claimed by something in the kernel"; return 1; }
     done
-    return $bad
 }
+
+# (Reads go through the page cache, which is empty while nobody has the device open: whoever has is found otherwise. By
+# the shell's own dd, which costs no exec.)
 
 # --- the mark --------------------------------------------------------------------------------------------
 
@@ -130,7 +147,7 @@ guard_mark_block() { echo $((($(guard_bytes "$1") - GUARD_MARK_FROM_END) / 4096)
 
 guard_is_marked() {
     guard_mark_text "$1" >/tmp/guard-expected
-    dd if="/dev/$1" bs=4096 skip="$(guard_mark_block "$1")" count=1 iflag=direct status=none |
+    command dd if="/dev/$1" bs=4096 skip="$(guard_mark_block "$1")" count=1 status=none |
         head -c "$(wc -c </tmp/guard-expected)" | cmp -s - /tmp/guard-expected
 }
 
@@ -140,7 +157,7 @@ guard_signatures() {
     awk -F, '!/^#/ { print $4, ($3 == "" ? "-" : $3) }' /tmp/guard-wipefs
 }
 
-guard_table_id() { dd if="/dev/$1" bs=4096 count=1 iflag=direct status=none | od -An -tx4 -j 440 -N 4 | tr -d ' '; }
+guard_table_id() { command dd if="/dev/$1" bs=4096 count=1 status=none | od -An -tx4 -j 440 -N 4 | tr -d ' '; }
 
 # Whether everything that is recognised on it was left by the tests.
 guard_contents_are_ours() {
@@ -191,11 +208,11 @@ guard_is_blank() {
     bytes=$(guard_bytes "$1")
     pieces=$((bytes / 65536))
     {
-        dd if="/dev/$1" bs=1M count=4 iflag=direct status=none
-        dd if="/dev/$1" bs=64k skip=$((pieces - 64)) count=64 iflag=direct status=none
+        command dd if="/dev/$1" bs=1M count=4 status=none
+        command dd if="/dev/$1" bs=64k skip=$((pieces - 64)) count=64 status=none
         place=1
         while [ "$place" -le 30 ]; do
-            dd if="/dev/$1" bs=64k skip=$((pieces / 31 * place)) count=1 iflag=direct status=none
+            command dd if="/dev/$1" bs=64k skip=$((pieces / 31 * place)) count=1 status=none
             place=$((place + 1))
         done
     } | tr -d '\000' | head -c 1 >/tmp/guard-blank

@@ -43,6 +43,7 @@ run() {
             kill -9 "$pid"
             tell "RESULT $name FAIL no end after $limit s; last: $(tail -n 1 /tmp/out)"
             cat /tmp/out
+            explain
             return 1
         fi
         usleep 100000
@@ -53,10 +54,13 @@ run() {
     case $code in
         0) tell "RESULT $name PASS ${took} s$(note_of)" ;;
         77) tell "RESULT $name SKIP $(tail -n 1 /tmp/out)" ;;
-        *) tell "RESULT $name FAIL $(tail -n 3 /tmp/out | tr '\n\r\t' '|  ' | cut -c 1-400)"; echo "--- output of $name (exit $code)"; cat /tmp/out; echo "---" ;;
+        *) tell "RESULT $name FAIL $(tail -n 3 /tmp/out | tr '\n\r\t' '|  ' | cut -c 1-400)"; echo "--- output of $name (exit $code)"; cat /tmp/out; explain; echo "---" ;;
     esac
     return "$code"
 }
+
+# explain: what a reader of the log may want after a failure. A role may say more.
+explain() { :; }
 
 # chain PREFIX "STEP SECONDS FUNCTION [ARGS]"...: scenarios that stand on each other. After one that failed or was
 # skipped, the others are skipped. (An empty step is left out.)

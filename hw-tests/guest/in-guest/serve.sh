@@ -41,6 +41,12 @@ TOML
     [ "$DEVICE" != nvme ] || printf '\n[[nvme]]\npci = "%s"\n' "$(pci_of "$letter")" >>"$SERVE_CONFIG"
 }
 
+# After a failure: what fastice and the kernel said last.
+explain() {
+    [ ! -s "$SERVE_LOG" ] || { echo "--- fastice serve"; tail -n 40 "$SERVE_LOG"; }
+    [ -n "${METAL:-}" ] || { echo "--- kernel"; dmesg | tail -n 25; }
+}
+
 serve_running() { [ -s /tmp/serve.pid ] && kill -0 "$(cat /tmp/serve.pid)" 2>/dev/null; }
 
 # serve_start: returns when hosts can connect.
@@ -109,5 +115,5 @@ fio_crc() { # NAME FILE [OPTIONS]
 }
 fio_speed() { awk -F';' '{ print "write " $49 " IOPS, read " $8 " IOPS" }' "/tmp/fio-written-$1"; }
 
-LOAD_4K='--bs=4k --size=8m'
+LOAD_4K='--bs=4k --size=6m'
 LOAD_MIXED='--bsrange=4k-1m --blockalign=4k --offset=8m --size=16m'

@@ -17,7 +17,7 @@ mount -t configfs config /sys/kernel/config 2>/dev/null
 mark_all() {
     for letter; do
         for nsid in $(namespaces_of "$letter" | cut -d' ' -f2); do
-            guard_mark "$(pci_of "$letter")" $((nsid)) "$(guard_trim <"/sys/class/nvme/$(nvme_of "$letter")/serial")" || fail "cannot mark namespace $nsid of $letter"
+            guard_mark "$(pci_of "$letter")" $((nsid)) "$(guard_first "/sys/class/nvme/$(nvme_of "$letter")/serial")" || fail "cannot mark namespace $nsid of $letter"
         done
     done
 }
@@ -44,7 +44,7 @@ needs_driver() {
 
 order() {
     guard_tests E A C
-    run mark 60 mark_all A C E
+    run mark 180 mark_all A C E
     device_tests A B E
     [ "$DEVICE" != nvme ] || run take-B-D 60 take B D
     live_cases
@@ -55,7 +55,7 @@ order() {
 }
 
 faults() {
-    run mark 60 mark_all A C
+    run mark 180 mark_all A C
     [ "$DEVICE" != nvme ] || run take-B-D 60 take B D
     needs_driver fault fault_case A B C D 1
 }
@@ -63,7 +63,8 @@ faults() {
 # What the kernel says when filesystems, partitions and controllers come and go in good order.
 KLOG_DEVICES='XFS [(]nvme[0-9n]+(p[0-9]+)?[)]: (Mounting|Ending clean mount|Unmounting)|EXT4-fs [(]nvme[0-9n]+(p[0-9]+)?[)]: (un)?mount(ed|ing) filesystem|nvme[0-9n]+: p1|nvme nvme[0-9]+: (pci function|[0-9]+/0/0 default/read/poll queues|Ignoring bogus Namespace Identifiers)|nvmet: adding nsid|Adding [0-9]+k swap on|Using fanotify permission checks may lead to deadlock'
 # And when they do not, in the guest that breaks them.
-[ "$PART" = order ] || KLOG_DEVICES="$KLOG_DEVICES|$KLOG_AWAY"
+KLOG_FENCED='critical target error, dev nvme[0-9cn]+|nvme[0-9cn]+: I/O Cmd[(]0x[12][)] @ LBA [0-9]+, [0-9]+ blocks, I/O Error [(]sct 0x0 / sc 0x82[)]|callbacks suppressed|nvme [0-9a-f:.]+: enabling device|pcieport .*: pciehp: Slot|drop_caches'
+[ "$PART" = order ] || KLOG_DEVICES="$KLOG_DEVICES|$KLOG_AWAY|$KLOG_FENCED"
 
 klog_mark
 $PART
