@@ -38,7 +38,11 @@ enum Works {
     Paced(Arc<Paced>),
 }
 
-fn model() -> Result<Arc<Model>> {
+/// The model over memory, which was never written.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn memory_model() -> Result<Arc<Model>> {
     let subsystem = Subsystem::new("BENCH");
     subsystem.add_namespace(NamespaceOptions::memory(1, MODEL_BLOCK_SHIFT, MODEL_BLOCKS))?;
     Ok(subsystem.controller(ControllerOptions::default()))
@@ -56,7 +60,7 @@ impl Device {
     /// # Errors
     /// When there is no memory for it.
     pub fn model() -> Result<Self> {
-        let model = model()?;
+        let model = memory_model()?;
         Ok(Self { name: "model".to_owned(), access: model.clone(), nsid: 1, works: Works::Model(model) })
     }
 
@@ -65,7 +69,7 @@ impl Device {
     /// # Errors
     /// When there is no memory for it.
     pub fn replay(batch: usize) -> Result<Self> {
-        let model = model()?;
+        let model = memory_model()?;
         let replay = Replay::new(model.clone());
         let works = Works::Replay { replay: replay.clone(), model, player: None, batch };
         Ok(Self { name: "replay".to_owned(), access: replay, nsid: 1, works })
@@ -76,7 +80,7 @@ impl Device {
     /// # Errors
     /// When there is no memory for it.
     pub fn paced(latency: Duration) -> Result<Self> {
-        let paced = Paced::new(model()?, latency);
+        let paced = Paced::new(memory_model()?, latency);
         let name = format!("model-{}us", latency.as_micros());
         Ok(Self { name, access: paced.clone(), nsid: 1, works: Works::Paced(paced) })
     }

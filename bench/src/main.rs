@@ -2,7 +2,7 @@
 #![deny(unsafe_code)]
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use fastice_bench::chosen::Chosen;
 use fastice_bench::report::Report;
 use fastice_bench::suite::{KernelPeer, Plan};
-use fastice_bench::{count, machine};
+use fastice_bench::{count, machine, server};
 
 /// Sets fastice beside its peers
 #[derive(Debug, Parser)]
@@ -36,6 +36,21 @@ enum Command {
     },
     /// Instructions a read of the driver, counted by valgrind
     Instructions(Instructions),
+    /// Puts the rows of a report that was made elsewhere, such as in a guest, into another
+    Merge {
+        /// The report made elsewhere; `-` is standard input
+        from: PathBuf,
+        /// Where the rows go, into what is there
+        #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+        report: PathBuf,
+    },
+    /// The model behind vfio-user until standard input ends; started by `driver`
+    #[command(hide = true)]
+    ServeModel {
+        /// Where to listen
+        #[arg(long)]
+        socket: PathBuf,
+    },
     /// The report as a table
     Show {
         /// Where the report is
@@ -46,8 +61,14 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Driver {
-    /// What to drive: replay (costs nothing: the driver alone), model (in this process), vfio:PCI-ADDRESS
-    #[arg(long, value_delimiter = ',', default_values_t = [Chosen::Replay, Chosen::Model], value_name = "DEVICE")]
+    /// What to drive: replay (costs nothing: the driver alone), model (in this process), vfio-user (the model in another
+    /// process), vfio-user:SOCKET, vfio:PCI-ADDRESS. The last two are only read
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_values_t = [Chosen::Replay, Chosen::Model, Chosen::VfioUser],
+        value_name = "DEVICE",
+    )]
     device: Vec<Chosen>,
     /// The namespace to read, of a device outside
     #[arg(long, default_value_t = 1, value_name = "NSID", value_parser = clap::value_parser!(u32).range(1..=0xFFFF_FFFE))]
@@ -92,6 +113,8 @@ fn main() -> ExitCode {
         Command::Driver(options) => driver(&options),
         Command::Count { depth, reads } => count::run(depth, reads),
         Command::Instructions(options) => instructions(&options),
+        Command::Merge { from, report } => merge(&from, &report),
+        Command::ServeModel { socket } => server::serve(&socket),
         Command::Show { report } => show(&report),
     };
     match result {
@@ -114,9 +137,8 @@ fn driver(options: &Driver) -> Result<()> {
     plan.check()?;
     let mut report = Report::load(&options.report)?;
     let mut rows = Vec::new();
-    let outside = |device: &Chosen| !matches!(device, Chosen::Replay | Chosen::Model);
     ensure!(
-        options.kernel.is_none() || options.device.iter().any(outside),
+        options.kernel.is_none() || options.device.iter().any(Chosen::is_outside),
         "the kernel's driver can be compared with on a device outside only"
     );
     let kernel = options.kernel.as_ref();
@@ -126,9 +148,8 @@ fn driver(options: &Driver) -> Result<()> {
             Chosen::Replay => plan.replay(&mut rows)?,
             Chosen::Model => plan.model(&mut rows)?,
             outside => {
-                let mut device = outside.open_outside(options.nsid)?;
-                let device = device.as_mut().context("not a device outside")?;
-                plan.outside(&mut rows, device, kernel.as_ref())?;
+                let mut opened = outside.open_outside(options.nsid)?;
+                plan.outside(&mut rows, &mut opened.device, kernel.as_ref())?;
             }
         }
     }
@@ -149,7 +170,20 @@ fn instructions(options: &Instructions) -> Result<()> {
     Ok(report.save(&options.report)?)
 }
 
-fn show(path: &std::path::Path) -> Result<()> {
+fn merge(from: &Path, into: &Path) -> Result<()> {
+    let rows = if from == Path::new("-") {
+        Report::read(std::io::stdin().lock(), from)?.rows
+    } else {
+        ensure!(from.exists(), "{} does not exist", from.display());
+        Report::load(from)?.rows
+    };
+    ensure!(!rows.is_empty(), "{} has no rows", from.display());
+    let mut report = Report::load(into)?;
+    report.merge(rows);
+    Ok(report.save(into)?)
+}
+
+fn show(path: &Path) -> Result<()> {
     for row in Report::load(path)?.rows {
         say(&row.to_string());
     }

@@ -198,12 +198,25 @@ impl Report {
     /// # Errors
     /// When there is a file, and it cannot be read or is no report.
     pub fn load(path: &Path) -> Result<Self, ReportError> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(ReportError::Io { path: path.to_owned(), what: "read", source }),
-        };
-        serde_json::from_str(&text).map_err(|source| ReportError::NoReport { path: path.to_owned(), source })
+        match fs::File::open(path) {
+            Ok(file) => Self::read(file, path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ReportError::Io { path: path.to_owned(), what: "read", source }),
+        }
+    }
+
+    /// Reads a report from anywhere; `name` is for messages.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no report.
+    pub fn read(mut from: impl io::Read, name: &Path) -> Result<Self, ReportError> {
+        let mut text = String::new();
+        from.read_to_string(&mut text).map_err(|source| ReportError::Io {
+            path: name.to_owned(),
+            what: "read",
+            source,
+        })?;
+        serde_json::from_str(&text).map_err(|source| ReportError::NoReport { path: name.to_owned(), source })
     }
 
     /// Puts rows in, each in the place of the one of its name.

@@ -37,6 +37,8 @@ fn the_driver_is_measured_and_the_report_is_well_formed() {
         "driver/model/qd8/iops",
         "driver/model/qd1/latency",
         "driver/model-5us/qd1/latency",
+        "driver/vfio-user/qd1/latency",
+        "driver/vfio-user/qd128/iops",
     ] {
         assert!(names.contains(name), "{name} is missing from {names:?}");
     }
@@ -48,9 +50,13 @@ fn the_driver_is_measured_and_the_report_is_well_formed() {
         assert_eq!(row.bar.is_some(), row.met.is_some(), "{row:?}");
     }
     let barred = report.rows.iter().filter(|row| row.bar.is_some()).count();
-    assert_eq!(barred, 5, "what must be met is stated");
+    assert_eq!(barred, 6, "what must be met is stated");
     let shown = bench(&["show"], &path);
     assert_eq!(shown.lines().count(), report.rows.len());
+
+    let other = directory.path().join("other.json");
+    bench(&["merge", path.to_str().unwrap()], &other);
+    assert_eq!(Report::load(&other).unwrap(), report);
 }
 
 #[test]

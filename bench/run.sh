@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# All benches, into bench/report.json: the driver here, its instructions, and the driver beside the kernel's in a guest.
+# usage: run.sh [ARGUMENT]...      of `fastice-bench driver`, such as --rounds 15
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bench=target/release/fastice-bench
+"$bench" driver "$@"
+if command -v valgrind >/dev/null; then
+    "$bench" instructions
+else
+    echo "SKIPPED: instructions: there is no valgrind" >&2
+fi
+if [[ $(uname -m) == x86_64 ]] && { ((EUID == 0)) || command -v qemu-system-x86_64 >/dev/null; }; then
+    bench/guest.sh
+else
+    echo "SKIPPED: driver in the guest: that takes root, or qemu-system-x86 installed, and an x86_64 host" >&2
+fi
