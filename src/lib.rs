@@ -16,6 +16,8 @@
 //!   ring    units       io_uring with operations that own their buffers | newtypes
 //!           durable                                                      | files that survive a crash
 //!    |
+//!   spdk/async-nvme, spdk/nvme-model      our NVMe driver, and a controller in software for demo and tests
+//!    |
 //!   spdk/nvme-spec, spdk/hugepage-alloc
 //! ```
 //!
