@@ -3,13 +3,14 @@
 //! The controller works in a thread of its own, which sleeps while no doorbell rings. Its namespace 1 is the device from
 //! its first byte to its last, with the device's logical blocks.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use super::reach::Reached;
 
 /// The longest sleep: what the model counts in steps goes on meanwhile.
 const SLEEP_MAX: Duration = Duration::from_millis(1);
+/// Writes to registers that are queued without an allocation.
+const POSTED_ROOM: usize = 1024;
 /// Block size of an image, which has none of its own.
 const IMAGE_BLOCK_LEN: u64 = 512;
 
@@ -41,7 +44,11 @@ pub(super) fn over(path: &Path) -> io::Result<Reached> {
     let blocks = file.seek(SeekFrom::End(0))? / block_len;
     let subsystem = Subsystem::new("FASTICE-MODEL");
     subsystem.add_namespace(namespace(&path, file, block_len, blocks)).map_err(io::Error::other)?;
-    let options = ControllerOptions { name: format!("model of {}", path.display()), ..Default::default() };
+    let options = ControllerOptions {
+        name: format!("model of {}", path.display()),
+        shadow_doorbells: false,
+        ..Default::default()
+    };
     let access: Arc<dyn Access> = Arc::new(Stepped::start(subsystem.controller(options))?);
     Ok(Reached { access, stands_on })
 }
@@ -70,26 +77,80 @@ fn logical_block_len(major: u32, minor: u32) -> io::Result<u64> {
     len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its logical block size is no power of two"))
 }
 
-/// A model whose thread wakes when a register is written.
+/// A model with a thread of its own, which sleeps while nothing is written to a register.
+///
+/// Writes to registers are posted, as on PCI Express: they are queued, and carried out in their order before the model's
+/// next step, and before anything is read. So a core never waits at a doorbell while the model waits for the disk.
 #[derive(Debug)]
 struct Stepped {
-    model: Arc<Model>,
-    stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    model: Arc<Model>,
+    posted: Mutex<VecDeque<Posted>>,
+    /// Whoever wants to reach the model between two steps waits here; the thread passes by before each.
+    turn: Mutex<()>,
+    stop: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Posted {
+    Four(u32, u32),
+    Eight(u32, u64),
+}
+
+impl Shared {
+    /// Carries out what was posted. Under the lock of `turn`, so that the order stays.
+    fn deliver(&self) {
+        loop {
+            let Some(posted) = lock(&self.posted).pop_front() else { return };
+            match posted {
+                Posted::Four(offset, value) => self.model.write32(offset, value),
+                Posted::Eight(offset, value) => self.model.write64(offset, value),
+            }
+        }
+    }
+
+    fn work(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            {
+                let _turn = lock(&self.turn);
+                self.deliver();
+            }
+            if !self.model.step() {
+                std::thread::park_timeout(SLEEP_MAX);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stepped {
     fn start(model: Arc<Model>) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (worker, stopped) = (Arc::clone(&model), Arc::clone(&stop));
-        let thread = std::thread::Builder::new().name("nvme-model".to_owned()).spawn(move || {
-            while !stopped.load(Ordering::Acquire) {
-                if !worker.step() {
-                    std::thread::park_timeout(SLEEP_MAX);
-                }
-            }
-        })?;
-        Ok(Self { model, stop, thread: Some(thread) })
+        let posted = Mutex::new(VecDeque::with_capacity(POSTED_ROOM));
+        let shared = Arc::new(Shared { model, posted, turn: Mutex::default(), stop: AtomicBool::new(false) });
+        let worker = Arc::clone(&shared);
+        let thread =
+            std::thread::Builder::new().name("nvme-model".to_owned()).spawn(move || worker.work())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    fn post(&self, posted: Posted) {
+        lock(&self.shared.posted).push_back(posted);
+        self.wake();
+    }
+
+    /// What was posted is done, and then this.
+    fn after_posted<T>(&self, access: impl FnOnce(&Model) -> T) -> T {
+        let _turn = lock(&self.shared.turn);
+        self.shared.deliver();
+        access(&self.shared.model)
     }
 
     fn wake(&self) {
@@ -101,74 +162,69 @@ impl Stepped {
 
 impl Drop for Stepped {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.shared.stop.store(true, Ordering::Release);
         self.wake();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!(name = self.model.name(), "the thread of a model panicked");
+            tracing::error!(name = self.shared.model.name(), "the thread of a model panicked");
         }
     }
 }
 
 impl Access for Stepped {
     fn name(&self) -> &str {
-        self.model.name()
+        self.shared.model.name()
     }
 
     fn bar_len(&self) -> u64 {
-        self.model.bar_len()
+        self.shared.model.bar_len()
     }
 
     fn read32(&self, offset: u32) -> u32 {
-        self.model.read32(offset)
+        self.after_posted(|model| model.read32(offset))
     }
 
     fn write32(&self, offset: u32, value: u32) {
-        self.model.write32(offset, value);
-        self.wake();
+        self.post(Posted::Four(offset, value));
     }
 
     fn read64(&self, offset: u32) -> u64 {
-        self.model.read64(offset)
+        self.after_posted(|model| model.read64(offset))
     }
 
     fn write64(&self, offset: u32, value: u64) {
-        self.model.write64(offset, value);
-        self.wake();
+        self.post(Posted::Eight(offset, value));
     }
 
     fn dma_map(&self, region: &DmaRegion) -> Result<DmaMapping, AccessError> {
-        self.model.dma_map(region)
+        self.after_posted(|model| model.dma_map(region))
     }
 
     fn dma_unmap(&self, mapping: &DmaMapping) -> Result<(), AccessError> {
-        self.model.dma_unmap(mapping)
+        self.after_posted(|model| model.dma_unmap(mapping))
     }
 
     fn dma_revoke(&self) -> Result<(), AccessError> {
-        self.model.dma_revoke()
+        self.after_posted(Model::dma_revoke)
     }
 
     fn dma_restore(&self) -> Result<(), AccessError> {
-        self.model.dma_restore()
+        self.after_posted(Model::dma_restore)
     }
 
     fn function_reset(&self) -> Result<(), AccessError> {
-        self.model.function_reset()
+        self.after_posted(Model::function_reset)
     }
 
     fn config_read32(&self, offset: u16) -> Result<u32, AccessError> {
-        self.model.config_read32(offset)
+        self.after_posted(|model| model.config_read32(offset))
     }
 
     fn interrupts_max(&self) -> u16 {
-        self.model.interrupts_max()
+        self.shared.model.interrupts_max()
     }
 
+    /// Masking it again would wait for the model, each time a core wakes; an eventfd too often signalled costs less.
     fn interrupt_attach(&self, vector: u16, eventfd: BorrowedFd<'_>) -> Result<(), AccessError> {
-        self.model.interrupt_attach(vector, eventfd)
-    }
-
-    fn interrupt_detach(&self, vector: u16) -> Result<(), AccessError> {
-        self.model.interrupt_detach(vector)
+        self.after_posted(|model| model.interrupt_attach(vector, eventfd))
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::blocks;
+use super::{DemoDevice, blocks};
 use crate::cli::serve::READY;
 
 /// XFS wants at least 300 MiB.
@@ -28,6 +28,7 @@ const ALIGNMENT: usize = 4096;
 /// A directory with an image in it, mounted. Dropping it undoes it all.
 pub(super) struct Lab {
     dir: PathBuf,
+    loop_device: Option<String>,
     mounted: bool,
 }
 
@@ -40,13 +41,20 @@ impl Lab {
             .create(&dir)
             .with_context(|| format!("cannot make {}", dir.display()))?;
         // From here on the destructor cleans up.
-        let mut lab = Self { dir, mounted: false };
+        let mut lab = Self { dir, loop_device: None, mounted: false };
         fs::create_dir(lab.mount_point())?;
         File::create(lab.image())?.set_len(IMAGE_BYTES)?;
         run(Command::new("mkfs.xfs").args(["-q", "-f"]).arg(lab.image()))?;
-        run(Command::new("mount").args(["-t", "xfs", "-o", "loop"]).arg(lab.image()).arg(lab.mount_point()))?;
+        let device = attach(&lab.image())?;
+        lab.loop_device = Some(device.clone());
+        run(Command::new("mount").args(["-t", "xfs", &device]).arg(lab.mount_point()))?;
         lab.mounted = true;
         Ok(lab)
+    }
+
+    /// The block device that the filesystem is on.
+    pub(super) fn loop_device(&self) -> &str {
+        self.loop_device.as_deref().unwrap_or_default()
     }
 
     pub(super) fn image(&self) -> PathBuf {
@@ -111,6 +119,31 @@ impl Lab {
     pub(super) fn unmount(&mut self) -> anyhow::Result<()> {
         run(Command::new("umount").arg(self.mount_point()))?;
         self.mounted = false;
+        self.await_release()?;
+        self.detach()
+    }
+
+    /// A mount that is gone from the tree may be in use for a moment still, by a process that is ending or in another
+    /// mount namespace. As long as it is, the kernel gives the device to nobody else.
+    fn await_release(&self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        loop {
+            let exclusive = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(self.loop_device());
+            match exclusive {
+                Ok(_) => return Ok(()),
+                Err(error) if error.raw_os_error() != Some(libc::EBUSY) => return Err(error.into()),
+                Err(_) if started.elapsed() > STOP_WITHIN => {
+                    bail!("the filesystem does not let go of its device")
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn detach(&mut self) -> anyhow::Result<()> {
+        if let Some(device) = self.loop_device.take() {
+            run(Command::new("losetup").args(["--detach", &device]))?;
+        }
         Ok(())
     }
 
@@ -122,6 +155,7 @@ impl Lab {
             }
             self.mounted = false;
         }
+        self.detach()?;
         fs::remove_dir_all(&self.dir)?;
         Ok(())
     }
@@ -143,9 +177,9 @@ pub(super) struct Target {
 
 impl Target {
     /// Writes a configuration for the lab's file and starts serving it on a free port.
-    pub(super) fn start(lab: &Lab, nqn: &str) -> anyhow::Result<(Self, ChildStdout)> {
+    pub(super) fn start(lab: &Lab, nqn: &str, device: DemoDevice) -> anyhow::Result<(Self, ChildStdout)> {
         let config = lab.dir.join("fastice.toml");
-        fs::write(&config, configuration(lab, nqn))?;
+        fs::write(&config, configuration(lab, nqn, device))?;
         let log = lab.dir.join("serve.log");
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", "--log-format", "human", "--config"])
@@ -170,6 +204,16 @@ impl Target {
             Some(Ok(address)) => Ok(address),
             _ => bail!("the target did not start; its last words:\n{}", self.last_words()),
         }
+    }
+
+    /// What the target compared before it let the driver at the disk, by its log.
+    pub(super) fn proof(&self) -> Option<String> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let line = log.lines().find(|line| line.contains("the device is the one under the file"))?;
+        let blocks = line.split(' ').find_map(|word| word.strip_prefix("blocks="))?;
+        Some(format!(
+            "proof: superblock and file read by the driver and through XFS, {blocks} blocks, are equal"
+        ))
     }
 
     fn last_words(&self) -> String {
@@ -211,13 +255,27 @@ impl Drop for Target {
     }
 }
 
-fn configuration(lab: &Lab, nqn: &str) -> String {
+fn configuration(lab: &Lab, nqn: &str, device: DemoDevice) -> String {
+    let (controller, way) = match device {
+        DemoDevice::Uring => (String::new(), "uring"),
+        DemoDevice::Nvme => (format!("[[nvme]]\nmodel = \"{}\"\n\n", lab.loop_device()), "nvme"),
+    };
     format!(
-        "state_dir = \"{}\"\nbuffer_memory = \"32MiB\"\n\n[[listener]]\naddress = \"127.0.0.1:0\"\n\n[[subsystem]]\n\
-         nqn = \"{nqn}\"\nallow_any_host = true\n\n[[subsystem.namespace]]\nfile = \"{}\"\nblock_size = 4096\n",
+        "state_dir = \"{}\"\nbuffer_memory = \"32MiB\"\n\n[[listener]]\naddress = \"127.0.0.1:0\"\n\n{controller}\
+         [[subsystem]]\nnqn = \"{nqn}\"\nallow_any_host = true\n\n[[subsystem.namespace]]\nfile = \"{}\"\n\
+         device = \"{way}\"\nblock_size = 4096\n",
         lab.state_dir().display(),
         lab.file().display()
     )
+}
+
+/// A loop device over the image: with direct I/O, as a disk has it, where the filesystem under the image can do that.
+fn attach(image: &Path) -> anyhow::Result<String> {
+    let losetup = |direct: &str| {
+        run(Command::new("losetup").args(["--find", "--show", &format!("--direct-io={direct}")]).arg(image))
+    };
+    let device = losetup("on").or_else(|_| losetup("off"))?;
+    Ok(device.trim().to_owned())
 }
 
 /// Runs a program that must succeed, and tells what it said when it does not.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use nvme_spec::Nsid;
 
-use super::DemoArgs;
+use super::{DemoArgs, DemoDevice};
 use super::blocks::{self, BLOCK_BYTES};
 use super::lab::{Lab, Target, run};
 use crate::cli::map;
@@ -46,7 +46,8 @@ pub(super) fn tell(args: &DemoArgs, signals: &StopSignals, out: &mut Out) -> any
     let before = story.look(&lab)?;
 
     story.step("Pin it and serve it: `fastice serve` on loopback")?;
-    let (mut target, stdout) = Target::start(&lab, NQN)?;
+    story.say(driver(args.device, lab.loop_device()))?;
+    let (mut target, stdout) = Target::start(&lab, NQN, args.device)?;
     let controller = story.connect(&target, stdout)?;
 
     story.step("How fast: two queues, 32 commands in flight on each")?;
@@ -79,6 +80,18 @@ pub(super) fn tell(args: &DemoArgs, signals: &StopSignals, out: &mut Out) -> any
     let seconds = story.started.elapsed().as_secs_f64();
     story.out.line(format!("\nDone in {seconds:.1} s; everything is cleaned up."))?;
     Ok(())
+}
+
+/// Which driver moves the data, in words.
+fn driver(device: DemoDevice, disk: &str) -> String {
+    match device {
+        DemoDevice::Nvme => format!(
+            "driver: async-nvme, ours, in user space, on an NVMe controller in software over {disk}; XFS stays mounted"
+        ),
+        DemoDevice::Uring => {
+            format!("driver: the kernel's, by io_uring and direct I/O on {disk}; XFS stays mounted")
+        }
+    }
 }
 
 fn options(address: SocketAddr) -> ConnectOptions {
@@ -143,6 +156,9 @@ impl Story<'_> {
         let address = target.ready_line(stdout)?;
         let took = started.elapsed().as_secs_f64();
         self.say(format!("pinned, frozen, and ready on {address} after {took:.2} s"))?;
+        if let Some(proof) = target.proof() {
+            self.say(proof)?;
+        }
         let options = options(address);
         let controller = Controller::connect(&options).context("cannot connect to the target")?;
         let queues = controller.io_queue_count();
