@@ -15,8 +15,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nvme_spec::register::{Cap, Cc, Crto, Csts, Property, css};
-use tracing::{debug, warn};
+use nvme_spec::register::{Cap, Cc, Crto, Csts, Property};
+use tracing::debug;
 
 use crate::access::Access;
 use crate::admin::{AdminCommand, AdminQueue, AdminReply, AdminToken, AdminTrouble, DATA_LEN};
@@ -35,17 +35,17 @@ use crate::start::Start;
 #[derive(Debug)]
 pub struct Controller {
     pub(crate) shared: Arc<Shared>,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) options: Options,
     pub(crate) quirks: Quirks,
     pub(crate) cap: Cap,
     pub(crate) state: State,
-    deadline: Moment,
-    limit: Duration,
+    pub(crate) deadline: Moment,
+    pub(crate) limit: Duration,
     /// CSTS is not read before (a quirk).
-    quiet_until: Moment,
-    reset_from_outside: bool,
-    stopping: bool,
+    pub(crate) quiet_until: Moment,
+    pub(crate) reset_from_outside: bool,
+    pub(crate) stopping: bool,
     pub(crate) admin: AdminQueue,
     pub(crate) start: Option<Start>,
     pub(crate) jobs: Jobs,
@@ -60,12 +60,12 @@ pub struct Controller {
     /// Kept for the next life.
     pub(crate) shadow_pages: Option<ShadowPages>,
     pub(crate) attached: bool,
-    resets: u32,
-    ready_since: Moment,
+    pub(crate) resets: u32,
+    pub(crate) ready_since: Moment,
     pub(crate) status_at: Moment,
-    failure: Option<Error>,
+    pub(crate) failure: Option<Error>,
     /// The device could not be kept from memory.
-    stranded: bool,
+    pub(crate) stranded: bool,
 }
 
 /// A shutdown is given this long at least, and at most, whatever the controller says that it needs.
@@ -352,7 +352,7 @@ impl Controller {
     }
 
     /// Acts on a device that is gone or has failed; whether it was.
-    fn look_at(&mut self, csts: Option<Csts>) -> bool {
+    pub(crate) fn look_at(&mut self, csts: Option<Csts>) -> bool {
         match csts {
             None => {
                 self.end(State::Removed, Error::Gone { name: self.name() });
@@ -395,7 +395,7 @@ impl Controller {
         }
     }
 
-    fn late(&self, what: &'static str) -> Error {
+    pub(crate) fn late(&self, what: &'static str) -> Error {
         Error::Late {
             name: self.name(),
             what,
@@ -403,14 +403,14 @@ impl Controller {
         }
     }
 
-    fn enter(&mut self, state: State, limit: Duration) {
+    pub(crate) fn enter(&mut self, state: State, limit: Duration) {
         self.state = state;
         self.limit = limit;
         self.deadline = self.now().after(limit);
     }
 
     /// The worst time for CSTS.RDY to follow CC.EN: CAP.TO, or CRTO.CRWMT where that says more.
-    fn ready_limit(&self) -> Duration {
+    pub(crate) fn ready_limit(&self) -> Duration {
         let mut units = u32::from(self.cap.to()).max(1);
         if self.cap.crwms() {
             let crto = self.shared.access.read32(Property::CRTO.0);
@@ -419,104 +419,6 @@ impl Controller {
             }
         }
         (Duration::from_millis(500) * units).min(self.options.ready_limit_max)
-    }
-
-    /// Resets because of `error`; gives up when that was tried too often.
-    pub(crate) fn begin_reset(&mut self, error: Error) {
-        if self.is_over() || self.state == State::Idle {
-            return;
-        }
-        warn!(name = self.shared.access.name(), %error, "controller is reset");
-        let settled =
-            self.state == State::Ready && self.now() >= self.ready_since.after(self.options.settled_after);
-        self.resets = if settled { 1 } else { self.resets + 1 };
-        if self.resets > self.options.resets_max {
-            self.end(State::Failed, error);
-            return;
-        }
-        self.tell(Event::Resetting(error));
-        self.disable();
-    }
-
-    fn disable(&mut self) {
-        self.hold_links();
-        self.start = None;
-        self.rescan_due = false;
-        self.reset_from_outside = false;
-        // It ends with the reset; no queue pair is created before it is set up anew.
-        self.shared.set_shadow(None);
-        let cc = self.shared.access.read32(Property::CC.0);
-        self.shared.access.write32(Property::CC.0, Cc::from_bits(cc).with_en(false).with_shn(0).into_bits());
-        self.enter(State::Disabling, self.ready_limit());
-        self.quiet_until = self.now().after(self.quirks.delay_before_ready.unwrap_or_default());
-    }
-
-    /// CSTS.RDY does not become 0: from outside, then.
-    fn disable_late(&mut self) {
-        let error = self.late("stop");
-        if self.reset_from_outside || self.shared.access.function_reset().is_err() {
-            self.end(State::Failed, error);
-            return;
-        }
-        self.reset_from_outside = true;
-        self.enter(State::Disabling, self.ready_limit());
-    }
-
-    /// CSTS.RDY is 0: the controller has no queues and writes nothing any more.
-    fn disabled(&mut self) {
-        let error = Error::Reset { name: self.name() };
-        self.admin.fail_all(&error);
-        self.jobs.forget_device();
-        let _ = self.shared.take_wish();
-        if self.stopping {
-            self.shared.set_closed(true);
-            self.settle_links(state::GONE);
-            self.state = State::Stopped;
-            return;
-        }
-        self.settle_links(state::LOST);
-        if let Err(source) = self.shared.access.dma_restore() {
-            self.end(State::Failed, Error::Access { name: self.name(), source: Arc::new(source) });
-            return;
-        }
-        self.enable();
-    }
-
-    fn enable(&mut self) {
-        let Some((asq, acq)) = self.admin.addresses() else {
-            let error = Error::Exhausted { name: self.name(), what: "address for the admin queue" };
-            self.end(State::Failed, error);
-            return;
-        };
-        let access = &self.shared.access;
-        let size_z = u32::from(self.admin.entries()) - 1;
-        access.write32(Property::AQA.0, size_z | size_z << 16);
-        access.write64(Property::ASQ.0, asq);
-        access.write64(Property::ACQ.0, acq);
-        let sets = if self.cap.css_nvm() { css::NVM } else { css::ALL };
-        let cc = Cc::new().with_css(sets).with_mps(self.cap.mpsmin());
-        let cc = cc.with_iosqes(6).with_iocqes(4).with_en(true);
-        access.write32(Property::CC.0, cc.into_bits());
-        self.enter(State::Enabling, self.ready_limit());
-        self.quiet_until = self.now().after(self.quirks.delay_before_ready.unwrap_or_default());
-    }
-
-    /// The end: makes sure that the device cannot write any more, then lets all buffers go. When that cannot be made
-    /// sure of, they are kept for ever.
-    fn end(&mut self, end: State, error: Error) {
-        self.hold_links();
-        let reset = end != State::Removed && self.shared.access.function_reset().is_ok();
-        let safe = reset || self.shared.access.dma_revoke().is_ok();
-        self.stranded = !safe;
-        self.shared.set_closed(true);
-        self.settle_links(if safe { state::GONE } else { state::STRANDED });
-        self.admin.fail_all(&error);
-        self.start = None;
-        self.jobs.forget_device();
-        self.state = end;
-        warn!(name = self.shared.access.name(), %error, safe, "controller is given up");
-        self.failure = Some(error.clone());
-        self.tell(Event::Ended(error));
     }
 }
 

@@ -80,6 +80,7 @@ mod options;
 mod prp;
 mod queue;
 mod quirks;
+mod recovery;
 mod requeue;
 mod reset;
 mod ring;
