@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use nvme_spec::Nsid;
 
-use super::{DemoArgs, DemoDevice};
 use super::blocks::{self, BLOCK_BYTES};
 use super::lab::{Lab, Target, run};
+use super::{DemoArgs, DemoDevice};
 use crate::cli::map;
 use crate::cli::out::Out;
 use crate::cli::sys::{StopSignals, Wake};
