@@ -82,7 +82,7 @@ impl QueueTicket {
         let exhausted = || Error::Exhausted { name: shared.name(), what: "memory for the rings" };
         let rings = Rings::new(&mapping, layout, qid, shared.dstrd).ok_or_else(exhausted)?;
         let addresses = Rings::addresses(&mapping, &layout).ok_or_else(exhausted)?;
-        let vector = self.vector.filter(|_| self.bell.is_some());
+        let vector = self.switch_interrupt_on();
         let limits = (self.settings.limits, self.list_len);
         let link = Link::new(qid, layout.entries, addresses, mapping, self.namespace, limits);
         let link = Arc::new(link.with_interrupt(vector, self.bell).with_priority(self.priority));
@@ -92,6 +92,21 @@ impl QueueTicket {
         }
         self.qid.used = true;
         Ok(IoQueue::new(self.settings, shared, link, rings, pool, &buffers))
+    }
+
+    /// The vector of the completion queue, ready to be let through: a controller refuses a queue with a vector that is
+    /// not on (Base section 5.2.1, Invalid Interrupt Vector), and some never signal one that comes on later. `None`
+    /// where it cannot be had: then the queue pair is polled.
+    fn switch_interrupt_on(&self) -> Option<u16> {
+        let (vector, bell) = (self.vector?, self.bell.as_ref()?);
+        let access = &self.shared.access;
+        if let Err(error) = access.interrupt_attach(vector, bell.fd()) {
+            tracing::warn!(name = access.name(), vector, %error, "no interrupt: the queue pair is polled");
+            return None;
+        }
+        // Masked until `IoQueue::arm`; where that cannot be, it rings while nobody sleeps.
+        let _ = access.interrupt_detach(vector);
+        Some(vector)
     }
 
     /// Memory for rings of the depth wanted, or as deep as fits where huge pages do not follow each other.

@@ -85,7 +85,9 @@ impl Controller {
         if !cdw11.pc() {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
-        if cdw11.ien() && cdw11.iv() >= self.options.vectors {
+        // A vector above the first is none before interrupts are on (QEMU's controllers are as strict).
+        let is_off = cdw11.iv() > 0 && !self.interrupts_on;
+        if cdw11.ien() && (cdw11.iv() >= self.options.vectors || is_off) {
             return Err(INVALID_INTERRUPT_VECTOR.with_dnr());
         }
         let vector = cdw11.ien().then_some(cdw11.iv());

@@ -130,6 +130,8 @@ pub(crate) struct Controller {
     pub(crate) cqs: BTreeMap<u16, CompletionQueue>,
     pub(crate) shadow: Option<ShadowBuffers>,
     pub(crate) vectors: Vec<Vector>,
+    /// Whether interrupts were switched on: with the first that was attached, as by VFIO.
+    pub(crate) interrupts_on: bool,
     pub(crate) held: Vec<Held>,
     /// Identifiers of Asynchronous Event Requests that wait.
     pub(crate) event_requests: VecDeque<u16>,
@@ -173,6 +175,7 @@ impl Controller {
             cqs: BTreeMap::new(),
             shadow: None,
             vectors,
+            interrupts_on: false,
             held: Vec::new(),
             event_requests: VecDeque::new(),
             events: VecDeque::new(),

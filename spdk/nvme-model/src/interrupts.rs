@@ -36,6 +36,7 @@ impl Controller {
     pub(crate) fn attach_vector(&mut self, vector: u16, eventfd: BorrowedFd<'_>) -> std::io::Result<bool> {
         let Some(place) = self.vectors.get_mut(usize::from(vector)) else { return Ok(false) };
         place.eventfd = Some(eventfd.try_clone_to_owned()?);
+        self.interrupts_on = true;
         if std::mem::take(&mut place.pending) {
             place.raise();
         }
