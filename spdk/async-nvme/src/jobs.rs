@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nvme_spec::queue::{AbortCdw10, CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11};
 use nvme_spec::{AdminOpcode, Status};
 
-use crate::admin::{AdminCommand, AdminToken};
+use crate::admin::{AdminCommand, AdminQueue, AdminToken};
 use crate::clock::Moment;
 use crate::controller::Controller;
 use crate::error::Error;
@@ -56,11 +56,11 @@ impl Jobs {
         Some(qid)
     }
 
-    /// The device lost all queues.
-    pub(crate) fn forget_device(&mut self) {
-        self.current = None;
+    /// The device lost all queues. Nobody asks any more for the answers of these commands.
+    pub(crate) fn forget_device(&mut self, admin: &mut AdminQueue) {
+        let current = self.current.take().map(|job| job.token);
+        current.into_iter().chain(self.aborts.drain(..)).for_each(|token| admin.forget(token));
         self.created.clear();
-        self.aborts.clear();
         self.look = true;
     }
 }

@@ -33,7 +33,7 @@ impl Controller {
 
     pub(crate) fn disable(&mut self) {
         self.hold_links();
-        self.start = None;
+        self.abandon_start();
         self.rescan_due = false;
         self.reset_from_outside = false;
         // It ends with the reset; no queue pair is created before it is set up anew.
@@ -59,7 +59,7 @@ impl Controller {
     pub(crate) fn disabled(&mut self) {
         let error = Error::Reset { name: self.name() };
         self.admin.fail_all(&error);
-        self.jobs.forget_device();
+        self.jobs.forget_device(&mut self.admin);
         let _ = self.shared.take_wish();
         if self.stopping {
             self.shared.set_closed(true);
@@ -104,8 +104,8 @@ impl Controller {
         self.shared.set_closed(true);
         self.settle_links(if safe { state::GONE } else { state::STRANDED });
         self.admin.fail_all(&error);
-        self.start = None;
-        self.jobs.forget_device();
+        self.abandon_start();
+        self.jobs.forget_device(&mut self.admin);
         self.state = end;
         warn!(name = self.shared.access.name(), %error, safe, "controller is given up");
         self.failure = Some(error.clone());

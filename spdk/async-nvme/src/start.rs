@@ -86,6 +86,13 @@ impl Controller {
         self.begin_sequence(Step::Controller, false);
     }
 
+    /// Nobody asks any more for the answer of its command.
+    pub(crate) fn abandon_start(&mut self) {
+        if let Some(start) = self.start.take() {
+            self.admin.forget(start.token);
+        }
+    }
+
     pub(crate) fn begin_rescan(&mut self) {
         self.begin_sequence(Step::Changes, true);
     }

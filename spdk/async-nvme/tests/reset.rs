@@ -256,6 +256,28 @@ fn a_ticket_of_a_controller_that_is_over_opens_nothing() {
     assert!(matches!(ticket.open(&rig.pool), Err(Error::NotReady { .. })));
 }
 
+#[test]
+fn a_reset_at_any_moment_costs_nothing_for_ever() {
+    let mut rig = rig(Requeue::Nothing);
+    let mut queue = rig.queue(4);
+    for turns in 0..300 {
+        // Half way through the start, the creation of the queue pair, a rescan: whatever is under way.
+        rig.controller.reset();
+        for _ in 0..turns % 40 {
+            rig.turn();
+            queue.poll(rig.clock.now(), 1, &mut Vec::with_capacity(1));
+        }
+        if turns % 7 == 0 {
+            rig.subsystem.add_namespace(NamespaceOptions::memory(2, 9, 8 + turns)).unwrap();
+        }
+    }
+    ready_again(&mut rig, &mut queue);
+    rig.until(State::Ready, LIMIT_MS);
+    let keep_alive = async_nvme::AdminCommand { opcode: 0x18, ..async_nvme::AdminCommand::default() };
+    let free = std::iter::from_fn(|| rig.controller.submit_admin(&keep_alive).ok()).count();
+    assert!(free >= 15, "{free} admin commands are left");
+}
+
 /// Writes and reads back, whatever happens to the controller meanwhile; how often it happened.
 fn work_through_resets(ticket: async_nvme::QueueTicket, clock: &dyn Clock) -> u64 {
     let pool = common::pool();
