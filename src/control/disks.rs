@@ -24,7 +24,7 @@ use crate::block::nvme::{
 use crate::block::{BlockDevice, DeviceInfo, UringDevice, UringOptions};
 use crate::config::{DeviceWay, NvmeChoice};
 use crate::extent::{
-    DiskIdentity, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity, PinnedFile, StateDir,
+    DiskIdentity, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity, PinnedFile, StateDir, is_let_go,
     stored_pin, take_over, verify_on_device,
 };
 use crate::fabrics::{Export, FenceReason, Target};
@@ -92,6 +92,8 @@ impl Disks {
         choices: &[NvmeChoice],
     ) -> Result<(HandedOver, Arc<dyn BlockDevice>), DiskError> {
         let stored = stored_pin(path, state)?;
+        // Said before a controller is looked for that the kernel may still have; looked at again under the lock.
+        is_let_go(&stored)?;
         let disk = &stored.identity.disk;
         let device = self.find(disk, choices)?;
         let mut filesystem = FilesystemOn::new(&device, disk.partition_start);

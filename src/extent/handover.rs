@@ -56,6 +56,14 @@ pub fn stored_pin(path: &Path, state: &StateDir) -> Result<StoredPin, ExtentErro
     }
 }
 
+/// Whether the kernel has let go of a pinned file: neither its filesystem nor its disk is there.
+///
+/// # Errors
+/// [`ExtentError::KernelHasIt`] while one of them is; [`ExtentError::Io`].
+pub fn is_let_go(stored: &StoredPin) -> Result<(), ExtentError> {
+    refuse_if_the_kernel_has_it(&Sysfs::system(), stored, stored.path())
+}
+
 /// Takes the file of `stored` over: proves that the kernel has let go of it, and that `device`, read from where the
 /// filesystem begins, holds the stored map.
 ///

@@ -65,7 +65,7 @@ pub use facts::FileFacts;
 pub(crate) use facts::unescape_octal;
 pub use fiemap::{FiemapFlags, RawExtent};
 pub use guard::{OnRecall, RecallReason, RecallWatch};
-pub use handover::{HandedOver, stored_pin, take_over, verify_on_device};
+pub use handover::{HandedOver, is_let_go, stored_pin, take_over, verify_on_device};
 pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};
 pub use lookup::{LookupCursor, Segment, Segments};
 pub use map::{Extent, FrozenMap};

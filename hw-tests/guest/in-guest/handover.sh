@@ -13,7 +13,9 @@ handover_pin() {
     frozen_map "$file" | diff /tmp/case/map - || fail "the frozen map is not the one that xfs_io shows"
     # While the filesystem is mounted, nothing may be served past it in this mode; nor may the controller be taken.
     config_begin
-    config_export live "$file" "$2" "handed_over = true"
+    EXPORT_DEVICE=handed-over
+    config_export live "$file" "$2"
+    unset EXPORT_DEVICE
     serve_refused 'mounted|kernel'
     must_fail take "$2"
     bound_to "$2" nvme || fail "the refused bind took the controller"
@@ -28,7 +30,9 @@ handover_take() {
 
 handover_serve() {
     config_begin
-    config_export live "$MNT/served.img" "$1" "handed_over = true"
+    EXPORT_DEVICE=handed-over
+    config_export live "$MNT/served.img" "$1"
+    unset EXPORT_DEVICE
     serve_start
     host_attach live
     dd if="$(host_disk live)" bs=1M iflag=direct status=none | md5sum | cmp -s - /tmp/case/sum || fail "the initiator reads other bytes than the file held"

@@ -22,9 +22,10 @@ TOML
 }
 
 # config_export NAME FILE LETTER [LINE]...: a subsystem of its own. LETTER is the controller that fastice drives; with
-# DEVICE=uring (a test of these scripts) the file is served through the kernel instead. LINE: further keys.
+# DEVICE=uring (a test of these scripts) the file is served through the kernel instead; EXPORT_DEVICE is another way for
+# this export. LINE: further keys.
 config_export() {
-    local name=$1 file=$2 letter=$3 line
+    local name=$1 file=$2 letter=$3 device=${EXPORT_DEVICE:-$DEVICE} line
     shift 3
     cat >>"$SERVE_CONFIG" <<TOML
 
@@ -35,10 +36,10 @@ allow_any_host = true
 [[subsystem.namespace]]
 nsid = 1
 file = "$file"
-device = "$DEVICE"
+device = "$device"
 TOML
     for line; do echo "$line" >>"$SERVE_CONFIG"; done
-    [ "$DEVICE" != nvme ] || printf '\n[[nvme]]\npci = "%s"\n' "$(pci_of "$letter")" >>"$SERVE_CONFIG"
+    [ "$device" = uring ] || printf '\n[[nvme]]\npci = "%s"\n' "$(pci_of "$letter")" >>"$SERVE_CONFIG"
 }
 
 # After a failure: what fastice and the kernel said last.
