@@ -3,11 +3,12 @@
 PREFIX ?= /usr/local
 CARGO ?= cargo
 
-.PHONY: help build demo test bench install clean
+.PHONY: help build demo test hw-test bench install clean
 
 help:
 	@echo 'make demo      pins a fragmented file, serves it, writes and verifies, cleans up (root; 2 minutes)'
 	@echo 'make test      formatting, lints, all tests, a real Linux host in a guest (root; up to 40 minutes)'
+	@echo 'make hw-test   the longer variants of the suites in guests, for which make test has no time (root)'
 	@echo 'make bench     the driver alone, on models, and beside the kernel in a guest: bench/report.json (10 minutes)'
 	@echo 'make build     target/release/fastice'
 	@echo 'make install   binary, manual pages, shell completions and a sample configuration under PREFIX ($(PREFIX))'
@@ -23,6 +24,11 @@ demo:
 test:
 	@.ci/packages test
 	@CARGO='$(CARGO)' .ci/test
+
+hw-test:
+	@.ci/packages test
+	$(CARGO) build --locked -p fastice
+	FASTICE=$(CURDIR)/target/debug/fastice hw-tests/vfio-test.sh --long
 
 bench:
 	-@.ci/packages bench
