@@ -33,6 +33,9 @@ const BUSY_FOR: Duration = Duration::from_millis(500);
 /// The first pause before a lost controller is looked for, which doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(30);
+/// How long whoever had the controller before may take to let it go.
+const REACH_PATIENCE: Duration = Duration::from_secs(5);
+const REACH_PAUSE: Duration = Duration::from_millis(50);
 /// How long an orderly end may take before the controller is cut off.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of buffers for the thread's own reads.
@@ -81,7 +84,7 @@ impl Keeper {
 
     /// Runs until it is told to stop. `up` hears once whether the controller has become ready.
     pub(super) fn run(mut self, inbox: &Receiver<Ask>, up: &Sender<Result<(), OpenError>>) {
-        let started = self.begin().and_then(|()| self.await_ready());
+        let started = self.begin_patiently().and_then(|()| self.await_ready());
         let is_up = started.is_ok();
         // The starter waits for exactly one message.
         let _ = up.send(started);
@@ -89,6 +92,20 @@ impl Keeper {
             while matches!(self.turn(inbox), Turn::GoOn) {}
         }
         self.stop();
+    }
+
+    /// As [`Keeper::begin`], for a controller that somebody else still lets go of.
+    fn begin_patiently(&mut self) -> Result<(), OpenError> {
+        let deadline = Instant::now() + REACH_PATIENCE;
+        loop {
+            match self.begin() {
+                Err(OpenError::Reach(error)) if error.may_pass() && Instant::now() < deadline => {
+                    tracing::debug!(name = %self.way, %error, "not to be had yet");
+                    std::thread::sleep(REACH_PAUSE);
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Reaches the controller and starts it.

@@ -102,6 +102,20 @@ pub enum ReachError {
     },
 }
 
+impl ReachError {
+    /// Whether the controller may be had in a moment: somebody has it who may be on the way out, such as the process
+    /// before this one that was killed.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Vfio(error) => matches!(error, vfio::OpenError::Busy { .. }),
+            Self::VfioUser(AccessError::Io { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+            Self::VfioUser(AccessError::Gone { .. }) => true,
+            Self::VfioUser(_) | Self::Model { .. } | Self::Absent { .. } => false,
+        }
+    }
+}
+
 /// Goes the ways to controllers.
 pub trait Reach: Send + Sync {
     /// Reaches a controller. What was reached before on this way is not used any more when this is called.

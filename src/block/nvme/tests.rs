@@ -320,3 +320,28 @@ fn ways_that_are_not_there_say_so() {
     let error = NvmeController::start(&way, Arc::new(SystemReach)).expect_err("no such file");
     assert_eq!(error.to_string(), "the model cannot stand on /nowhere");
 }
+
+/// A way that is closed for a while.
+struct Busy(Mutex<u32>, Arc<Slot>);
+
+impl Reach for Busy {
+    fn reach(&self, way: &NvmeWay) -> Result<Reached, ReachError> {
+        let mut left = self.0.lock().expect("no panic");
+        if *left > 0 {
+            *left -= 1;
+            let what = "IOMMU group 4".to_owned();
+            return Err(ReachError::Vfio(async_nvme::vfio::OpenError::Busy { what }));
+        }
+        self.1.reach(way)
+    }
+}
+
+#[test]
+fn a_controller_that_its_last_user_still_lets_go_of_is_waited_for() {
+    let (_subsystem, model, _thread) = model(ControllerOptions::default());
+    let slot = Slot { model: Mutex::new(model), is_there: AtomicBool::new(true) };
+    let way = NvmeWay::Model("in memory".into());
+    let busy = Arc::new(Busy(Mutex::new(3), Arc::new(slot)));
+    let controller = NvmeController::start(&way, busy).expect("it is free in the end");
+    assert!(controller.describe().is_some());
+}
