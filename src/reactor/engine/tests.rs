@@ -1,12 +1,15 @@
 //! What the target promises of fences and slots, on a device in memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use hugepage_alloc::PoolOptions;
 use nvme_spec::Nsid;
 
 use super::*;
-use crate::block::{MemDevice, MemOptions};
+use crate::block::{BlockOp, DeviceInfo, MemDevice, MemOptions};
+use crate::extent::{
+    DeviceNumber, DiskIdentity, Extent, FilesystemIdentity, FilesystemKind, FrozenMap, MapIdentity,
+};
 use crate::fabrics::{
     FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target, TargetOptions,
 };
@@ -121,4 +124,144 @@ fn commands_that_wait_for_the_device_see_the_fence() {
         assert_eq!(status, expected, "command {request}");
     }
     assert_eq!(lab.engine.in_flight(export.slot), 0);
+}
+
+/// Counts what reaches the queue of a device.
+#[derive(Clone, Default)]
+struct Calls(Arc<Mutex<Vec<&'static str>>>);
+
+impl Calls {
+    fn note(&self, call: &'static str) {
+        self.0.lock().expect("no panic").push(call);
+    }
+}
+
+struct Watched {
+    device: MemDevice,
+    calls: Calls,
+}
+
+struct WatchedQueue {
+    queue: Box<dyn BlockQueue>,
+    calls: Calls,
+}
+
+impl BlockDevice for Watched {
+    fn info(&self) -> &DeviceInfo {
+        self.device.info()
+    }
+
+    fn open_queue(
+        &self,
+        ring: &Ring,
+        pool: &BufferPool,
+        depth: usize,
+    ) -> Result<Box<dyn BlockQueue>, BlockError> {
+        let queue = self.device.open_queue(ring, pool, depth)?;
+        Ok(Box::new(WatchedQueue { queue, calls: self.calls.clone() }))
+    }
+}
+
+impl BlockQueue for WatchedQueue {
+    fn submit(&mut self, op: BlockOp) -> Result<(), BlockOp> {
+        self.calls.note("submit");
+        self.queue.submit(op)
+    }
+
+    fn commit(&mut self) {
+        self.calls.note("commit");
+        self.queue.commit();
+    }
+
+    fn poll(&mut self, budget: usize, done: &mut Vec<BlockDone>) -> usize {
+        self.queue.poll(budget, done)
+    }
+
+    fn outstanding(&self) -> usize {
+        self.queue.outstanding()
+    }
+
+    fn must_poll(&self) -> bool {
+        self.queue.must_poll()
+    }
+}
+
+/// A file of single blocks that lie backwards on its disk.
+fn scattered(blocks: u64) -> FrozenMap {
+    let block = u64::from(BLOCK);
+    let disk = DiskIdentity {
+        number: DeviceNumber::default(),
+        name: "mem".to_owned(),
+        node: "/dev/mem".into(),
+        size: LEN,
+        logical_block_size: BlockSize::B512,
+        partition_start: ByteOffset(0),
+        partition_len: LEN,
+        serial: None,
+        wwid: None,
+        model: None,
+        nguid: None,
+        eui64: None,
+        uuid: None,
+        nsid: None,
+    };
+    let filesystem = FilesystemIdentity {
+        kind: FilesystemKind::Xfs,
+        uuid: [1; 16],
+        block_size: BLOCK,
+        device: DeviceNumber::default(),
+    };
+    let identity = MapIdentity {
+        path: "/scattered".into(),
+        inode: 1,
+        inode_generation: 1,
+        size: ByteLen(blocks * block),
+        filesystem,
+        disk,
+    };
+    let extents = (0..blocks).map(|at| Extent {
+        file_offset: ByteOffset(at * block),
+        device_offset: ByteOffset((blocks - at) * 2 * block),
+        len: ByteLen(block),
+    });
+    FrozenMap::from_extents(identity, 1, extents).expect("a good map")
+}
+
+#[test]
+fn a_range_over_many_extents_is_one_batch() {
+    const BLOCKS: u64 = 256;
+    let mut lab = Lab::new();
+    lab.engine.reserve(1);
+    let device = MemDevice::new(MemOptions::new(LEN, BlockSize::B512)).expect("memory");
+    let calls = Calls::default();
+    let namespace = NamespaceSpec {
+        nsid: Nsid(1),
+        map: Some(Arc::new(scattered(BLOCKS))),
+        device: Arc::new(Watched { device, calls: calls.clone() }),
+        read_only: false,
+        block_size: BlockSize::B512,
+        len: ByteLen(BLOCKS * u64::from(BLOCK)),
+        identity: Identity::named("scattered"),
+    };
+    let subsystem = SubsystemSpec {
+        nqn: "nqn.2026-11.com.example:engine".to_owned(),
+        serial: "1".to_owned(),
+        model: "1".to_owned(),
+        hosts: HostPolicy::Any,
+        namespaces: vec![namespace],
+    };
+    let export = lab.target.publish(vec![subsystem], vec![]).expect("a good configuration").added.remove(0);
+    lab.engine.open(Arc::clone(&export)).expect("a queue");
+    let len = ByteLen(BLOCKS * u64::from(BLOCK));
+    let command = IoCommand { slot: export.slot, kind: IoKind::Read, start: ByteOffset(0), len, fua: false };
+    let buf = lab.pool.alloc(u32::try_from(len.0).expect("small"));
+    lab.engine.start(lab.owner, 1, command, buf);
+    lab.engine.poll();
+    let (calls, before_commit) = {
+        let calls = calls.0.lock().expect("no panic");
+        (calls.clone(), calls.iter().take_while(|call| **call == "submit").count())
+    };
+    assert_eq!(before_commit, usize::try_from(BLOCKS).expect("small"), "all extents, then one commit");
+    assert_eq!(calls.iter().filter(|call| **call == "commit").count(), 1);
+    assert_eq!(lab.ends(), [(1, Status::SUCCESS)]);
 }
