@@ -11,12 +11,10 @@ handover_pin() {
     md5sum <"$MNT/beside" >/tmp/case/beside
     fastice pin "$file"
     frozen_map "$file" | diff /tmp/case/map - || fail "the frozen map is not the one that xfs_io shows"
-    # While the filesystem is mounted, nothing may be served past it in this mode; nor may the controller be taken.
+    # While it is mounted it is refused; and the mounted filesystem keeps the controller.
     config_begin
-    EXPORT_DEVICE=handed-over
-    config_export live "$file" "$2"
-    unset EXPORT_DEVICE
-    serve_refused 'mounted|kernel'
+    config_export live "$file" "$2" handed-over
+    serve_refused 'mounted'
     must_fail take "$2"
     bound_to "$2" nvme || fail "the refused bind took the controller"
 }
@@ -30,9 +28,7 @@ handover_take() {
 
 handover_serve() {
     config_begin
-    EXPORT_DEVICE=handed-over
-    config_export live "$MNT/served.img" "$1"
-    unset EXPORT_DEVICE
+    config_export live "$MNT/served.img" "$1" handed-over
     serve_start
     host_attach live
     dd if="$(host_disk live)" bs=1M iflag=direct status=none | md5sum | cmp -s - /tmp/case/sum || fail "the initiator reads other bytes than the file held"
@@ -62,6 +58,17 @@ handover_give() { # LETTER NSID
     must_fail truncate -s 4096 "$MNT/served.img"
     fastice unpin "$MNT/served.img"
     md5sum <"$MNT/beside" | cmp -s - /tmp/case/beside || fail "a file beside it changed"
+}
+
+# handover_mounted LETTER OTHER: mounted through one controller, it must not be taken over through the other one.
+handover_mounted() {
+    case_begin xfs "$1" 1 whole
+    fastice pin "$MNT/served.img"
+    config_begin
+    config_export live "$MNT/served.img" "$2" handed-over
+    serve_refused 'mounted'
+    fastice unpin "$MNT/served.img"
+    case_clean
 }
 
 # handover_case NAME KIND LETTER NSID WHERE

@@ -21,25 +21,21 @@ address = "$TARGET_ADDRESS:$TARGET_PORT"
 TOML
 }
 
-# config_export NAME FILE LETTER [LINE]...: a subsystem of its own. LETTER is the controller that fastice drives; with
-# DEVICE=uring (a test of these scripts) the file is served through the kernel instead; EXPORT_DEVICE is another way for
-# this export. LINE: further keys.
+# config_export NAME FILE LETTER [WAY]: a subsystem of its own. LETTER is the controller that fastice drives; with
+# DEVICE=uring (a test of these scripts) the file is served through the kernel instead.
 config_export() {
-    local name=$1 file=$2 letter=$3 device=${EXPORT_DEVICE:-$DEVICE} line
-    shift 3
     cat >>"$SERVE_CONFIG" <<TOML
 
 [[subsystem]]
-nqn = "$(nqn_of "$name")"
+nqn = "$(nqn_of "$1")"
 allow_any_host = true
 
 [[subsystem.namespace]]
 nsid = 1
-file = "$file"
-device = "$device"
+file = "$2"
+device = "${4:-$DEVICE}"
 TOML
-    for line; do echo "$line" >>"$SERVE_CONFIG"; done
-    [ "$device" = uring ] || printf '\n[[nvme]]\npci = "%s"\n' "$(pci_of "$letter")" >>"$SERVE_CONFIG"
+    [ "$DEVICE" != nvme ] || printf '\n[[nvme]]\npci = "%s"\n' "$(pci_of "$3")" >>"$SERVE_CONFIG"
 }
 
 # After a failure: what fastice and the kernel said last.

@@ -49,6 +49,8 @@ order() {
     [ "$DEVICE" != nvme ] || run take-B-D 60 take B D
     live_cases
     pair_case A B C D
+    needs_driver handover run handover-while-mounted 90 handover_mounted A B
+    case_end
     needs_driver handover handover_case xfs xfs E 1 whole
     [ "$LONG" != 1 ] || needs_driver handover handover_case ext4-partition ext4 E 1 partition
     [ "$LONG" != 1 ] || needs_driver metal run metal-run-single 300 sh /hw/metal-test.sh run "$PCI_E"
