@@ -22,7 +22,7 @@ setup='modprobe -r nvme && modprobe nvme poll_queues=1 && wait_for 30 controller
 export DISK=/dev/$(disk_of A 2) ADDRESS=$(pci_of B)
 tr "\0" Z </dev/zero | dd of=$DISK bs=1M count=96 iflag=fullblock conv=fsync 2>&1 | tail -n 1'
 # shellcheck disable=SC2016
-program='/root/fastice-bench driver --device vfio:$ADDRESS --nsid 2 --kernel $DISK --report /root/report.json "$@" &&
+program='/root/fastice-bench driver --device vfio:$ADDRESS --nsid 2 --kernel $DISK --emulated --report /root/report.json "$@" &&
     echo REPORT && cat /root/report.json'
 
 hw-tests/vfio-test.sh --timeout "${TIMEOUT:-900}" --with "$bench" --setup "$setup" \

@@ -88,6 +88,9 @@ struct Driver {
     /// Take the kernel's completions by interrupt, where its driver has no poll queues
     #[arg(long, requires = "kernel")]
     kernel_interrupts: bool,
+    /// This processor is emulated: do not judge what the driver adds to a latency
+    #[arg(long)]
+    emulated: bool,
     /// Where the rows go, into what is there
     #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
     report: PathBuf,
@@ -131,6 +134,7 @@ fn driver(options: &Driver) -> Result<()> {
         depths: options.depths.clone(),
         rounds: options.rounds,
         time: Duration::from_millis(options.round_ms),
+        emulated: options.emulated,
         machine: machine::describe(),
         tell: say,
     };

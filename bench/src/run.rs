@@ -1,7 +1,7 @@
 //! One round: a side started, kept busy for a while, and stopped.
 //!
-//! A round is cut into chunks of a few milliseconds, and the middle one counts: a chunk in which the machine did
-//! something else falls out.
+//! A round is cut into chunks, and the middle one counts: a chunk in which the machine did something else falls out. They
+//! are long where only the thread's own time is looked at, and short, for many to be undisturbed, where it is not.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,11 +17,13 @@ use crate::uring::Kernel;
 
 /// Reads before anything is timed: caches and predictors are warm then.
 const WARM_UP: usize = 2000;
-const CHUNK_NS: f64 = 2e6;
+const CHUNK_INSIDE_NS: f64 = 2e6;
+const CHUNK_OUTSIDE_NS: f64 = 1e5;
 /// Completions of a chunk of the replayed device alone: about two milliseconds too.
 const ALONE_CHUNK: usize = 1 << 19;
-/// Fewer reads than this are no chunk.
+/// Fewer reads than this are no chunk; nor are fewer than so many times the depth, for they come in bursts.
 const CHUNK_READS_MIN: usize = 64;
+const CHUNK_DEPTHS_MIN: usize = 16;
 /// The driver's clock is looked at once in so many turns, as a reactor does once a turn for many queues.
 const CLOCK_EVERY: usize = 64;
 /// Reads that are timed one by one, at most, and after how many of them the controller itself is served.
@@ -128,18 +130,20 @@ fn one_by_one<D, S: Side<D>>(side: &mut S, device: &mut D, time: Duration) -> Re
 }
 
 /// Keeps a side busy for `time`.
-fn busy<D: Worked, S: Side<D>>(side: &mut S, device: &mut D, time: Duration) -> Result<Round> {
+fn busy<D: Worked, S: Side<D>>(side: &mut S, device: &mut D, depth: u16, time: Duration) -> Result<Round> {
     let inside = device.is_inside();
+    let chunk_ns = if inside { CHUNK_INSIDE_NS } else { CHUNK_OUTSIDE_NS };
+    let reads_min = CHUNK_READS_MIN.max(usize::from(depth) * CHUNK_DEPTHS_MIN);
     // How many reads a chunk takes is found out by the warm-up.
     chunk(side, device, CHUNK_READS_MIN)?;
     let watch = Stopwatch::start();
     let mut reads = 0;
-    while reads < WARM_UP && watch.wall_ns() < CHUNK_NS {
+    while reads < WARM_UP && watch.wall_ns() < chunk_ns {
         reads += chunk(side, device, CHUNK_READS_MIN)?;
     }
     let ns = if inside { watch.cpu_ns() } else { watch.wall_ns() };
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-    let chunk_reads = ((CHUNK_NS * reads as f64 / ns.max(1.0)) as usize).max(CHUNK_READS_MIN);
+    let chunk_reads = ((chunk_ns * reads as f64 / ns.max(1.0)) as usize).max(reads_min);
     let whole = Stopwatch::start();
     let mut chunks = Vec::new();
     let mut reads = 0;
@@ -186,7 +190,8 @@ pub fn ours(device: &mut Device, depth: u16, buffers: Buffers, time: Duration) -
     device.opened()?;
     let mut side = Ours { load, turns: 0 };
     let alone = depth == 1 && !device.is_inside();
-    let round = if alone { one_by_one(&mut side, device, time)? } else { busy(&mut side, device, time)? };
+    let round =
+        if alone { one_by_one(&mut side, device, time)? } else { busy(&mut side, device, depth, time)? };
     ensure!(side.load.failed() == 0, "{} reads failed", side.load.failed());
     side.load.finish(&mut || device.idle())?;
     device.closed();
@@ -213,7 +218,8 @@ pub fn bare(device: &mut Device, depth: u16, time: Duration) -> Result<Round> {
     let mut bare = Bare::start(access, nsid, depth, &mut || device.idle())?;
     device.opened()?;
     let alone = depth == 1 && !device.is_inside();
-    let round = if alone { one_by_one(&mut bare, device, time)? } else { busy(&mut bare, device, time)? };
+    let round =
+        if alone { one_by_one(&mut bare, device, time)? } else { busy(&mut bare, device, depth, time)? };
     bare.finish(&mut || device.idle())?;
     device.closed();
     Ok(round)
@@ -246,8 +252,11 @@ pub fn replay_alone(depth: u16, time: Duration) -> Result<f64> {
 /// When a read failed, or the kernel cannot do it.
 pub fn kernel(path: &Path, depth: u16, polled: bool, time: Duration) -> Result<Round> {
     let mut side = Kernel::start(path, depth, polled)?;
-    let round =
-        if depth == 1 { one_by_one(&mut side, &mut (), time)? } else { busy(&mut side, &mut (), time)? };
+    let round = if depth == 1 {
+        one_by_one(&mut side, &mut (), time)?
+    } else {
+        busy(&mut side, &mut (), depth, time)?
+    };
     side.finish()?;
     Ok(round)
 }

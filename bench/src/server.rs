@@ -1,4 +1,7 @@
 //! The model in a process of its own, behind vfio-user: this program once more, told to serve.
+//!
+//! Each of both has a processor of its own, for each spins: on one processor they would wait for each other's time to
+//! run out, and that is what would be measured.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -9,19 +12,42 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nvme_model::vfio_user::{Server, ServerOptions};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::device;
 
+/// What the server says once it listens.
+const LISTENING: &[u8] = b"listening\n";
 /// How long the server may take to listen.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// The first and the last processor that this thread may use.
+fn both_ends() -> Result<(CpuSet, [usize; 2])> {
+    let allowed = sched_getaffinity(None)?;
+    let mut usable = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
+    let first = usable.next().context("there is no processor")?;
+    Ok((allowed, [first, usable.next_back().unwrap_or(first)]))
+}
+
+fn stay_on(cpu: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    Ok(sched_setaffinity(None, &only)?)
+}
 
 /// Serves the model at a socket until standard input ends.
 ///
 /// # Errors
 /// When it cannot listen.
 pub fn serve(socket: &Path) -> Result<()> {
+    let (_, [_, last]) = both_ends()?;
+    stay_on(last)?;
     let server = Server::bind(socket, device::memory_model()?, ServerOptions::default());
     let server = server.with_context(|| format!("{} cannot be listened at", socket.display()))?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(LISTENING)?;
+    out.flush()?;
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     // Whoever started it holds the other end, and takes it along, however it ends.
@@ -32,11 +58,13 @@ pub fn serve(socket: &Path) -> Result<()> {
     Ok(server.run(&stop)?)
 }
 
-/// A server that runs as long as this lives.
+/// A server that runs as long as this lives, and keeps the thread that started it on another processor.
 #[derive(Debug)]
 pub struct ServerProcess {
     child: Child,
     directory: PathBuf,
+    /// The processors of this thread, before.
+    allowed: CpuSet,
 }
 
 impl ServerProcess {
@@ -48,20 +76,23 @@ impl ServerProcess {
         let directory = std::env::temp_dir().join(format!("fastice-bench.{}", std::process::id()));
         std::fs::create_dir(&directory).with_context(|| format!("{}", directory.display()))?;
         let socket = directory.join("model.sock");
+        let (allowed, [first, _]) = both_ends()?;
         let child = Command::new(program)
             .arg("serve-model")
             .arg("--socket")
             .arg(&socket)
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .context("the model cannot be started")?;
-        let mut server = Self { child, directory };
-        let begun = Instant::now();
-        while !socket.exists() {
-            ensure!(server.child.try_wait()?.is_none(), "the model ended before it listened");
-            ensure!(begun.elapsed() < LIMIT, "the model does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let mut server = Self { child, directory, allowed };
+        stay_on(first)?;
+        let mut out = server.child.stdout.take().context("the model has no standard output")?;
+        let timeout = Timespec::try_from(LIMIT)?;
+        let said = poll(&mut [PollFd::new(&out, PollFlags::IN)], Some(&timeout))?;
+        ensure!(said > 0, "the model does not listen");
+        let mut line = [0; LISTENING.len()];
+        out.read_exact(&mut line).context("the model ended before it listened")?;
         Ok(server)
     }
 
@@ -74,6 +105,8 @@ impl ServerProcess {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
+        // What could be set before can be set again; if not, this thread goes on where it is.
+        let _ = sched_setaffinity(None, &self.allowed);
         drop(self.child.stdin.take());
         let begun = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < LIMIT {

