@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::exit::{Exit, Failure};
 use super::progress::{Progress, Unit};
+use crate::control::open_state;
 use crate::extent::{ExtentError, ExtentErrorKind, StateDir, StateProblem, StoredPin};
 
 impl From<ExtentError> for Failure {
@@ -45,7 +46,7 @@ pub(super) fn is_denied(error: &ExtentError) -> bool {
 /// The state directory when it exists; looking at pins makes no directories.
 pub(super) fn existing_state(path: &Path) -> Result<Option<StateDir>, Failure> {
     match std::fs::metadata(path) {
-        Ok(_) => Ok(Some(StateDir::open(path)?)),
+        Ok(_) => Ok(Some(open_state(path)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(ExtentError::Io { action: "read", path: path.to_owned(), source }.into()),
     }

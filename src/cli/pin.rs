@@ -14,7 +14,8 @@ use super::map::hex;
 use super::out::{JsonFlag, Out};
 use super::sys::{StopSignals, Wake};
 use crate::config::format_size;
-use crate::extent::{PinOptions, PinnedFile, RecallWatch, StateDir, pin};
+use crate::control::open_state;
+use crate::extent::{PinOptions, PinnedFile, RecallWatch, pin};
 use crate::units::BlockSize;
 
 /// Pin files: prove that they are fit, and make them immutable
@@ -80,7 +81,7 @@ pub fn run(args: &PinArgs) -> Outcome {
     // Before any thread starts.
     let signals = if args.hold { Some(StopSignals::take()?) } else { None };
     let json = args.json.json;
-    let state = StateDir::open(&args.state.state_dir)?;
+    let state = open_state(&args.state.state_dir)?;
     let options =
         PinOptions { prepare: args.prepare, block_size: args.block_size, keep: true, on_recall: None };
     let mut out = Out::stdout();

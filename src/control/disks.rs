@@ -8,7 +8,7 @@
 //!   device --prove: superblock and file blocks are the same by both ways--> cores may have queues
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
@@ -24,8 +24,8 @@ use crate::block::nvme::{
 use crate::block::{BlockDevice, DeviceInfo, UringDevice, UringOptions};
 use crate::config::{DeviceWay, NvmeChoice};
 use crate::extent::{
-    DiskIdentity, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity, PinnedFile, StateDir, is_let_go,
-    stored_pin, take_over, verify_on_device,
+    CommandsHold, DiskIdentity, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity, PinnedFile,
+    StateDir, is_let_go, stored_pin, take_over, verify_on_device,
 };
 use crate::fabrics::{Export, FenceReason, Target};
 
@@ -37,6 +37,8 @@ pub(super) struct Disks {
     target: Weak<Target>,
     events: Sender<Event>,
     reach: Arc<dyn Reach>,
+    /// Knows which controllers are driven, for whoever comes after a kill.
+    commands: Arc<CommandsHold>,
     uring: BTreeMap<(u32, u32, bool), Weak<UringDevice>>,
     controllers: BTreeMap<NvmeWay, Weak<NvmeController>>,
     nvme: BTreeMap<NvmeKey, Weak<NvmeDevice>>,
@@ -45,11 +47,17 @@ pub(super) struct Disks {
 }
 
 impl Disks {
-    pub(super) fn new(target: &Arc<Target>, events: Sender<Event>, reach: Arc<dyn Reach>) -> Self {
+    pub(super) fn new(
+        target: &Arc<Target>,
+        events: Sender<Event>,
+        reach: Arc<dyn Reach>,
+        commands: Arc<CommandsHold>,
+    ) -> Self {
         Self {
             target: Arc::downgrade(target),
             events,
             reach,
+            commands,
             uring: BTreeMap::new(),
             controllers: BTreeMap::new(),
             nvme: BTreeMap::new(),
@@ -170,13 +178,18 @@ impl Disks {
         })
     }
 
-    fn controller(&mut self, way: &NvmeWay) -> Result<Arc<NvmeController>, crate::block::OpenError> {
+    /// The controller at the end of `way`, started. That it is driven is written down before it can be told to write.
+    fn controller(&mut self, way: &NvmeWay) -> Result<Arc<NvmeController>, DiskError> {
         let known = self.controllers.get(way).and_then(Weak::upgrade);
         let controller = match known {
             Some(known) => known,
-            None => NvmeController::start(way, Arc::clone(&self.reach))?,
+            None => {
+                let started = NvmeController::start(way, Arc::clone(&self.reach))?;
+                self.controllers.insert(way.clone(), Arc::downgrade(&started));
+                self.commands.drive(self.places())?;
+                started
+            }
         };
-        self.controllers.insert(way.clone(), Arc::downgrade(&controller));
         self.asked.push(Arc::clone(&controller));
         Ok(controller)
     }
@@ -228,6 +241,16 @@ impl Disks {
         self.controllers.retain(|_, controller| controller.strong_count() > 0);
         self.nvme.retain(|_, device| device.strong_count() > 0);
         self.uring.retain(|_, device| device.strong_count() > 0);
+        // One too many on the list costs its next owner a reset.
+        if let Err(error) = self.commands.drive(self.places()) {
+            tracing::warn!(%error, "the list of controllers cannot be brought up to date");
+        }
+    }
+
+    /// What is driven, as it is written down.
+    fn places(&self) -> BTreeSet<String> {
+        let driven = self.controllers.iter().filter(|(_, controller)| controller.strong_count() > 0);
+        driven.filter_map(|(way, _)| way.place()).collect()
     }
 
     /// Shuts all controllers down in order. Nothing may be under way.

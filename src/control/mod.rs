@@ -20,6 +20,7 @@ mod listen;
 mod proof;
 mod provider;
 mod server;
+mod still;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use self::error::{DiskError, ServeError};
 use self::event::Event;
 pub use self::event::ReloadReport;
 use self::server::Server;
+pub use self::still::open_state;
 use crate::block::nvme::{Reach, SystemReach};
 use crate::config::Config;
 use crate::extent::Progress;

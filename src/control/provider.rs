@@ -13,8 +13,8 @@ use crate::block::nvme::Reach;
 use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
-    ExtentError, FrozenMap, HandedOver, OnRecall, PinOptions, PinnedFile, Progress, RecallReason, StateDir,
-    pin,
+    CommandsHold, ExtentError, FrozenMap, HandedOver, OnRecall, PinOptions, PinnedFile, Progress,
+    RecallReason, StateDir, pin,
 };
 use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
 use crate::units::{BlockSize, ByteLen};
@@ -176,9 +176,10 @@ impl Provider {
         target: &Arc<Target>,
         events: Sender<Event>,
         reach: Arc<dyn Reach>,
+        commands: Arc<CommandsHold>,
     ) -> Self {
         let (files, undrained) = (BTreeMap::new(), BTreeSet::new());
-        let disks = Disks::new(target, events.clone(), reach);
+        let disks = Disks::new(target, events.clone(), reach, commands);
         Self { state, target: Arc::downgrade(target), events, files, disks, undrained }
     }
 

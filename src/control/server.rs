@@ -13,10 +13,11 @@ use super::event::{Event, ReloadReport};
 use super::listen::listen_patiently;
 use super::proof::prove_again;
 use super::provider::{Backings, Provider};
+use super::still::open_state_reaching;
 use crate::block::BlockDevice as _;
 use crate::block::nvme::{Epoch, NvmeChange, Reach, Standing};
 use crate::config::{Config, PollMode};
-use crate::extent::{CommandsHold, ExtentError, Progress, RecallReason, StateDir};
+use crate::extent::{CommandsHold, ExtentError, Progress, RecallReason};
 use crate::fabrics::{FenceReason, PortId, PortSpec, Target, TargetOptions};
 use crate::reactor::{ConnectionFactory, CoreGauges, CoreOptions, Cores, IdlePolicy};
 use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
@@ -44,7 +45,7 @@ pub(super) struct Server {
     /// `None` once they were stopped.
     cores: Option<Cores>,
     /// Until every command has come back.
-    commands: CommandsHold,
+    commands: Arc<CommandsHold>,
     /// For threads that work for the control thread.
     events: Sender<Event>,
 }
@@ -57,12 +58,12 @@ impl Server {
         reach: Arc<dyn Reach>,
         progress: &mut dyn Progress,
     ) -> Result<Self, ServeError> {
-        let state = StateDir::open(&config.state_dir)?;
+        let state = open_state_reaching(&config.state_dir, Arc::clone(&reach))?;
         let (ports, listeners) = bind(&config)?;
-        let commands = state.hold_commands()?;
+        let commands = Arc::new(state.hold_commands()?);
         let target = Target::new(TargetOptions::default());
         let counters = Arc::new(TcpCounters::default());
-        let mut provider = Provider::new(state, &target, events.clone(), reach);
+        let mut provider = Provider::new(state, &target, events.clone(), reach, Arc::clone(&commands));
         let backings = match provider.back(&config, &Backings::default(), progress) {
             Ok(backings) => backings,
             Err(error) => {

@@ -12,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::accept::Violation;
+use super::commands::StillError;
 use super::compare::Difference;
 use super::lookup::Segment;
 use super::ondisk::OnDiskError;
@@ -114,6 +115,22 @@ pub enum ExtentError {
         /// Whose.
         owner: Box<Owner>,
     },
+    /// A process that served the file is gone, but a controller that it drove may still execute its commands.
+    #[error(
+        "{owner}, which is gone, drove {place} under {}, which may still execute its commands",
+        path.display()
+    )]
+    ControllerLeft {
+        /// The file.
+        path: PathBuf,
+        /// Who drove it.
+        owner: Box<Owner>,
+        /// The controller.
+        place: String,
+        /// Why it could not be stilled.
+        #[source]
+        source: StillError,
+    },
     /// The living map is not the one that was frozen or stored.
     #[error("the extent map of {} changed: {difference}", path.display())]
     Changed {
@@ -199,9 +216,10 @@ impl ExtentError {
         match self {
             Self::Io { .. } => ExtentErrorKind::Io,
             Self::NotAccepted { .. } => ExtentErrorKind::NotAccepted,
-            Self::InUse { .. } | Self::CommandsLeft { .. } | Self::KernelHasIt { .. } => {
-                ExtentErrorKind::InUse
-            }
+            Self::InUse { .. }
+            | Self::CommandsLeft { .. }
+            | Self::ControllerLeft { .. }
+            | Self::KernelHasIt { .. } => ExtentErrorKind::InUse,
             Self::OnDisk { source, .. } => match **source {
                 OnDiskError::Io { .. } => ExtentErrorKind::Io,
                 _ => ExtentErrorKind::NotAccepted,
@@ -228,6 +246,11 @@ impl ExtentError {
             Self::InUse { .. } => "stop these processes, or detach the loop device or swap file".to_owned(),
             Self::CommandsLeft { .. } => {
                 "the device does not answer: look into the kernel log; try again when it does, or after a reboot"
+                    .to_owned()
+            }
+            Self::ControllerLeft { .. } => {
+                "let it be disabled: end whoever uses it, or give it back to the kernel (`fastice device list`, \
+                 `fastice device unbind`), then try again; or reboot"
                     .to_owned()
             }
             Self::AlreadyPinned { .. } => {

@@ -58,7 +58,7 @@ mod unpin;
 mod verify;
 
 pub use accept::{Violation, violations};
-pub use commands::CommandsHold;
+pub use commands::{CommandsHold, Still, StillError};
 pub use compare::{Comparison, Difference, Place, compare};
 pub use error::{ExtentError, ExtentErrorKind, Holder, LookupError, MapFault, StateProblem};
 pub use facts::FileFacts;

@@ -25,10 +25,16 @@ impl Owner {
         Self { pid, start_time_ticks: start_time(pid).unwrap_or_default(), boot_id: boot_id() }
     }
 
-    /// Whether that very process still runs.
+    /// Whether that very process still runs. One that is being taken apart does not, though it may still have files open.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.boot_id == boot_id() && start_time(self.pid) == Some(self.start_time_ticks)
+        self.is_of_this_boot() && start_time(self.pid) == Some(self.start_time_ticks)
+    }
+
+    /// Whether it ran since the last boot.
+    #[must_use]
+    pub fn is_of_this_boot(&self) -> bool {
+        self.boot_id == boot_id()
     }
 }
 
@@ -43,7 +49,10 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-/// When process `pid` started, in ticks since boot; `None` when it has ended.
+/// The flag of a task that is on its way out (`PF_EXITING` of `include/linux/sched.h`).
+const EXITING: u64 = 4;
+
+/// When process `pid` started, in ticks since boot; `None` when it has ended, or is about to.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name, field 2, may hold anything, also parentheses and spaces: count from the last one.
@@ -53,7 +62,11 @@ fn start_time(pid: u32) -> Option<u64> {
     if matches!(state, "Z" | "X") {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    let flags: u64 = fields.nth(5)?.parse().ok()?;
+    if flags & EXITING != 0 {
+        return None;
+    }
+    fields.nth(12)?.parse().ok()
 }
 
 #[cfg(test)]

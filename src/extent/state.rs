@@ -6,6 +6,7 @@
 //!   KEY.lock           held (flock) by the process that holds the pin, and naming it
 //!   KEY.generation     the generation last given to the file; stays when the record goes
 //!   PID-START.commands held while a process may have commands on devices (see `commands`)
+//!   PID-START-N.places the controllers that it drives itself
 //! ```
 //!
 //! A record is replaced by writing a new file, fsync, rename, fsync of the directory: a crash leaves the old or the
@@ -15,11 +16,13 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use super::commands::Still;
 use super::error::{ExtentError, StateProblem};
 use super::owner::Owner;
 use super::record::{self, StoredPin};
@@ -35,6 +38,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug)]
 pub struct StateDir {
     path: PathBuf,
+    still: Option<Arc<dyn Still>>,
 }
 
 impl StateDir {
@@ -51,7 +55,18 @@ impl StateDir {
             .map_err(|e| ExtentError::io("create the state directory", path, e))?;
         let path =
             fs::canonicalize(path).map_err(|e| ExtentError::io("find the state directory", path, e))?;
-        Ok(Self { path })
+        Ok(Self { path, still: None })
+    }
+
+    /// The same directory, whose controllers of dead processes are stilled by `still`. Without it a file whose last
+    /// owner drove a controller itself cannot be pinned or unpinned after that owner was killed.
+    #[must_use]
+    pub fn stilling_by(self, still: Arc<dyn Still>) -> Self {
+        Self { still: Some(still), ..self }
+    }
+
+    pub(super) fn still(&self) -> Option<&dyn Still> {
+        self.still.as_deref()
     }
 
     /// Where it is.
@@ -152,6 +167,11 @@ impl StateDir {
         Ok(StateLock { _file: Locked(file) })
     }
 
+    /// The process that held the pin with this key last; `None` when that cannot be read.
+    pub(super) fn last_holder(&self, key: &str) -> Option<Owner> {
+        serde_json::from_slice(&fs::read(self.file(key, "lock")).ok()?).ok()
+    }
+
     /// Takes the lock that says who holds a pin; `Err` with that process when it is held.
     pub(super) fn lock_pin(&self, key: &str) -> Result<Result<PinLock, Owner>, ExtentError> {
         let path = self.file(key, "lock");
@@ -181,7 +201,7 @@ impl StateDir {
 }
 
 /// Writes `path` anew, so that a crash leaves the old content or the new.
-fn replace(
+pub(super) fn replace(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), ExtentError> {

@@ -29,9 +29,9 @@ pub struct UnpinReport {
 /// damaged record nobody knows who set the immutable flag, so it is cleared.
 ///
 /// # Errors
-/// [`ExtentError::AlreadyPinned`] while a living process holds the pin, and [`ExtentError::CommandsLeft`] while commands
-/// of a dead one are on the device, both also with `force`; [`ExtentError::State`]
-/// without a (good) record; [`ExtentError::Changed`]; [`ExtentError::Io`].
+/// [`ExtentError::AlreadyPinned`] while a living process holds the pin, and [`ExtentError::CommandsLeft`] and
+/// [`ExtentError::ControllerLeft`] while commands of a dead one may be on the device, also with `force`;
+/// [`ExtentError::State`] without a (good) record; [`ExtentError::Changed`]; [`ExtentError::Io`].
 pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, ExtentError> {
     let _alone = state.lock()?;
     let path =
@@ -63,6 +63,10 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
         }
         Ok(None) => return Err(no_record(&path)),
         Err(ExtentError::State { .. }) if force => {
+            // The record does not say whose it is; the lock does.
+            if let Some(owner) = state.last_holder(&key) {
+                state.await_commands_of(&owner, &path)?;
+            }
             let immutable_cleared = clear_flag(&file, &path, false)?;
             state.remove(&key)?;
             return Ok(UnpinReport { immutable_cleared, map_was_true: None });
@@ -104,6 +108,7 @@ fn clear_flag(file: &File, path: &Path, was_set_before: bool) -> Result<bool, Ex
 /// Removes the record that names `path`, whose file is gone or another.
 fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentError> {
     let record = by_path(path, state)?.ok_or_else(|| no_record(path))?;
+    state.await_commands_of(&record.owner, path)?;
     state.remove(&record.identity.key())?;
     Ok(UnpinReport { immutable_cleared: false, map_was_true: Some(false) })
 }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nvme::access::Access;
+use async_nvme::{VfioUserAccess, VfioUserOptions};
 use fastice::block::nvme::{NvmeWay, Reach, ReachError, Reached};
 use fastice::config::Config;
 use fastice::control::{DiskError, Running, ServeError, start_reaching};
@@ -116,6 +117,53 @@ fn a_controller_in_another_process_is_driven_where_the_operator_vouches_for_it()
     let log = daemon.stop();
     assert!(log.contains("the word of the configuration"), "{log}");
     assert_in_file(&mut ledger, &file);
+}
+
+#[test]
+fn after_a_kill_the_controller_is_stilled_before_the_file_is_let_go() {
+    let Some(lab) = Lab::new("kill -9 with vfio-user", &Spec::XFS) else { return };
+    let file = telling(&lab, "file");
+    let socket = lab.place("nvme.sock");
+    let (model, _) = model_over(Path::new(lab.fs.device()));
+    let server = Server::bind(&socket, model, ServerOptions::default()).expect("a socket");
+    let _serves = server.spawn().expect("a thread");
+    let text = fs::read_to_string(lab.nvme_config(any_port(), &[&file])).expect("the configuration");
+    let vouched = format!("vfio_user = {socket:?}\nnguid = \"fa571ce0-0000-0000-0000-000000000001\"");
+    let config = lab.place("vfio-user.toml");
+    fs::write(&config, text.replace(&format!("model = {:?}", lab.fs.device()), &vouched))
+        .expect("a configuration");
+    let daemon = lab.serve(&config);
+    let load = Load::start(options(daemon.address(), 1, 131));
+    load.reaches(300);
+    assert_eq!(lists_of_controllers(&lab), 1);
+    daemon.kill();
+    // Somebody else gets hold of the controller before it was disabled: the file stays as it is.
+    let mut other = None;
+    eventually("the server has let go of the daemon", || {
+        other = VfioUserAccess::connect(&socket, &VfioUserOptions::default()).ok();
+        other.is_some()
+    });
+    let told = lab.fastice(&["unpin"], &[&file], 3).stderr;
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.contains("which is gone, drove vfio-user ") && told.contains("device list"), "{told}");
+    assert!(is_immutable(&file));
+    drop(other);
+    lab.fastice(&["unpin"], &[&file], 0);
+    assert!(!is_immutable(&file));
+    assert_eq!(lists_of_controllers(&lab), 0);
+    let (_, mut ledger) = load.end_clean();
+    assert_in_file(&mut ledger, &file);
+    // In order, nothing is left to do.
+    let daemon = lab.serve(&config);
+    assert_eq!(lists_of_controllers(&lab), 1);
+    daemon.stop();
+    assert_eq!(lists_of_controllers(&lab), 0);
+}
+
+fn lists_of_controllers(lab: &Lab) -> usize {
+    let entries = fs::read_dir(lab.place("state")).expect("the state directory");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "places")).count()
 }
 
 /// A place where a test plugs models in and pulls them out.

@@ -351,7 +351,7 @@ impl Controller {
         (bits != u32::MAX).then(|| Csts::from_bits(bits))
     }
 
-    /// Acts on a device that is gone or has failed; whether it was.
+    /// Acts on a device that is gone, has failed or was disabled by others, while it should be at work; whether it was.
     pub(crate) fn look_at(&mut self, csts: Option<Csts>) -> bool {
         match csts {
             None => {
@@ -360,6 +360,12 @@ impl Controller {
             }
             Some(csts) if csts.cfs() => {
                 let error = Error::Fatal { name: self.name() };
+                self.begin_reset(error);
+                true
+            }
+            // Somebody reset the function, or it restarted by itself: it has no queues any more, and will never answer.
+            Some(csts) if !csts.rdy() => {
+                let error = Error::Disabled { name: self.name() };
                 self.begin_reset(error);
                 true
             }

@@ -32,6 +32,12 @@ pub enum Error {
         /// The name of the access.
         name: String,
     },
+    /// CSTS.RDY is 0 although the driver had not disabled the controller.
+    #[error("{name} was disabled behind the driver's back: by a reset of its function, or by itself")]
+    Disabled {
+        /// The name of the access.
+        name: String,
+    },
     /// The controller broke the protocol, so nothing it says can be trusted until it is reset.
     #[error("{name} broke the protocol: {what}")]
     Violation {

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nvme::{
-    Arm, Clock, Controller, Done, Error, IoError, OpKind, Options, RawCommand, Requeue, State, SystemClock,
-    block_on,
+    Access as _, Arm, Clock, Controller, Done, Error, Event, IoError, OpKind, Options, RawCommand, Requeue,
+    State, SystemClock, block_on, quiesce,
 };
 use common::{Rig, bytes, op};
-use nvme_model::{CommandMatch, ControllerOptions, Fault, FaultAction, NamespaceOptions, Subsystem};
+use nvme_model::{
+    CommandMatch, ControllerOptions, Fault, FaultAction, NamespaceOptions, RegisterFaults, Subsystem,
+};
 use nvme_spec::NvmOpcode;
 use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -203,6 +205,75 @@ fn what_was_kept_fails_when_the_device_does_not_come_back() {
 }
 
 #[test]
+fn a_reset_behind_the_drivers_back_is_noticed_at_the_next_look() {
+    let mut rig = rig(Requeue::Idempotent);
+    let mut queue = rig.queue(4);
+    let data = rig.filled(512, 0x42);
+    assert_eq!(rig.run(&mut queue, op(1, WRITE, 3, 1, Some(data))), Ok(0));
+    while rig.controller.take_event().is_some() {}
+    rig.model.function_reset().unwrap();
+    let read = rig.pool.alloc(512).unwrap();
+    queue.submit(op(2, OpKind::Read, 3, 1, Some(read.clone()))).unwrap();
+    queue.ring();
+    let event = (0..200).find_map(|_| {
+        rig.turn();
+        rig.controller.take_event()
+    });
+    assert!(matches!(event, Some(Event::Resetting(Error::Disabled { .. }))), "{event:?}");
+    // Far below the time-out of a command.
+    let done = rig.collect(&mut queue, 1, 2000).remove(0);
+    assert_eq!(done.result, Ok(0));
+    assert_eq!(bytes(&read), [0x42; 512]);
+}
+
+#[test]
+fn what_a_user_left_that_is_gone_is_never_executed_once_the_controller_is_quiet() {
+    for enabled in [true, false] {
+        let mut rig = rig(Requeue::Nothing);
+        let mut queue = rig.queue(4);
+        let (matches, action) =
+            (CommandMatch::io(NvmOpcode::WRITE.0), FaultAction::Delay { steps: 1_000_000_000 });
+        rig.model.add_fault(Fault { matches, action, skip: 0, times: 1 });
+        let data = rig.filled(512, 0x42);
+        queue.submit(op(1, WRITE, 3, 1, Some(data.clone()))).unwrap();
+        queue.ring();
+        rig.turn();
+        assert!(rig.model.may_touch(&data), "the controller has it");
+        if !enabled {
+            rig.model.function_reset().unwrap();
+        }
+        let thread = rig.model.spawn().unwrap();
+        quiesce(&*rig.model).unwrap();
+        assert!(!rig.model.may_touch(&data));
+        drop(thread);
+        let done = rig.collect(&mut queue, 1, LIMIT_MS).remove(0);
+        assert_eq!(done.result, REACHED);
+        ready_again(&mut rig, &mut queue);
+        let read = rig.pool.alloc(512).unwrap();
+        assert_eq!(rig.run(&mut queue, op(2, OpKind::Read, 3, 1, Some(read.clone()))), Ok(0));
+        assert_eq!(bytes(&read), [0; 512]);
+    }
+}
+
+#[test]
+fn a_controller_that_does_not_stop_or_is_gone_is_told() {
+    let subsystem = Subsystem::new("STUCK");
+    let options = ControllerOptions { timeout_500ms: 1, ..ControllerOptions::default() };
+    let mut rig = Rig::over(&subsystem, options, Options::default());
+    rig.start().unwrap();
+    let stuck =
+        RegisterFaults { never_disabled: true, function_reset_fails: true, ..RegisterFaults::default() };
+    rig.model.set_register_faults(stuck);
+    let thread = rig.model.spawn().unwrap();
+    assert!(matches!(quiesce(&*rig.model), Err(Error::Late { .. })));
+    rig.model.set_register_faults(RegisterFaults { never_disabled: true, ..RegisterFaults::default() });
+    quiesce(&*rig.model).expect("from outside");
+    drop(thread);
+    rig.model.vanish();
+    assert!(matches!(quiesce(&*rig.model), Err(Error::Gone { .. })));
+}
+
+#[test]
 fn a_device_that_is_back_is_driven_again_by_the_same_controller() {
     let mut rig = rig(Requeue::Idempotent);
     let mut queue = rig.queue(4);
@@ -236,7 +307,7 @@ fn a_controller_that_was_shut_down_or_failed_is_started_anew() {
     assert!(rig.controller.queue_ticket(1, 4).is_err());
     rig.controller.restart().unwrap();
     rig.until(State::Ready, LIMIT_MS);
-    let faults = nvme_model::RegisterFaults { never_ready: true, ..Default::default() };
+    let faults = RegisterFaults { never_ready: true, ..Default::default() };
     rig.model.set_register_faults(faults);
     rig.controller.reset();
     rig.until(State::Failed, LIMIT_MS);

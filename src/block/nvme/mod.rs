@@ -31,6 +31,7 @@ mod model;
 mod queue;
 mod reach;
 mod sleeper;
+mod still;
 #[cfg(test)]
 mod tests;
 
@@ -40,3 +41,4 @@ pub use controller::{NvmeController, NvmeDescription};
 pub use device::{Epoch, NvmeChange, NvmeDevice, OnChange, Standing};
 pub use queue::NvmeQueue;
 pub use reach::{NvmeWay, Reach, ReachError, Reached, SystemReach};
+pub use still::{StillError, still};

@@ -345,3 +345,26 @@ fn a_controller_that_its_last_user_still_lets_go_of_is_waited_for() {
     let controller = NvmeController::start(&way, busy).expect("it is free in the end");
     assert!(controller.describe().is_some());
 }
+
+#[test]
+fn what_is_not_there_is_still_and_a_place_is_read_as_it_was_written() {
+    let (lab, _queue) = Lab::proven(ControllerOptions::default());
+    lab.slot.is_there.store(false, Ordering::Release);
+    let address = "0000:3b:00.0".parse().expect("an address");
+    for way in [
+        NvmeWay::Pci(address),
+        NvmeWay::PciWithoutIommu(address),
+        NvmeWay::VfioUser("/run/a controller".into()),
+    ] {
+        let place = way.place().expect("it outlives us");
+        assert_eq!(NvmeWay::from_place(&place), Some(way.clone()), "{place}");
+        still(&way, &*lab.slot).expect("nothing there");
+    }
+    assert_eq!(NvmeWay::Model("/dev/loop0".into()).place(), None);
+    for place in ["", "pci", "pci nonsense", "moon 0000:3b:00.0"] {
+        assert_eq!(NvmeWay::from_place(place), None);
+    }
+    still(&NvmeWay::VfioUser("/nowhere/socket".into()), &SystemReach).expect("no server, no commands");
+    still(&NvmeWay::Pci("ffff:1f:1f.7".parse().expect("an address")), &SystemReach)
+        .expect("no such function");
+}
