@@ -115,6 +115,7 @@ impl Controller {
 
     fn delete_sq(&mut self, sqe: &SubmissionQueueEntry) -> Result<(), Status> {
         let qid = CreateQueueCdw10::from_bits(sqe.cdw10.get()).qid();
+        self.await_disk();
         if qid == 0 || self.sqs.remove(&qid).is_none() {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.with_dnr());
         }

@@ -8,6 +8,7 @@ use nvme_spec::log::ErrorInformationEntry;
 use nvme_spec::queue::DOORBELL_BASE;
 use nvme_spec::register::{Cap, Cc, Crto, Csts, Property, Vs, css};
 
+use crate::disk::Disk;
 use crate::fault::Faults;
 use crate::interrupts::Vector;
 use crate::logs::{Counts, ERROR_ENTRIES};
@@ -60,6 +61,9 @@ pub struct ControllerOptions {
     pub ready_steps: u32,
     /// Commands taken from each submission queue a step.
     pub burst: u16,
+    /// Threads that read and write files and block devices for the controller, which then executes that many commands at a
+    /// time and completes them in any order. With 0 it executes each command when it fetches it.
+    pub disk_threads: u16,
     /// PCI vendor and device.
     pub pci_id: (u16, u16),
 }
@@ -90,6 +94,7 @@ impl Default for ControllerOptions {
             oncs: oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES | oncs::VERIFY | oncs::COPY,
             ready_steps: 2,
             burst: 64,
+            disk_threads: 0,
             // Of the range that virtio's vendor leaves for experiments: nothing real has it.
             pci_id: (0x1AF4, 0x10FE),
         }
@@ -149,6 +154,8 @@ pub(crate) struct Controller {
     pub(crate) data: Bounce,
     /// The thread that steps it, if one does.
     pub(crate) sleeper: Option<Thread>,
+    /// `None` when commands are executed at once.
+    pub(crate) disk: Option<Disk>,
 }
 
 impl Controller {
@@ -156,6 +163,9 @@ impl Controller {
         let namespaces_seen = shared.generation();
         let mut vectors = Vec::new();
         vectors.resize_with(options.vectors.into(), Vector::default);
+        // A host that has no thread left gets a slower controller.
+        let disk = Some(options.disk_threads).filter(|&threads| threads > 0);
+        let disk = disk.and_then(|threads| Disk::start(threads).ok());
         Self {
             options,
             shared,
@@ -188,7 +198,16 @@ impl Controller {
             commands_done: 0,
             data: Bounce::default(),
             sleeper: None,
+            disk,
         }
+    }
+
+    /// Who steps the model from now on, and is to be woken.
+    pub(crate) fn set_sleeper(&mut self, sleeper: Option<Thread>) {
+        if let Some(disk) = &self.disk {
+            disk.set_sleeper(sleeper.clone());
+        }
+        self.sleeper = sleeper;
     }
 
     pub(crate) fn cap(&self) -> Cap {
@@ -375,6 +394,9 @@ impl Controller {
     }
 
     fn drop_io(&mut self) {
+        if let Some(disk) = &mut self.disk {
+            disk.drain();
+        }
         self.sqs.clear();
         self.cqs.clear();
         self.held.clear();

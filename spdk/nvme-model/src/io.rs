@@ -1,11 +1,14 @@
 //! I/O commands of the NVM Command Set (NVM section 3).
 
+use std::sync::Arc;
+
 use nvme_spec::identify::oncs;
 use nvme_spec::nvm::{CopyCdw12, CopySourceRange, DatasetManagementRange, IoCdw12, dsm};
 use nvme_spec::{Nsid, NvmOpcode, Status, SubmissionQueueEntry};
 use zerocopy::FromBytes;
 
 use crate::controller::Controller;
+use crate::disk::{Task, Work};
 use crate::namespace::Namespace;
 use crate::store::Bounce;
 use crate::work::Outcome;
@@ -19,6 +22,58 @@ const ZERO_PIECE: usize = 64 << 10;
 impl Controller {
     pub(crate) fn execute_io(&mut self, sqe: &SubmissionQueueEntry) -> Outcome {
         self.try_io(sqe).into()
+    }
+
+    /// Sends a command to the disk when it is one that waits for it, or executes it. `None` for the former.
+    pub(crate) fn begin_io(&mut self, sqid: u16, sqe: &SubmissionQueueEntry) -> Option<Outcome> {
+        let opcode = NvmOpcode(sqe.opcode);
+        let waits = matches!(opcode, NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::FLUSH);
+        let namespace = self.shared.namespace(sqe.nsid.get()).filter(|namespace| namespace.is_file());
+        match namespace.filter(|_| waits && sqe.fuse() == 0) {
+            Some(namespace) => self.send_to_disk(sqid, sqe, namespace).err().map(Outcome::from),
+            None => Some(self.execute_io(sqe)),
+        }
+    }
+
+    fn send_to_disk(
+        &mut self,
+        sqid: u16,
+        sqe: &SubmissionQueueEntry,
+        namespace: Arc<Namespace>,
+    ) -> Result<(), Status> {
+        let opcode = NvmOpcode(sqe.opcode);
+        let cdw12 = IoCdw12::from_bits(sqe.cdw12.get());
+        let (lba, blocks) = (sqe.cdw10_11(), u64::from(cdw12.nlb_z()) + 1);
+        let (mut len, mut work) = (0, Work::Flush);
+        if opcode != NvmOpcode::FLUSH {
+            if opcode == NvmOpcode::WRITE && namespace.options.read_only {
+                return Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr());
+            }
+            if !namespace.holds(lba, blocks) {
+                return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
+            }
+            self.counts.add(opcode, namespace.bytes(blocks));
+            len = self.transfer_len(&namespace, blocks)?;
+            let durable = cdw12.fua() || !self.is_cached();
+            work = if opcode == NvmOpcode::READ { Work::Read } else { Work::Write(durable) };
+        }
+        // Also for a read: what is wrong with its pointers is said before the disk is asked.
+        let segments = match work {
+            Work::Flush => Vec::new(),
+            _ => self.iommu.segments(sqe, len, self.page(), self.sgl_granularity())?,
+        };
+        let Some(disk) = &mut self.disk else { return Err(Status::INTERNAL_ERROR) };
+        let mut data = disk.memory(len);
+        if let Work::Write(_) = work {
+            self.iommu.gather(&segments, &mut data)?;
+        }
+        disk.send(Task { sqid, sqe: *sqe, namespace, work, lba, data });
+        Ok(())
+    }
+
+    /// Whether a completed write may be lost on power failure.
+    const fn is_cached(&self) -> bool {
+        self.options.volatile_write_cache && !self.features.write_cache_off
     }
 
     fn try_io(&mut self, sqe: &SubmissionQueueEntry) -> Result<(), Status> {
@@ -122,8 +177,7 @@ impl Controller {
 
     /// Makes a write durable where it must be.
     fn settle(&self, ns: &Namespace, fua: bool) -> Result<(), Status> {
-        let cached = self.options.volatile_write_cache && !self.features.write_cache_off;
-        if fua || !cached { ns.flush().map_err(|_| Status::WRITE_FAULT) } else { Ok(()) }
+        if fua || !self.is_cached() { ns.flush().map_err(|_| Status::WRITE_FAULT) } else { Ok(()) }
     }
 
     fn compare(

@@ -35,6 +35,7 @@
 
 mod admin;
 mod controller;
+mod disk;
 mod fault;
 mod fuzz;
 mod identify;

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use async_nvme::access::{Access, AccessError, DmaMapping};
@@ -38,6 +38,11 @@ impl Model {
     /// Returns whether it had anything to do.
     pub fn step(&self) -> bool {
         self.lock().step()
+    }
+
+    /// The thread that calls [`Model::step`] from now on: it is unparked when a register is written or a disk has answered.
+    pub fn set_sleeper(&self, sleeper: Option<Thread>) {
+        self.lock().set_sleeper(sleeper);
     }
 
     /// Adds a fault. Earlier ones are asked first.
@@ -111,7 +116,7 @@ impl Model {
         let stop = Arc::new(AtomicBool::new(false));
         let (model, stopped) = (self.clone(), stop.clone());
         let thread = std::thread::Builder::new().name(format!("nvme-{}", self.name)).spawn(move || {
-            model.lock().sleeper = Some(std::thread::current());
+            model.set_sleeper(Some(std::thread::current()));
             let mut idle_steps = 0;
             while !stopped.load(Ordering::Relaxed) {
                 if model.step() {
@@ -123,7 +128,7 @@ impl Model {
                     std::thread::park_timeout(SLEEP_MAX);
                 }
             }
-            model.lock().sleeper = None;
+            model.set_sleeper(None);
         })?;
         Ok(ModelThread { stop, thread: Some(thread) })
     }

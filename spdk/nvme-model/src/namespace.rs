@@ -128,6 +128,11 @@ impl Namespace {
     pub(crate) fn flush(&self) -> io::Result<()> {
         self.store.flush()
     }
+
+    /// Whether its blocks are behind system calls.
+    pub(crate) const fn is_file(&self) -> bool {
+        matches!(self.store, Store::File { .. })
+    }
 }
 
 /// What the controllers of a subsystem share.

@@ -6,6 +6,7 @@ use nvme_spec::{CompletionQueueEntry, NvmOpcode, Status, SubmissionQueueEntry};
 use zerocopy::{IntoBytes, transmute};
 
 use crate::controller::Controller;
+use crate::disk::{Disk, Ended, Work};
 use crate::fault::{FaultAction, split_mix};
 use crate::memory::Segment;
 use crate::queues::Torn;
@@ -79,6 +80,7 @@ impl Controller {
         busy |= self.mend_torn();
         self.scribble();
         busy |= self.release_held();
+        busy |= self.reap();
         let qids: Vec<u16> = self.sqs.keys().copied().collect();
         for qid in qids {
             for _ in 0..self.options.burst {
@@ -117,14 +119,50 @@ impl Controller {
     }
 
     fn run(&mut self, sqid: u16, sqe: SubmissionQueueEntry) {
-        if let Some(outcome) = self.execute(sqid, &sqe) {
+        let outcome = if sqid == 0 || self.disk.is_none() {
+            self.execute(sqid, &sqe)
+        } else {
+            self.commands_done += 1;
+            self.begin_io(sqid, &sqe)
+        };
+        if let Some(outcome) = outcome {
             self.complete(sqid, sqe, outcome);
         }
     }
 
+    /// Executes a command now; `None` for one that is completed by an event.
     fn execute(&mut self, sqid: u16, sqe: &SubmissionQueueEntry) -> Option<Outcome> {
         self.commands_done += 1;
         if sqid == 0 { self.execute_admin(sqe) } else { Some(self.execute_io(sqe)) }
+    }
+
+    /// Completes what is back from the disk; whether there was anything.
+    fn reap(&mut self) -> bool {
+        let mut reaped = false;
+        while let Some(ended) = self.disk.as_mut().and_then(Disk::next_ended) {
+            reaped = true;
+            self.land(ended);
+        }
+        reaped
+    }
+
+    /// Waits until nothing is at the disk, and completes it.
+    pub(crate) fn await_disk(&mut self) {
+        while let Some(ended) = self.disk.as_mut().and_then(Disk::await_ended) {
+            self.land(ended);
+        }
+    }
+
+    fn land(&mut self, ended: Ended) {
+        let Ended { sqid, sqe, work, data, mut result } = ended;
+        if result.is_ok() && work == Work::Read {
+            let segments = self.iommu.segments(&sqe, data.len(), self.page(), self.sgl_granularity());
+            result = segments.and_then(|segments| self.iommu.scatter(&segments, &data));
+        }
+        if let Some(disk) = &mut self.disk {
+            disk.take_back(data);
+        }
+        self.complete(sqid, sqe, result.into());
     }
 
     fn run_struck(&mut self, sqid: u16, sqe: SubmissionQueueEntry, action: FaultAction) {
@@ -315,6 +353,7 @@ impl Controller {
             // What only waits for room in the completion queue has moved its data.
             let moving = |held: &&Held| held.sqid != 0 && !matches!(held.due, Due::Done(_));
             open.extend(self.held.iter().filter(moving).map(|held| held.sqe));
+            open.extend(self.disk.iter().flat_map(Disk::under_way));
             for (&qid, queue) in self.sqs.iter().filter(|(qid, _)| **qid != 0) {
                 let (mut at, tail) = (queue.head, self.newest_tail(qid));
                 while at != tail {
