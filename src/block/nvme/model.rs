@@ -23,6 +23,8 @@ use super::reach::Reached;
 
 /// The longest sleep: what the model counts in steps goes on meanwhile.
 const SLEEP_MAX: Duration = Duration::from_millis(1);
+/// Commands that are at the disk at a time.
+const DISK_THREADS: u16 = 16;
 /// Writes to registers that are queued without an allocation.
 const POSTED_ROOM: usize = 1024;
 /// Block size of an image, which has none of its own.
@@ -46,7 +48,9 @@ pub(super) fn over(path: &Path) -> io::Result<Reached> {
     subsystem.add_namespace(namespace(&path, file, block_len, blocks)).map_err(io::Error::other)?;
     let options = ControllerOptions {
         name: format!("model of {}", path.display()),
+        // The thread sleeps, and only a register wakes it.
         shadow_doorbells: false,
+        disk_threads: DISK_THREADS,
         ..Default::default()
     };
     let access: Arc<dyn Access> = Arc::new(Stepped::start(subsystem.controller(options))?);
@@ -80,7 +84,7 @@ fn logical_block_len(major: u32, minor: u32) -> io::Result<u64> {
 /// A model with a thread of its own, which sleeps while nothing is written to a register.
 ///
 /// Writes to registers are posted, as on PCI Express: they are queued, and carried out in their order before the model's
-/// next step, and before anything is read. So a core never waits at a doorbell while the model waits for the disk.
+/// next step, and before anything is read. So a core never waits at a doorbell for the model.
 #[derive(Debug)]
 struct Stepped {
     shared: Arc<Shared>,
@@ -138,6 +142,7 @@ impl Stepped {
         let worker = Arc::clone(&shared);
         let thread =
             std::thread::Builder::new().name("nvme-model".to_owned()).spawn(move || worker.work())?;
+        shared.model.set_sleeper(Some(thread.thread().clone()));
         Ok(Self { shared, thread: Some(thread) })
     }
 

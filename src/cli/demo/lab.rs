@@ -20,6 +20,8 @@ const IMAGE_BYTES: u64 = 384 << 20;
 /// One run of the fragmented file, and of the one that is in its way.
 const RUN_BYTES: usize = 256 << 10;
 const GAP_BYTES: usize = 64 << 10;
+/// Of what the file holds at first.
+const FIRST_SEED: u64 = 1;
 /// How long the target may take to end by itself.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// Alignment that direct I/O is content with on any device.
@@ -73,17 +75,19 @@ impl Lab {
         self.dir.join("state")
     }
 
-    /// A file of `len` bytes of zeros whose runs lie backwards on the device, with another file's between them.
+    /// A file of `len` bytes whose runs lie backwards on the device, with another file's between them. No two blocks are
+    /// alike, so that it shows whether a driver reads the right ones.
     pub(super) fn write_fragmented(&self, len: u64) -> anyhow::Result<()> {
         let file = direct(&self.file(), true)?;
         let filler = direct(&self.mount_point().join("others"), true)?;
-        let zeros = AlignedBuffer::new(RUN_BYTES);
+        let (mut content, zeros) = (AlignedBuffer::new(RUN_BYTES), AlignedBuffer::new(GAP_BYTES));
         let runs = len / RUN_BYTES as u64;
         for run in 0..runs {
             let backwards = runs.saturating_sub(1).saturating_sub(run);
-            file.write_all_at(zeros.bytes(), backwards.saturating_mul(RUN_BYTES as u64))?;
-            let gap = zeros.bytes().get(..GAP_BYTES).unwrap_or_default();
-            filler.write_all_at(gap, run.saturating_mul(GAP_BYTES as u64))?;
+            let at = backwards.saturating_mul(RUN_BYTES as u64);
+            blocks::fill(content.bytes_mut(), FIRST_SEED, at / blocks::BLOCK_BYTES as u64);
+            file.write_all_at(content.bytes(), at)?;
+            filler.write_all_at(zeros.bytes(), run.saturating_mul(GAP_BYTES as u64))?;
         }
         file.sync_all()?;
         Ok(())
