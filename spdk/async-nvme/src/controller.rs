@@ -6,7 +6,7 @@
 //!                    |   | late: function reset, once                                   |                   Stopped
 //!                    |   v                                                              |
 //!                    `-- fatal status, late command, broken protocol -------------------'
-//!                        too often, or no way to reset: Failed          registers all ones: Removed
+//!                        too often, or no way to reset: Failed          registers do not answer: Removed
 //! ```
 //!
 //! Every wait has a deadline from CAP.TO (or CRTO) or the options. Nothing here sleeps or blocks.
@@ -72,11 +72,21 @@ pub struct Controller {
 const SHUTDOWN_LIMIT_MIN: Duration = Duration::from_secs(5);
 const SHUTDOWN_LIMIT_MAX: Duration = Duration::from_secs(60);
 
+/// CSTS, `None` when the device is gone. PCI Express has it that what nobody decodes reads as all ones, but some bridges
+/// answer with zeros; a controller that is there has a version.
+pub(crate) fn read_csts(access: &dyn Access) -> Option<Csts> {
+    match access.read32(Property::CSTS.0) {
+        u32::MAX => None,
+        0 if access.read32(Property::VS.0) == 0 => None,
+        bits => Some(Csts::from_bits(bits)),
+    }
+}
+
 /// CAP of a device that can be driven.
 fn read_cap(access: &dyn Access) -> Result<Cap, Error> {
     let name = access.name();
     let bits = access.read64(Property::CAP.0);
-    if bits == u64::MAX {
+    if bits == u64::MAX || read_csts(access).is_none() {
         return Err(Error::Gone { name: name.to_owned() });
     }
     let cap = Cap::from_bits(bits);
@@ -347,8 +357,7 @@ impl Controller {
 
     /// CSTS, `None` when the device is gone.
     fn csts(&self) -> Option<Csts> {
-        let bits = self.shared.access.read32(Property::CSTS.0);
-        (bits != u32::MAX).then(|| Csts::from_bits(bits))
+        read_csts(&*self.shared.access)
     }
 
     /// Acts on a device that is gone, has failed or was disabled by others, while it should be at work; whether it was.

@@ -10,8 +10,8 @@ use crate::access::AccessError;
 /// Why something on the control path failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// All registers read as ones: the device was removed, or its link is down.
-    #[error("{name} is gone: its registers read as all ones")]
+    /// The registers do not answer: the device was removed, or its link is down.
+    #[error("{name} is gone: nothing answers at its registers")]
     Gone {
         /// The name of the access.
         name: String,

@@ -16,7 +16,7 @@
 //! * Buffers are [`hugepage_alloc::DmaBuf`]s, owned by the queue from `submit` until the device is done with them,
 //!   resets and failures included.
 //! * What a device says is checked: an unknown, stale or repeated identifier, an impossible queue head, a fatal
-//!   status, registers of all ones, or silence end in a reset or in giving the device up, never in a panic.
+//!   status, registers that do not answer, or silence end in a reset or in giving the device up, never in a panic.
 //!
 //! What one asks for, and where it is:
 //!

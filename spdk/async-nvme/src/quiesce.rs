@@ -7,9 +7,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nvme_spec::register::{Cap, Cc, Csts, Property};
+use nvme_spec::register::{Cap, Cc, Property};
 
 use crate::access::Access;
+use crate::controller::read_csts;
 use crate::error::Error;
 use crate::quirks::Quirks;
 
@@ -23,7 +24,7 @@ const TIMEOUT_UNIT: Duration = Duration::from_millis(500);
 /// Blocks. Nothing is mapped for the controller, and nobody else may be driving it.
 ///
 /// # Errors
-/// [`Error::Gone`] when its registers read as all ones; [`Error::Late`] when neither way has stilled it.
+/// [`Error::Gone`] when its registers do not answer; [`Error::Late`] when neither way has stilled it.
 pub fn quiesce(access: &dyn Access) -> Result<(), Error> {
     match disable(access) {
         Err(Error::Late { .. }) if access.function_reset().is_ok() => disable(access),
@@ -35,11 +36,9 @@ fn disable(access: &dyn Access) -> Result<(), Error> {
     let gone = || Error::Gone { name: access.name().to_owned() };
     let cap = access.read64(Property::CAP.0);
     let bits = access.read32(Property::CC.0);
-    if cap == u64::MAX || bits == u32::MAX {
-        return Err(gone());
-    }
+    let csts = read_csts(access).filter(|_| cap != u64::MAX && bits != u32::MAX).ok_or_else(gone)?;
     let limit = TIMEOUT_UNIT * u32::from(Cap::from_bits(cap).to()).max(1);
-    let (mut cc, csts) = (Cc::from_bits(bits), Csts::from_bits(access.read32(Property::CSTS.0)));
+    let mut cc = Cc::from_bits(bits);
     if cc.en() {
         if !csts.rdy() {
             // Enabled a moment ago: CC.EN may not be cleared before CSTS.RDY has followed. One that fails to become
@@ -67,11 +66,7 @@ fn disable(access: &dyn Access) -> Result<(), Error> {
 fn follows(access: &dyn Access, ready: bool, limit: Duration) -> Option<bool> {
     let deadline = Instant::now() + limit;
     loop {
-        let bits = access.read32(Property::CSTS.0);
-        if bits == u32::MAX {
-            return None;
-        }
-        if Csts::from_bits(bits).rdy() == ready {
+        if read_csts(access)?.rdy() == ready {
             return Some(true);
         }
         if Instant::now() >= deadline {

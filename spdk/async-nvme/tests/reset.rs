@@ -205,6 +205,23 @@ fn what_was_kept_fails_when_the_device_does_not_come_back() {
 }
 
 #[test]
+fn a_device_that_reads_as_zeros_is_gone_at_the_next_look() {
+    let mut rig = rig(Requeue::Idempotent);
+    let mut queue = rig.queue(4);
+    rig.model.set_register_faults(RegisterFaults { reads_zeros: true, ..RegisterFaults::default() });
+    rig.until(State::Removed, 200);
+    assert!(matches!(rig.controller.failure(), Some(Error::Gone { .. })));
+    assert!(matches!(rig.controller.restart(), Err(Error::Gone { .. })), "it is still gone");
+    rig.model.set_register_faults(RegisterFaults::default());
+    rig.controller.restart().unwrap();
+    rig.until(State::Ready, LIMIT_MS);
+    assert!(queue.is_gone());
+    queue = rig.queue(4);
+    let read = rig.pool.alloc(512);
+    assert_eq!(rig.run(&mut queue, op(1, OpKind::Read, 3, 1, read)), Ok(0));
+}
+
+#[test]
 fn a_reset_behind_the_drivers_back_is_noticed_at_the_next_look() {
     let mut rig = rig(Requeue::Idempotent);
     let mut queue = rig.queue(4);
@@ -269,8 +286,13 @@ fn a_controller_that_does_not_stop_or_is_gone_is_told() {
     rig.model.set_register_faults(RegisterFaults { never_disabled: true, ..RegisterFaults::default() });
     quiesce(&*rig.model).expect("from outside");
     drop(thread);
-    rig.model.vanish();
-    assert!(matches!(quiesce(&*rig.model), Err(Error::Gone { .. })));
+    for zeros in [true, false] {
+        rig.model.set_register_faults(RegisterFaults { reads_zeros: zeros, ..RegisterFaults::default() });
+        if !zeros {
+            rig.model.vanish();
+        }
+        assert!(matches!(quiesce(&*rig.model), Err(Error::Gone { .. })));
+    }
 }
 
 #[test]

@@ -255,6 +255,9 @@ impl Controller {
 
     #[expect(clippy::cast_possible_truncation, reason = "the halves are meant")]
     pub(crate) fn read32(&self, offset: u32) -> u32 {
+        if self.faults.registers.reads_zeros {
+            return 0;
+        }
         if self.gone || !offset.is_multiple_of(4) || u64::from(offset) + 4 > self.bar_len() {
             return u32::MAX;
         }
@@ -282,7 +285,8 @@ impl Controller {
     }
 
     pub(crate) fn write32(&mut self, offset: u32, value: u32) {
-        if self.gone || !offset.is_multiple_of(4) || u64::from(offset) + 4 > self.bar_len() {
+        let lost = self.gone || self.faults.registers.reads_zeros;
+        if lost || !offset.is_multiple_of(4) || u64::from(offset) + 4 > self.bar_len() {
             return;
         }
         let low = |old: u64| old & !0xFFFF_FFFF | u64::from(value);

@@ -134,6 +134,8 @@ pub struct RegisterFaults {
     pub interrupts_lost: bool,
     /// With shadow doorbells: EventIdx asks for a doorbell too late.
     pub event_idx_wrong: bool,
+    /// All registers read as zeros and writes are lost, as with a function that was removed behind some bridges.
+    pub reads_zeros: bool,
 }
 
 /// Decides for each command whether something goes wrong with it, asked before all other faults.

@@ -216,6 +216,7 @@ impl Rig {
             revoke_fails: detail & 32 != 0,
             interrupts_lost: detail & 64 != 0,
             event_idx_wrong: detail & 128 != 0,
+            reads_zeros: detail % 64 == 63,
         });
     }
 
