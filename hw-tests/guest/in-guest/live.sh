@@ -77,6 +77,32 @@ case_killed() {
     fio_crc 4k "$(host_disk live)" $LOAD_4K --do_verify=1
 }
 
+# Killed under writes, and the file let go without a successor that would reset the controller: from then on nothing of
+# what the dead process had given to it reaches the disk.
+case_killed_for_good() {
+    local writer then now
+    (trap '' PIPE; fio --name=last --filename="$(host_disk live)" --rw=randwrite --bs=4k --size=8m --iodepth=32 --ioengine=libaio --direct=1 --thread \
+        --time_based --runtime=60 --minimal --output=/tmp/case/last-words) >/dev/null 2>&1 &
+    writer=$!
+    sleep 2
+    ls "$FASTICE_STATE_DIR"/*.places || fail "what fastice drives is not written down"
+    kill -9 "$(cat /tmp/serve.pid)"
+    # Refused as long as the process is not quite gone.
+    wait_for 20 fastice unpin "$MNT/served.img" || fail "the file of the dead process cannot be let go"
+    drop_page_cache
+    then=$(md5sum <"$MNT/served.img")
+    rm -f /tmp/serve.pid
+    ! ls "$FASTICE_STATE_DIR"/*.places || fail "the controller is still written down"
+    sleep 3
+    drop_page_cache
+    now=$(md5sum <"$MNT/served.img")
+    [ "$then" = "$now" ] || fail "blocks changed after the file was let go"
+    [ "$now" != "$(cat /tmp/case/sum)" ] || fail "nothing was written before"
+    timeout 60 nvme disconnect -n "$(nqn_of live)"
+    wait $writer || true
+    xfs_io -c quit "$MNT/served.img" || fail "still held or immutable"
+}
+
 # The last look of the initiator; then everything is let go.
 case_stop() {
     dd if="$(host_disk live)" of=/tmp/case/image bs=1M iflag=direct status=none
@@ -118,6 +144,17 @@ case_end() {
     serve_kill
     ! grep -q " $MNT " /proc/mounts || { chattr -i "$MNT"/served.img 2>/dev/null; fastice unpin --force "$MNT/served.img"; umount "$MNT"; } >/dev/null 2>&1 || true
     rm -rf /tmp/case
+}
+
+# killed_case KERNEL-LETTER VFIO-LETTER NSID
+killed_case() {
+    chain killed \
+        "filesystem 90 case_begin xfs $1 $3 whole" \
+        "serve 90 case_serve $2" \
+        "for-good 120 case_killed_for_good" \
+        "map 30 case_map_unchanged" \
+        "fsck 60 case_clean"
+    case_end
 }
 
 # live_case NAME KIND KERNEL-LETTER VFIO-LETTER NSID WHERE
