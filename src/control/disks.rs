@@ -24,8 +24,8 @@ use crate::block::nvme::{
 use crate::block::{BlockDevice, DeviceInfo, UringDevice, UringOptions};
 use crate::config::{DeviceWay, NvmeChoice};
 use crate::extent::{
-    CommandsHold, DiskIdentity, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity, PinnedFile,
-    StateDir, is_let_go, stored_pin, take_over, verify_on_device,
+    CommandsHold, DiskIdentity, ExtentError, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity,
+    PinnedFile, StateDir, is_let_go, stored_pin, take_over, verify_on_device,
 };
 use crate::fabrics::{Export, FenceReason, Target};
 
@@ -186,7 +186,7 @@ impl Disks {
             None => {
                 let started = NvmeController::start(way, Arc::clone(&self.reach))?;
                 self.controllers.insert(way.clone(), Arc::downgrade(&started));
-                self.commands.drive(self.places())?;
+                self.taken(way)?;
                 started
             }
         };
@@ -241,16 +241,19 @@ impl Disks {
         self.controllers.retain(|_, controller| controller.strong_count() > 0);
         self.nvme.retain(|_, device| device.strong_count() > 0);
         self.uring.retain(|_, device| device.strong_count() > 0);
-        // One too many on the list costs its next owner a reset.
-        if let Err(error) = self.commands.drive(self.places()) {
+        let driven: BTreeSet<_> = self.controllers.keys().filter_map(NvmeWay::place).collect();
+        // One too many on the list may cost a later owner a reset.
+        if let Err(error) = self.commands.driven().keep_only(&driven) {
             tracing::warn!(%error, "the list of controllers cannot be brought up to date");
         }
     }
 
-    /// What is driven, as it is written down.
-    fn places(&self) -> BTreeSet<String> {
-        let driven = self.controllers.iter().filter(|(_, controller)| controller.strong_count() > 0);
-        driven.filter_map(|(way, _)| way.place()).collect()
+    /// Writes down that a controller was taken, or taken again after it was lost. Nothing was written to it since.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub(super) fn taken(&self, way: &NvmeWay) -> Result<(), ExtentError> {
+        way.place().map_or(Ok(()), |place| self.commands.driven().take(place))
     }
 
     /// Shuts all controllers down in order. Nothing may be under way.

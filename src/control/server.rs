@@ -203,6 +203,11 @@ impl Server {
             exports.iter().for_each(|export| self.target.fence(export, FenceReason::MapInDoubt));
             return;
         }
+        // It was reset when it came back, perhaps after somebody else had it.
+        if let Err(error) = self.provider.disks().taken(&key.0) {
+            tracing::error!(way, nsid, %error, "its exports stay fenced");
+            return;
+        }
         if let Err(error) = device.admit(epoch)
             && device.standing() != Standing::Proven(epoch)
         {
@@ -255,6 +260,8 @@ impl Server {
             }
         }
         self.provider.release_unnamed(&self.backings);
+        // What only removed exports stood on is let go of by now.
+        self.provider.disks().settle();
         Ok(ReloadReport {
             added: published.added.len(),
             removed: published.removed.len(),

@@ -28,7 +28,6 @@ impl Still for ByDriver {
             let source = "this version of fastice does not know such a place".into();
             return Err(StillError { may_pass: false, source });
         };
-        tracing::info!(%way, "disabling the controller: its last user is gone");
         still(&way, &*self.0)
             .map_err(|error| StillError { may_pass: error.may_pass(), source: Box::new(error) })
     }

@@ -7,12 +7,12 @@
 //!                --source()-->  the system's own error, never repeated in the text
 //! ```
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::accept::Violation;
-use super::commands::StillError;
 use super::compare::Difference;
 use super::lookup::Segment;
 use super::ondisk::OnDiskError;
@@ -129,7 +129,7 @@ pub enum ExtentError {
         place: String,
         /// Why it could not be stilled.
         #[source]
-        source: StillError,
+        source: Box<dyn StdError + Send + Sync>,
     },
     /// The living map is not the one that was frozen or stored.
     #[error("the extent map of {} changed: {difference}", path.display())]
@@ -249,8 +249,8 @@ impl ExtentError {
                     .to_owned()
             }
             Self::ControllerLeft { .. } => {
-                "let it be disabled: end whoever uses it, or give it back to the kernel (`fastice device list`, \
-                 `fastice device unbind`), then try again; or reboot"
+                "let it be disabled: end whoever uses it and try again; a PCI controller can also be given back to \
+                 the kernel (`fastice device unbind`), which resets it; a reboot clears all"
                     .to_owned()
             }
             Self::AlreadyPinned { .. } => {

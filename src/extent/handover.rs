@@ -68,7 +68,8 @@ pub fn is_let_go(stored: &StoredPin) -> Result<(), ExtentError> {
 /// filesystem begins, holds the stored map.
 ///
 /// # Errors
-/// [`ExtentError::AlreadyPinned`], [`ExtentError::CommandsLeft`]; [`ExtentError::KernelHasIt`] while the filesystem is
+/// [`ExtentError::AlreadyPinned`], [`ExtentError::CommandsLeft`], [`ExtentError::ControllerLeft`];
+/// [`ExtentError::KernelHasIt`] while the filesystem is
 /// mounted or the kernel has the disk; [`ExtentError::OnDisk`] when the device does not tell the map;
 /// [`ExtentError::Changed`] and [`ExtentError::Resized`] when it tells another; [`ExtentError::Guard`] when the file
 /// is not immutable there.
@@ -87,6 +88,8 @@ fn take_over_beside(
     device: &mut dyn ReadAt,
 ) -> Result<HandedOver, ExtentError> {
     let path = stored.path().to_path_buf();
+    // First without the lock, which others need.
+    state.await_commands_of(&stored.owner, &path)?;
     let _alone = state.lock()?;
     let key = stored.identity.key();
     let lock = match state.lock_pin(&key)? {

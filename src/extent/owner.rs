@@ -31,10 +31,16 @@ impl Owner {
         self.is_of_this_boot() && start_time(self.pid) == Some(self.start_time_ticks)
     }
 
-    /// Whether it ran since the last boot.
+    /// Whether it ran since the last boot, as far as `/proc` tells.
     #[must_use]
     pub fn is_of_this_boot(&self) -> bool {
-        self.boot_id == boot_id()
+        let now = boot_id();
+        now.is_empty() || self.boot_id.is_empty() || self.boot_id == now
+    }
+
+    /// What files of the process are named after.
+    pub(super) const fn number(&self) -> (u32, u64) {
+        (self.pid, self.start_time_ticks)
     }
 }
 
@@ -45,7 +51,7 @@ impl fmt::Display for Owner {
 }
 
 /// The id of the running boot; empty when `/proc` does not tell.
-fn boot_id() -> String {
+pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
@@ -54,7 +60,11 @@ const EXITING: u64 = 4;
 
 /// When process `pid` started, in ticks since boot; `None` when it has ended, or is about to.
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    start_of(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The same, of what `/proc/PID/stat` holds.
+fn start_of(stat: &str) -> Option<u64> {
     // The command name, field 2, may hold anything, also parentheses and spaces: count from the last one.
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
     let state = fields.next()?;
@@ -80,6 +90,19 @@ mod tests {
         assert!(!Owner { start_time_ticks: me.start_time_ticks + 1, ..me.clone() }.is_alive());
         assert!(!Owner { boot_id: "another".to_owned(), ..me.clone() }.is_alive());
         assert!(!Owner { pid: u32::MAX, ..me }.is_alive());
+    }
+
+    #[test]
+    fn a_process_on_its_way_out_has_ended() {
+        let stat = |state: &str, flags: u64| {
+            let before_start =
+                "1 2 3 4 -1 FLAGS 6 7 8 9 10 11 12 13 20 0 3 0".replace("FLAGS", &flags.to_string());
+            format!("77 (a (b) c) {state} {before_start} 4711 18 19")
+        };
+        assert_eq!(start_of(&stat("S", 0x0040_0000)), Some(4711));
+        assert_eq!(start_of(&stat("D", 0x0040_0004)), None);
+        assert_eq!(start_of(&stat("Z", 0)), None);
+        assert_eq!(start_of("77 (cut"), None);
     }
 
     #[test]

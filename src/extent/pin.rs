@@ -39,7 +39,7 @@ use super::record::{StoredMap, StoredPin};
 use super::state::{PinLock, StateDir};
 use super::survey::{absolute, open_read, survey_file, to_extents};
 use super::undo::{ImmutableFlag, IntentRecord, change_flag};
-use super::unpin::refuse_if_held;
+use super::unpin::{await_last_owners, refuse_if_held};
 use super::verify::{VerifyReport, verify_file};
 use crate::units::BlockSize;
 
@@ -137,6 +137,7 @@ pub fn pin(
 ) -> Result<PinnedFile, ExtentError> {
     let path = absolute(path)?;
     refuse_if_held(&path, state)?;
+    await_last_owners(&path, state)?;
     if options.prepare && needs_preparing(&path, options.block_size)? {
         prepare(&path, options.block_size, progress)?;
     }

@@ -5,8 +5,8 @@
 //!   KEY.json           the record of one file (see `record`); KEY names file and filesystem, not the path
 //!   KEY.lock           held (flock) by the process that holds the pin, and naming it
 //!   KEY.generation     the generation last given to the file; stays when the record goes
-//!   PID-START.commands held while a process may have commands on devices (see `commands`)
-//!   PID-START-N.places the controllers that it drives itself
+//!   PID-START-N.commands held while a process may have commands on devices (see `commands`)
+//!   PID-START-N.places the controllers that it drives itself (see `places`)
 //! ```
 //!
 //! A record is replaced by writing a new file, fsync, rename, fsync of the directory: a crash leaves the old or the
@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
-use super::commands::Still;
 use super::error::{ExtentError, StateProblem};
 use super::owner::Owner;
+use super::places::Still;
 use super::record::{self, StoredPin};
 use crate::durable::{self, Locked};
 
@@ -165,11 +165,6 @@ impl StateDir {
         rustix::fs::flock(&file, FlockOperation::LockExclusive)
             .map_err(|error| ExtentError::io("lock", &path, error))?;
         Ok(StateLock { _file: Locked(file) })
-    }
-
-    /// The process that held the pin with this key last; `None` when that cannot be read.
-    pub(super) fn last_holder(&self, key: &str) -> Option<Owner> {
-        serde_json::from_slice(&fs::read(self.file(key, "lock")).ok()?).ok()
     }
 
     /// Takes the lock that says who holds a pin; `Err` with that process when it is held.

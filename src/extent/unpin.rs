@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::{ExtentError, StateProblem};
 use super::facts::{FileFacts, is_immutable, number_of};
@@ -33,9 +33,10 @@ pub struct UnpinReport {
 /// [`ExtentError::ControllerLeft`] while commands of a dead one may be on the device, also with `force`;
 /// [`ExtentError::State`] without a (good) record; [`ExtentError::Changed`]; [`ExtentError::Io`].
 pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, ExtentError> {
-    let _alone = state.lock()?;
     let path =
         fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_path_buf());
+    await_last_owners(&path, state)?;
+    let _alone = state.lock()?;
     refuse_if_held(&path, state)?;
     let file = match open_read(&path) {
         Ok(file) => file,
@@ -63,10 +64,8 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
         }
         Ok(None) => return Err(no_record(&path)),
         Err(ExtentError::State { .. }) if force => {
-            // The record does not say whose it is; the lock does.
-            if let Some(owner) = state.last_holder(&key) {
-                state.await_commands_of(&owner, &path)?;
-            }
+            // It does not say whose it is.
+            state.await_commands_of_the_dead(&path)?;
             let immutable_cleared = clear_flag(&file, &path, false)?;
             state.remove(&key)?;
             return Ok(UnpinReport { immutable_cleared, map_was_true: None });
@@ -118,16 +117,34 @@ fn by_path(path: &Path, state: &StateDir) -> Result<Option<StoredPin>, ExtentErr
 }
 
 /// Refuses when a living process holds a pin of the file at `path`. Opens nothing, since that would be denied.
-pub(super) fn refuse_if_held(path: &PathBuf, state: &StateDir) -> Result<(), ExtentError> {
-    let Ok(meta) = fs::metadata(path) else { return Ok(()) };
-    for record in state.records()?.into_iter().flatten() {
-        let identity = &record.identity;
-        if identity.inode != meta.ino() || identity.filesystem.device != number_of(meta.dev()) {
-            continue;
-        }
-        if let Some(owner) = state.holder(&identity.key())? {
-            return Err(ExtentError::AlreadyPinned { path: path.clone(), owner: Box::new(owner) });
+pub(super) fn refuse_if_held(path: &Path, state: &StateDir) -> Result<(), ExtentError> {
+    for record in records_of_inode(path, state)? {
+        if let Some(owner) = state.holder(&record.identity.key())? {
+            return Err(ExtentError::AlreadyPinned { path: path.to_path_buf(), owner: Box::new(owner) });
         }
     }
     Ok(())
+}
+
+/// Waits for the commands of whoever had the file at `path` last, without holding up everybody else who pins or lets go
+/// of files. What came in between is looked at again under the lock.
+pub(super) fn await_last_owners(path: &Path, state: &StateDir) -> Result<(), ExtentError> {
+    let mut records = records_of_inode(path, state)?;
+    records.extend(by_path(path, state)?);
+    for record in records {
+        if state.holder(&record.identity.key())?.is_none() {
+            state.await_commands_of(&record.owner, path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Records of the file that is at `path` now.
+fn records_of_inode(path: &Path, state: &StateDir) -> Result<Vec<StoredPin>, ExtentError> {
+    let Ok(meta) = fs::metadata(path) else { return Ok(Vec::new()) };
+    let is_it = |record: &StoredPin| {
+        let identity = &record.identity;
+        identity.inode == meta.ino() && identity.filesystem.device == number_of(meta.dev())
+    };
+    Ok(state.records()?.into_iter().flatten().filter(is_it).collect())
 }

@@ -145,7 +145,7 @@ fn after_a_kill_the_controller_is_stilled_before_the_file_is_let_go() {
     });
     let told = lab.fastice(&["unpin"], &[&file], 3).stderr;
     let told = String::from_utf8_lossy(&told);
-    assert!(told.contains("which is gone, drove vfio-user ") && told.contains("device list"), "{told}");
+    assert!(told.contains("which is gone, drove vfio-user ") && told.contains("end whoever uses it"), "{told}");
     assert!(is_immutable(&file));
     drop(other);
     lab.fastice(&["unpin"], &[&file], 0);

@@ -18,8 +18,8 @@ const LOOK: Duration = Duration::from_millis(1);
 /// CAP.TO counts half seconds; a controller that says 0 gets one.
 const TIMEOUT_UNIT: Duration = Duration::from_millis(500);
 
-/// Disables the controller and waits until it is, at most twice as long as its own CAP.TO says. When it does not follow,
-/// its function is reset from outside.
+/// Disables the controller and waits until it is, each step as long as its own CAP.TO says. When it does not follow, its
+/// function is reset from outside.
 ///
 /// Blocks. Nothing is mapped for the controller, and nobody else may be driving it.
 ///

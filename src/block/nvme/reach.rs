@@ -108,10 +108,12 @@ impl ReachError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Vfio(error) => matches!(error, vfio::OpenError::Busy { .. }),
+            Self::Vfio(vfio::OpenError::Busy { .. }) => true,
+            // The kernel could not have the function to itself for the reset that an opening begins with.
+            Self::Vfio(vfio::OpenError::Kernel { source, .. }) => source.kind() == io::ErrorKind::WouldBlock,
             Self::VfioUser(AccessError::Io { source, .. }) => source.kind() != io::ErrorKind::NotFound,
             Self::VfioUser(AccessError::Gone { .. }) => true,
-            Self::VfioUser(_) | Self::Model { .. } | Self::Absent { .. } => false,
+            Self::Vfio(_) | Self::VfioUser(_) | Self::Model { .. } | Self::Absent { .. } => false,
         }
     }
 }

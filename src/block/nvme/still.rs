@@ -1,18 +1,20 @@
 //! Stilling a controller that a process drove which is gone.
 //!
 //! ```text
-//!   not there, or not with vfio-pci any more, or its server is gone     still: whoever took it from there reset it
-//!   somebody has it                                                     not yet: the kernel may be taking it back
-//!   ours for a moment                                                   disabled, and so still
+//!   not on the bus any more; with the kernel's driver, and live; no server at the socket      still
+//!   somebody has it; on its way from one driver to the next                                   not yet
+//!   ours for a moment                                                                         disabled, and so still
 //! ```
 //!
-//! A model in the process itself ended with it, so it has no place that would have to be remembered.
+//! The kernel takes a function from the bus only after it was closed. Between drivers it proves nothing: the link of the
+//! old one goes before the old one lets go, and closing does not always reset. Of a vfio-user server only the socket is
+//! known: one that was unlinked under a living server looks like none. A model in the process itself ended with it, so it has no place that would have to be remembered.
 
 use std::io;
 use std::path::PathBuf;
 
 use async_nvme::access::AccessError;
-use async_nvme::vfio::{OpenError as VfioError, SysfsError};
+use async_nvme::vfio::{OpenError as VfioError, PciAddress, Sysfs, SysfsError};
 use async_nvme::{Error, quiesce};
 
 use super::reach::{NvmeWay, Reach, ReachError};
@@ -36,7 +38,15 @@ impl StillError {
     /// Whether it may be had in a moment.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Reach(error) if error.may_pass())
+        match self {
+            // From one driver to the next.
+            Self::Reach(ReachError::Vfio(VfioError::NotBound { driver, .. })) => {
+                driver.as_deref().is_none_or(|driver| driver == "nvme")
+            }
+            Self::Reach(error) => error.may_pass(),
+            // A server that threw us out for the one before us.
+            Self::Driver(error) => matches!(error, Error::Gone { .. }),
+        }
     }
 }
 
@@ -79,17 +89,26 @@ pub fn still(way: &NvmeWay, reach: &dyn Reach) -> Result<(), StillError> {
     Ok(quiesce(&*reached.access)?)
 }
 
-/// Whether what a process drove there is out of its hands for good: the kernel lets a function go from vfio-pci, or from
-/// the bus, only after it was closed, and closing resets it.
+/// Whether what a process drove there is out of its hands for good.
 fn is_nobodys(error: &ReachError) -> bool {
     match error {
         ReachError::Absent { .. }
-        | ReachError::Vfio(
-            VfioError::NotBound { .. } | VfioError::Sysfs { source: SysfsError::NoSuch { .. }, .. },
-        ) => true,
-        ReachError::VfioUser(AccessError::Io { source, .. }) => {
+        | ReachError::Vfio(VfioError::Sysfs { source: SysfsError::NoSuch { .. }, .. }) => true,
+        ReachError::Vfio(VfioError::NotBound { address, driver: Some(driver) }) => {
+            driver == "nvme" && is_live(*address)
+        }
+        ReachError::VfioUser(AccessError::Io { what: "the connection", source, .. }) => {
             matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
         }
         _ => false,
     }
+}
+
+/// Whether the kernel's driver has reset a controller and made it its own (`drivers/nvme/host/sysfs.c`, `state`).
+fn is_live(address: PciAddress) -> bool {
+    let Ok(Some(name)) = Sysfs::default().function(address).map(|function| function.nvme_name) else {
+        return false;
+    };
+    let state = std::fs::read_to_string(format!("/sys/class/nvme/{name}/state"));
+    state.is_ok_and(|state| state.trim() == "live")
 }

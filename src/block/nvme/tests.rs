@@ -9,6 +9,7 @@ use hugepage_alloc::{BufferPool, DmaBuf, PoolOptions};
 use nvme_model::{
     CommandMatch, ControllerOptions, Fault, FaultAction, Model, ModelThread, NamespaceOptions, Subsystem,
 };
+use nvme_spec::register::{Cc, Csts, Property};
 use nvme_spec::{NvmOpcode, Status};
 
 use super::*;
@@ -367,4 +368,23 @@ fn what_is_not_there_is_still_and_a_place_is_read_as_it_was_written() {
     still(&NvmeWay::VfioUser("/nowhere/socket".into()), &SystemReach).expect("no server, no commands");
     still(&NvmeWay::Pci("ffff:1f:1f.7".parse().expect("an address")), &SystemReach)
         .expect("no such function");
+}
+
+#[test]
+fn a_controller_that_somebody_left_enabled_is_disabled() {
+    let (_subsystem, model, _thread) = model(ControllerOptions::default());
+    let slot = Slot { model: Mutex::new(model.clone()), is_there: AtomicBool::new(true) };
+    // Queues in memory that is long gone.
+    model.write32(Property::AQA.0, 0x000F_000F);
+    model.write64(Property::ASQ.0, 0x1000);
+    model.write64(Property::ACQ.0, 0x2000);
+    model.write32(Property::CC.0, Cc::new().with_iosqes(6).with_iocqes(4).with_en(true).into_bits());
+    let is_ready = || Csts::from_bits(model.read32(Property::CSTS.0)).rdy();
+    let deadline = Instant::now() + PATIENCE;
+    while !is_ready() {
+        assert!(Instant::now() < deadline, "it is enabled");
+        std::thread::yield_now();
+    }
+    still(&NvmeWay::VfioUser("/run/nvme0".into()), &slot).expect("it stops");
+    assert!(!is_ready() && !Cc::from_bits(model.read32(Property::CC.0)).en());
 }
