@@ -23,10 +23,11 @@ impl Checker<'_> {
             let span = item.span();
             let raw = item.into_inner();
             let given = [raw.pci.is_some(), raw.vfio_user.is_some(), raw.model.is_some()];
-            if given.iter().filter(|&&is| is).count() != 1 {
-                self.refuse(span, "a controller has exactly one of pci, vfio_user and model");
+            if given.iter().filter(|&&is| is).count() > 1 {
+                self.refuse(span, "a controller has one of pci, vfio_user and model, not several");
                 continue;
             }
+            let is_placed = given.contains(&true);
             let identity = NamespaceIdentity {
                 nguid: self.identifier("nguid", raw.nguid),
                 eui64: self.identifier("eui64", raw.eui64),
@@ -44,10 +45,23 @@ impl Checker<'_> {
                 (_, _, Some(path)) => self.place("model", &path).map(NvmeWay::Model),
                 _ => None,
             };
-            let Some(way) = way else { continue };
-            if choices.iter().any(|other| other.way.is_same_place(&way)) {
-                self.refuse(span, format!("{way} is named twice"));
-                continue;
+            match &way {
+                // Its place was refused.
+                None if is_placed => continue,
+                None if identity.nguid.is_none() && identity.eui64.is_none() && identity.serial.is_none() => {
+                    let wanted = "a controller has a place (pci, vfio_user or model) or an identity (nguid, eui64 or serial)";
+                    self.refuse(span, wanted);
+                    continue;
+                }
+                None => {}
+                Some(way) => {
+                    let is_it =
+                        |other: &NvmeChoice| other.way.as_ref().is_some_and(|it| it.is_same_place(way));
+                    if choices.iter().any(is_it) {
+                        self.refuse(span, format!("{way} is named twice"));
+                        continue;
+                    }
+                }
             }
             choices.push(NvmeChoice { way, identity });
         }

@@ -139,8 +139,8 @@ pub struct Listener {
 /// An NVMe controller that fastice may take and drive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NvmeChoice {
-    /// How it is reached.
-    pub way: NvmeWay,
+    /// How it is reached; `None` when any controller will do that user space has and whose namespace says this.
+    pub way: Option<NvmeWay>,
     /// What its namespace must say of itself. Where the kernel's disk tells no identifiers to compare with, the operator
     /// vouches by them that the namespace is that disk.
     pub identity: NamespaceIdentity,
@@ -262,7 +262,7 @@ impl Config {
     /// Whether a controller in another process must be able to reach the buffers.
     #[must_use]
     pub fn shares_buffers(&self) -> bool {
-        self.nvme.iter().any(|choice| matches!(choice.way, NvmeWay::VfioUser(_)))
+        self.nvme.iter().any(|choice| matches!(choice.way, Some(NvmeWay::VfioUser(_))))
     }
 
     /// Every file that is served, with whether it is to be prepared, in file order.
@@ -297,7 +297,8 @@ pub fn fuzz_config(data: &[u8]) {
             assert!(Config::changes(&config, &config).is_empty());
             assert!(!config.cores.is_empty() && !config.listeners.is_empty());
             for (at, choice) in config.nvme.iter().enumerate() {
-                assert!(config.nvme.iter().skip(at + 1).all(|other| other.way != choice.way));
+                let mut later = config.nvme.iter().skip(at + 1);
+                assert!(choice.way.is_none() || later.all(|other| other.way != choice.way));
             }
             for subsystem in &config.subsystems {
                 assert!(subsystem.namespaces.is_sorted_by(|a, b| a.nsid < b.nsid));

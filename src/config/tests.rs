@@ -131,16 +131,20 @@ eui64 = "00 25 38 ab cd ef 01 23"
 [[nvme]]
 pci = "03:00.1"
 unsafe_no_iommu = true
+[[nvme]]
+serial = "S4EVNX0R654321"
 {}"#,
         with("file = \"/srv/vm1.img\"\ndevice = \"nvme\"")
     ));
-    let ways: Vec<String> = config.nvme.iter().map(|choice| choice.way.to_string()).collect();
+    let ways: Vec<String> =
+        config.nvme.iter().flat_map(|choice| &choice.way).map(ToString::to_string).collect();
     let without = "0000:03:00.1 without IOMMU";
     assert_eq!(ways, ["0000:01:00.0", "vfio-user /run/vfio.sock", "model of /dev/loop0", without]);
-    let [first, second, third, _] = &config.nvme[..] else { panic!("{:?}", config.nvme) };
+    let [first, second, third, _, anywhere] = &config.nvme[..] else { panic!("{:?}", config.nvme) };
     assert_eq!((first.identity.serial.as_deref(), first.identity.nsid), (Some("S4EVNX0R123456"), Some(1)));
     assert_eq!(second.identity.nguid.map(|id| id[0]), Some(0x6B));
     assert_eq!(third.identity.eui64.map(|id| id[7]), Some(0x23));
+    assert!(anywhere.way.is_none() && anywhere.identity.serial.is_some());
     let path = PathBuf::from("/srv/vm1.img");
     let backing = &config.subsystems[0].namespaces[0].backing;
     assert_eq!(*backing, Backing::File { path, device: DeviceWay::Nvme, prepare: false });
@@ -151,7 +155,7 @@ fn controllers_that_cannot_be_meant_are_refused() {
     let found = reasons(&format!(
         r#"
 [[nvme]]
-serial = "S1"
+nsid = 1
 [[nvme]]
 pci = "0000:01:00.0"
 model = "/dev/loop0"
@@ -178,8 +182,9 @@ pci = "0000:01:00.0"
     assert_eq!(
         found,
         [
-            "2: a controller has exactly one of pci, vfio_user and model".to_owned(),
-            "4: a controller has exactly one of pci, vfio_user and model".to_owned(),
+            "2: a controller has a place (pci, vfio_user or model) or an identity (nguid, eui64 or serial)"
+                .to_owned(),
+            "4: a controller has one of pci, vfio_user and model, not several".to_owned(),
             "8: `nvme0` is no PCI address: write 0000:01:00.0".to_owned(),
             "10: model must be an absolute path without `..`".to_owned(),
             format!("11: {}", digits("nguid", 32)),

@@ -44,6 +44,8 @@ pub(super) struct Disks {
     nvme: BTreeMap<NvmeKey, Weak<NvmeDevice>>,
     /// Controllers that were asked; those without a device in use end with [`Disks::settle`].
     asked: Vec<Arc<NvmeController>>,
+    /// How many cores open queues.
+    cores: usize,
 }
 
 impl Disks {
@@ -52,6 +54,7 @@ impl Disks {
         events: Sender<Event>,
         reach: Arc<dyn Reach>,
         commands: Arc<CommandsHold>,
+        cores: usize,
     ) -> Self {
         Self {
             target: Arc::downgrade(target),
@@ -62,6 +65,7 @@ impl Disks {
             controllers: BTreeMap::new(),
             nvme: BTreeMap::new(),
             asked: Vec::new(),
+            cores,
         }
     }
 
@@ -144,8 +148,8 @@ impl Disks {
     /// The namespace that is `disk`, on the first controller that has it.
     fn find(&mut self, disk: &DiskIdentity, choices: &[NvmeChoice]) -> Result<Arc<NvmeDevice>, DiskError> {
         let mut tried = Vec::new();
-        for choice in choices {
-            let way = &choice.way;
+        for (way, choice) in self.candidates(choices) {
+            let way = &way;
             let controller = match self.controller(way) {
                 Ok(controller) => controller,
                 Err(error) => {
@@ -171,11 +175,29 @@ impl Disks {
                 tried.push(format!("{way} has no namespaces"));
             }
         }
+        if tried.is_empty() {
+            tried.push("no controller is bound to vfio-pci".to_owned());
+        }
         Err(DiskError::NotFound {
             disk: disk.name.clone(),
             told: disk.namespace().to_string(),
             tried: tried.join("; "),
         })
+    }
+
+    /// The controllers to look at: those that are named by their place, then, for each identity without a place, all that
+    /// user space has and nobody named. One that another process drives is left alone; any other is reset by the asking.
+    fn candidates<'a>(&self, choices: &'a [NvmeChoice]) -> Vec<(NvmeWay, &'a NvmeChoice)> {
+        let named = choices.iter().filter_map(|choice| Some((choice.way.clone()?, choice)));
+        let mut all: Vec<_> = named.collect();
+        let is_named =
+            |way: &NvmeWay| choices.iter().flat_map(|it| &it.way).any(|named| named.is_same_place(way));
+        let mut unnamed = choices.iter().filter(|choice| choice.way.is_none()).peekable();
+        if unnamed.peek().is_some() {
+            let others: Vec<_> = self.reach.list().into_iter().filter(|way| !is_named(way)).collect();
+            all.extend(unnamed.flat_map(|choice| others.iter().map(move |way| (way.clone(), choice))));
+        }
+        all
     }
 
     /// The controller at the end of `way`, started. That it is driven is written down before it can be told to write.
@@ -204,9 +226,23 @@ impl Disks {
         if let Some(open) = self.nvme.get(&key).and_then(Weak::upgrade) {
             return Ok(open);
         }
+        self.check_queue_pairs(controller, way)?;
         let device = controller.device(nsid, self.on_change(key.clone()))?;
         self.nvme.insert(key, Arc::downgrade(&device));
         Ok(device)
+    }
+
+    /// Each core has a queue pair of each namespace.
+    fn check_queue_pairs(&self, controller: &NvmeController, way: &NvmeWay) -> Result<(), DiskError> {
+        let in_use =
+            self.nvme.iter().filter(|((at, _), device)| at == way && device.strong_count() > 0).count();
+        let needs = (in_use + 1).saturating_mul(self.cores);
+        let grants = controller.describe().map_or(0, |description| description.controller.io_queues.into());
+        if needs <= grants {
+            return Ok(());
+        }
+        let namespaces = in_use + 1;
+        Err(DiskError::QueuePairs { way: way.to_string(), grants, needs, namespaces })
     }
 
     /// Fences first and tells the control thread second: no command starts after a loss was noticed.
@@ -395,7 +431,7 @@ mod tests {
     }
 
     fn choice(identity: NamespaceIdentity) -> NvmeChoice {
-        NvmeChoice { way: NvmeWay::Model("/dev/loop0".into()), identity }
+        NvmeChoice { way: Some(NvmeWay::Model("/dev/loop0".into())), identity }
     }
 
     #[test]

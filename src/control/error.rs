@@ -123,6 +123,18 @@ pub enum DiskError {
         /// The first difference.
         source: Mismatch,
     },
+    /// Its controller has too few queue pairs.
+    #[error("{way} grants {grants} I/O queue pairs, and {namespaces} namespace(s) on all cores need {needs}")]
+    QueuePairs {
+        /// The controller.
+        way: String,
+        /// How many it grants.
+        grants: usize,
+        /// How many are needed: one a namespace and core.
+        needs: usize,
+        /// How many of its namespaces are served.
+        namespaces: usize,
+    },
     /// The map of a file changed while its device was lost.
     #[error("the extent map of {path} is no longer the frozen one")]
     MapChanged {
@@ -154,6 +166,10 @@ impl DiskError {
                  device = \"uring\""
                     .to_owned(),
             ),
+            Self::QueuePairs { grants, namespaces, .. } => Some(match grants / namespaces.max(&1) {
+                0 => "serve fewer of its namespaces".to_owned(),
+                cores => format!("set cores = {cores}, or serve fewer of its namespaces"),
+            }),
             Self::Shape { .. } | Self::Mismatch { .. } => {
                 Some("it is a copy, or another disk: correct [[nvme]]; nothing was written to it".to_owned())
             }

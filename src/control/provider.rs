@@ -177,9 +177,10 @@ impl Provider {
         events: Sender<Event>,
         reach: Arc<dyn Reach>,
         commands: Arc<CommandsHold>,
+        cores: usize,
     ) -> Self {
         let (files, undrained) = (BTreeMap::new(), BTreeSet::new());
-        let disks = Disks::new(target, events.clone(), reach, commands);
+        let disks = Disks::new(target, events.clone(), reach, commands, cores);
         Self { state, target: Arc::downgrade(target), events, files, disks, undrained }
     }
 

@@ -63,7 +63,8 @@ impl Server {
         let commands = Arc::new(state.hold_commands()?);
         let target = Target::new(TargetOptions::default());
         let counters = Arc::new(TcpCounters::default());
-        let mut provider = Provider::new(state, &target, events.clone(), reach, Arc::clone(&commands));
+        let mut provider =
+            Provider::new(state, &target, events.clone(), reach, Arc::clone(&commands), config.cores.len());
         let backings = match provider.back(&config, &Backings::default(), progress) {
             Ok(backings) => backings,
             Err(error) => {

@@ -145,7 +145,10 @@ fn after_a_kill_the_controller_is_stilled_before_the_file_is_let_go() {
     });
     let told = lab.fastice(&["unpin"], &[&file], 3).stderr;
     let told = String::from_utf8_lossy(&told);
-    assert!(told.contains("which is gone, drove vfio-user ") && told.contains("end whoever uses it"), "{told}");
+    assert!(
+        told.contains("which is gone, drove vfio-user ") && told.contains("end whoever uses it"),
+        "{told}"
+    );
     assert!(is_immutable(&file));
     drop(other);
     lab.fastice(&["unpin"], &[&file], 0);
@@ -181,17 +184,25 @@ impl Reach for Slot {
         let access: Arc<dyn Access> = self.plugged.lock().expect("no panic").clone();
         Ok(Reached { access, stands_on: Some(self.stands_on) })
     }
+
+    fn list(&self) -> Vec<NvmeWay> {
+        vec![NvmeWay::Model("the slot".into())]
+    }
 }
 
 /// A model over a block device or image, that runs. All of them have the same identity, and so seem to be one device.
 fn model_over(path: &Path) -> (Arc<Model>, ModelThread) {
+    model_with(path, ControllerOptions::default())
+}
+
+fn model_with(path: &Path, options: ControllerOptions) -> (Arc<Model>, ModelThread) {
     let file = OpenOptions::new().read(true).write(true).open(path).expect("the device");
     let subsystem = Subsystem::new("SLOT");
     let memory = NamespaceOptions::memory(1, 9, (512 << 20) / 512);
     subsystem
         .add_namespace(NamespaceOptions { backing: Backing::File(file), ..memory })
         .expect("a namespace");
-    let model = subsystem.controller(ControllerOptions::default());
+    let model = subsystem.controller(options);
     let thread = model.spawn().expect("a thread");
     (model, thread)
 }
@@ -223,6 +234,63 @@ fn serve_in_process(lab: &Lab, slot: &Arc<Slot>, files: &[&Path]) -> Result<Runn
 
 fn address(running: &Running) -> SocketAddr {
     running.addresses()[0]
+}
+
+#[test]
+fn a_queue_pair_a_core_is_enough_and_fewer_are_explained() {
+    let Some(lab) = Lab::new("few queue pairs", &Spec::XFS) else { return };
+    let file = telling(&lab, "file");
+    for io_queues_max in [2, 1] {
+        let options = ControllerOptions { io_queues_max, ..ControllerOptions::default() };
+        let (model, _thread) = model_with(Path::new(lab.fs.device()), options);
+        let slot = Slot::holding(&model, &lab);
+        match serve_in_process(&lab, &slot, &[&file]) {
+            Ok(running) => {
+                assert_eq!(io_queues_max, 2);
+                let load = Load::start(options_of(&running, 141));
+                load.reaches(300);
+                let (_, mut ledger) = load.end_clean();
+                running.stop(Running::STOP_PATIENCE).expect("an orderly end");
+                assert_in_file(&mut ledger, &file);
+            }
+            Err(ServeError::Device { source, .. }) => {
+                assert!(matches!(*source, DiskError::QueuePairs { grants: 1, needs: 2, .. }), "{source}");
+                assert_eq!(
+                    source.remedy().as_deref(),
+                    Some("set cores = 1, or serve fewer of its namespaces")
+                );
+                assert_eq!(io_queues_max, 1);
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+        assert!(!is_immutable(&file));
+    }
+}
+
+fn options_of(running: &Running, seed: u64) -> BenchOptions {
+    options(address(running), 1, seed)
+}
+
+#[test]
+fn an_identity_without_a_place_finds_its_controller() {
+    let Some(lab) = Lab::new("by identity", &Spec::XFS) else { return };
+    let file = telling(&lab, "file");
+    let (model, _thread) = model_over(Path::new(lab.fs.device()));
+    let slot = Slot::holding(&model, &lab);
+    let path = lab.nvme_config(any_port(), &[&file]);
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let serve = |identity: &str| {
+        fs::write(&path, text.replace(&format!("model = {:?}", lab.fs.device()), identity)).expect("room");
+        start_reaching(Config::load(&path).expect("a good configuration"), slot.clone(), &mut NoProgress)
+    };
+    let running = serve("serial = \"SLOT\"\nnsid = 1").expect("found");
+    running.stop(Running::STOP_PATIENCE).expect("an orderly end");
+    match serve("serial = \"OTHER\"").err() {
+        Some(ServeError::Device { source, .. }) => {
+            assert!(source.to_string().contains("another serial than the configuration says"), "{source}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

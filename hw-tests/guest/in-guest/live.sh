@@ -81,6 +81,8 @@ case_killed() {
 # what the dead process had given to it reaches the disk.
 case_killed_for_good() {
     local writer then now
+    # However slow the machine is, something was written before.
+    tr '\0' K </dev/zero | dd of="$(host_disk live)" bs=64k count=4 iflag=fullblock oflag=direct conv=notrunc status=none
     (trap '' PIPE; fio --name=last --filename="$(host_disk live)" --rw=randwrite --bs=4k --size=8m --iodepth=32 --ioengine=libaio --direct=1 --thread \
         --time_based --runtime=60 --minimal --output=/tmp/case/last-words) >/dev/null 2>&1 &
     writer=$!

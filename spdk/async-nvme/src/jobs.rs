@@ -133,6 +133,12 @@ impl Controller {
         })
     }
 
+    /// Whether queue pairs that were dropped are still being deleted: their identifiers are free when they are not.
+    #[must_use]
+    pub fn has_queues_to_end(&self) -> bool {
+        self.shared.links().iter().any(|link| link.state() == state::CLOSING)
+    }
+
     /// Serves the queue pairs. Only in state Ready.
     pub(crate) fn poll_jobs(&mut self, now: Moment) {
         if self.shared.take_attention() {

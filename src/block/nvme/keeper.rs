@@ -38,6 +38,8 @@ const REACH_PATIENCE: Duration = Duration::from_secs(5);
 const REACH_PAUSE: Duration = Duration::from_millis(50);
 /// How long an orderly end may take before the controller is cut off.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the end of a queue pair is waited for. One that takes longer is one that cores have to do without.
+const DELETE_PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of buffers for the thread's own reads.
 const READ_POOL_BYTES: usize = 2 << 20;
 
@@ -205,11 +207,30 @@ impl Keeper {
         if device.standing() != Standing::Unproven(epoch) {
             return Err(BlockErrorKind::Gone.into());
         }
+        // Proven, it is read no more: the queue pair goes to a core, if the controller has no other.
+        self.let_reader_go(device.namespace.nsid);
         for seat in device.seats() {
             seat.put_ticket(self.ticket(device.namespace.nsid, seat.depth)?);
         }
         device.prove();
         Ok(())
+    }
+
+    /// Ends the thread's own queue pair of a namespace, and waits until the controller has.
+    fn let_reader_go(&mut self, nsid: u32) {
+        let before = self.readers.len();
+        self.readers.retain(|(known, _)| *known != nsid);
+        if self.readers.len() == before {
+            return;
+        }
+        let deadline = Instant::now() + DELETE_PATIENCE;
+        while Instant::now() < deadline && self.controller.as_ref().is_some_and(Controller::has_queues_to_end)
+        {
+            if let Some(controller) = &mut self.controller {
+                controller.poll();
+            }
+            std::thread::sleep(BUSY_LOOK);
+        }
     }
 
     /// Reads by the thread's own queue pair of the namespace.

@@ -125,6 +125,11 @@ pub trait Reach: Send + Sync {
     /// # Errors
     /// When there is no controller at that place, or it may not be had.
     fn reach(&self, way: &NvmeWay) -> Result<Reached, ReachError>;
+
+    /// The controllers that there are to be had, for whoever knows only the identity of what he looks for.
+    fn list(&self) -> Vec<NvmeWay> {
+        Vec::new()
+    }
 }
 
 /// The real ways.
@@ -147,5 +152,17 @@ impl Reach for SystemReach {
                 model::over(path).map_err(|source| ReachError::Model { path: path.clone(), source })
             }
         }
+    }
+
+    /// Those that the kernel has given to user space, behind an IOMMU.
+    fn list(&self) -> Vec<NvmeWay> {
+        let functions = Sysfs::default().nvme_controllers().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the controllers of this host cannot be listed");
+            Vec::new()
+        });
+        let guarded = functions
+            .iter()
+            .filter(|it| it.is_bound_to_vfio() && it.group.as_ref().is_some_and(|it| !it.no_iommu));
+        guarded.map(|function| NvmeWay::Pci(function.address)).collect()
     }
 }
