@@ -17,3 +17,5 @@ mod pin;
 mod prepare;
 #[path = "extent_real/unpin.rs"]
 mod unpin;
+#[path = "extent_real/watch.rs"]
+mod watch;

@@ -2,20 +2,21 @@
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::StateDirArg;
 use super::exit::{Exit, Failure, Outcome};
-use super::files::Stages;
+use super::files::{Stages, required_record};
 use super::many::each;
 use super::map::hex;
 use super::out::{JsonFlag, Out};
 use super::sys::{StopSignals, Wake};
 use crate::config::format_size;
 use crate::control::open_state;
-use crate::extent::{PinOptions, PinnedFile, RecallWatch, pin};
+use crate::extent::{PinOptions, PinnedFile, RecallWatch, Warden, WatchOptions, pin};
 use crate::units::BlockSize;
 
 /// Pin files: prove that they are fit, and make them immutable
@@ -33,6 +34,12 @@ pub struct PinArgs {
     /// With --prepare: pad the size to a multiple of this [default: the device's logical block]
     #[arg(long, value_name = "BYTES", requires = "prepare", value_parser = block_size)]
     pub block_size: Option<BlockSize>,
+    /// Take the map that the file has now, as its next generation, though the record has another one
+    ///
+    /// For a file whose grant was ended because its map had changed: look at `fastice pins` first, and be sure that the
+    /// file is what hosts shall see. A running `fastice serve` takes it up with its next reload.
+    #[arg(long)]
+    pub resume: bool,
     /// Stay in the foreground and hold all guards, until Ctrl-C
     #[arg(long)]
     pub hold: bool,
@@ -82,10 +89,20 @@ pub fn run(args: &PinArgs) -> Outcome {
     let signals = if args.hold { Some(StopSignals::take()?) } else { None };
     let json = args.json.json;
     let state = open_state(&args.state.state_dir)?;
-    let options =
-        PinOptions { prepare: args.prepare, block_size: args.block_size, keep: true, on_recall: None };
+    let options = PinOptions {
+        prepare: args.prepare,
+        block_size: args.block_size,
+        // What the operator had not pinned by himself goes on to end with whoever serves it.
+        keep: !args.resume,
+        accept_change: args.resume,
+        warden: if args.hold { Some(start_warden()?) } else { None },
+        on_recall: None,
+    };
     let mut out = Out::stdout();
     let results = each(&args.files, json, |path| {
+        if args.resume {
+            required_record(&args.state.state_dir, path)?;
+        }
         let pinned = pin(path, &options, &state, &mut Stages::of(path, json))?;
         let document = describe(&pinned, args.hold);
         if !json {
@@ -107,6 +124,13 @@ pub fn run(args: &PinArgs) -> Outcome {
     };
     pins.into_iter().for_each(PinnedFile::keep);
     Ok(exit)
+}
+
+/// One for all files of the command.
+fn start_warden() -> Result<Arc<Warden>, Failure> {
+    Warden::start(WatchOptions::default()).map_err(|error| {
+        Failure::new(Exit::Refused, error).with_remedy("run it as root: fanotify takes CAP_SYS_ADMIN")
+    })
 }
 
 fn describe(pinned: &PinnedFile, held: bool) -> Pinned {

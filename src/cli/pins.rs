@@ -11,12 +11,18 @@ use super::exit::{Exit, Outcome};
 use super::files::existing_state;
 use super::out::{JsonFlag, Out};
 use crate::config::format_size;
-use crate::extent::{ExtentError, Owner, StateDir, StateProblem, StoredPin, VerifyReport, verify_stored};
+use crate::extent::{
+    ExtentError, Owner, PinEvent, StateDir, StateProblem, StoredIncident, StoredPin, VerifyReport,
+    verify_stored,
+};
 
-/// List the recorded pins and their states
+/// List the recorded pins and their states, with what ended their grants
 #[derive(Clone, Debug, Args)]
 #[expect(missing_docs, reason = "clap would show the documentation of what is flattened")]
 pub struct PinsArgs {
+    /// Also show what became of each pin, step by step
+    #[arg(long)]
+    pub events: bool,
     #[command(flatten)]
     pub state: StateDirArg,
     #[command(flatten)]
@@ -77,6 +83,12 @@ pub(super) struct PinRow {
     pub(super) generation: u64,
     pub(super) size_bytes: u64,
     pub(super) extents: usize,
+    /// For what its last grant was ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) incident: Option<StoredIncident>,
+    /// With `--events`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) events: Vec<PinEvent>,
 }
 
 /// Lists them.
@@ -85,7 +97,7 @@ pub(super) struct PinRow {
 /// When the state directory cannot be read.
 pub fn run(args: &PinsArgs) -> Outcome {
     let rows = match existing_state(&args.state.state_dir)? {
-        Some(state) => rows(&state)?,
+        Some(state) => rows_with(&state, args.events)?,
         None => Vec::new(),
     };
     let mut out = Out::stdout();
@@ -104,19 +116,60 @@ pub fn run(args: &PinsArgs) -> Outcome {
                 row.detail.clone(),
             ]
         };
-        let rows: Vec<_> = rows.iter().map(cells).collect();
-        out.table(["state", "generation ", "extents ", "size ", "file", ""], &rows)?;
+        let table: Vec<_> = rows.iter().map(cells).collect();
+        out.table(["state", "generation ", "extents ", "size ", "file", ""], &table)?;
+        for row in &rows {
+            tell_more(row, &mut out)?;
+        }
     }
     out.flush()?;
     Ok(Exit::Ok)
 }
 
-/// Every record with the state of its file.
-pub(super) fn rows(state: &StateDir) -> Result<Vec<PinRow>, ExtentError> {
-    Ok(state.records()?.into_iter().map(|record| row(state, record)).collect())
+/// What is wrong with a pin, and what became of it.
+fn tell_more(row: &PinRow, out: &mut Out) -> io::Result<()> {
+    let path = row.path.as_deref().unwrap_or("?");
+    if let Some(incident) = &row.incident {
+        out.line(format!("\n{path}: its grant ended at {}: {}", time_of(incident.at_ms), incident.reason))?;
+        if !incident.detail.is_empty() {
+            out.line(format!("    {}", incident.detail))?;
+        }
+        for block in &incident.blocks {
+            let place =
+                |at: Option<u64>| at.map_or_else(|| "nowhere".to_owned(), |at| format!("device byte {at}"));
+            let (was, is) = (place(block.frozen), place(block.living));
+            let flags = block.flags.as_ref().map(|flags| format!(" ({flags})")).unwrap_or_default();
+            let (offset, len) = (block.file_offset, block.len);
+            out.line(format!("    file byte {offset}, {len} bytes: was at {was}, is at {is}{flags}"))?;
+        }
+    }
+    if !row.events.is_empty() {
+        out.line(format!("\n{path}"))?;
+    }
+    for event in &row.events {
+        let (at, generation, step) = (time_of(event.at_ms), event.generation, event.step);
+        let detail = if event.detail.is_empty() { String::new() } else { format!(", {}", event.detail) };
+        out.line(format!("    {at}  generation {generation}  {step}{detail}"))?;
+    }
+    Ok(())
 }
 
-fn row(state: &StateDir, record: Result<StoredPin, ExtentError>) -> PinRow {
+/// A moment as logs have it.
+fn time_of(unix_ms: u64) -> String {
+    let at = i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    at.map_or_else(|| unix_ms.to_string(), |at| format!("{at:.3}"))
+}
+
+/// Every record with the state of its file.
+pub(super) fn rows(state: &StateDir) -> Result<Vec<PinRow>, ExtentError> {
+    rows_with(state, false)
+}
+
+fn rows_with(state: &StateDir, events: bool) -> Result<Vec<PinRow>, ExtentError> {
+    Ok(state.records()?.into_iter().map(|record| row(state, record, events)).collect())
+}
+
+fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool) -> PinRow {
     let pin = match record {
         Ok(pin) => pin,
         Err(error) => {
@@ -130,11 +183,17 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>) -> PinRow {
                 generation: 0,
                 size_bytes: 0,
                 extents: 0,
+                incident: None,
+                events: Vec::new(),
             };
         }
     };
-    let holder = state.holder(&pin.identity.key()).ok().flatten();
+    let key = pin.identity.key();
+    let holder = state.holder(&key).ok().flatten();
     let (word, detail) = judge(&pin, holder.as_ref());
+    // What cannot be read of these is no reason to show nothing.
+    let incident = state.incident(&key).ok().flatten();
+    let events = if events { state.events(&key).unwrap_or_default() } else { Vec::new() };
     PinRow {
         path: Some(pin.path().display().to_string()),
         state: word,
@@ -145,6 +204,8 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>) -> PinRow {
         generation: pin.generation,
         size_bytes: pin.identity.size.get(),
         extents: pin.map.as_ref().map_or(0, |map| map.extents.len()),
+        incident,
+        events,
     }
 }
 

@@ -61,6 +61,9 @@ pub enum RestartReason {
     /// `poll` or `idle_after_us`.
     #[error("poll")]
     Poll,
+    /// `watch_cpu_percent`.
+    #[error("watch_cpu_percent")]
+    Watch,
     /// `log_format`.
     #[error("log_format")]
     LogFormat,
@@ -134,6 +137,7 @@ fn restarts(old: &Config, new: &Config) -> Vec<RestartReason> {
     note(old.cores != new.cores, RestartReason::Cores);
     note(old.buffer_memory != new.buffer_memory, RestartReason::BufferMemory);
     note(old.poll != new.poll, RestartReason::Poll);
+    note(old.watch != new.watch, RestartReason::Watch);
     note(old.log_format != new.log_format, RestartReason::LogFormat);
     note(old.listeners != new.listeners, RestartReason::Listeners);
     note(!old.shares_buffers() && new.shares_buffers(), RestartReason::SharedBuffers);

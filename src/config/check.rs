@@ -14,8 +14,8 @@ use super::error::Finding;
 use super::raw::{RawConfig, RawCores, RawListener, RawNamespace, RawPoll, RawSize, RawSubsystem};
 use super::{
     Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_IDLE_AFTER, DEFAULT_MODEL, DEFAULT_STATE_DIR,
-    DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, format_size,
-    parse_size,
+    DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, WatchShare,
+    format_size, parse_size,
 };
 use crate::units::{BlockSize, ByteLen};
 
@@ -69,6 +69,7 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
     let cores = checker.cores(raw.cores);
     let buffer_memory = checker.buffer_memory(raw.buffer_memory);
     let poll = checker.poll(raw.poll, raw.idle_after_us);
+    let watch = checker.watch(raw.watch_cpu_percent);
     let listeners = checker.listeners(raw.listener, !raw.subsystem.is_empty());
     let nvme = checker.controllers(raw.nvme);
     let subsystems = checker.subsystems(raw.subsystem);
@@ -80,6 +81,7 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
         cores,
         buffer_memory,
         poll,
+        watch,
         log: raw.log.unwrap_or_default(),
         log_format: raw.log_format.unwrap_or_default(),
         listeners,
@@ -177,6 +179,15 @@ impl Checker<'_> {
                 PollMode::Adaptive { idle_after: Duration::from_micros(us.unsigned_abs()) }
             }
         }
+    }
+
+    fn watch(&mut self, percent: Option<Spanned<f64>>) -> WatchShare {
+        let Some(percent) = percent else { return WatchShare::default() };
+        let share = WatchShare::of_percent(*percent.get_ref());
+        if share.is_none() {
+            self.refuse(percent.span(), "watch_cpu_percent is from 0.01 to 100: so much of one processor");
+        }
+        share.unwrap_or_default()
     }
 
     fn listeners(&mut self, raw: Vec<Spanned<RawListener>>, any_subsystem: bool) -> Vec<Listener> {

@@ -50,6 +50,32 @@ pub const NSID_MAX: u32 = 1024;
 /// The largest configuration file that is read, in bytes.
 pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
+/// A part of one processor, in hundredths of a per cent: from 1 to 10000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchShare(u32);
+
+impl Default for WatchShare {
+    /// One per cent.
+    fn default() -> Self {
+        Self(100)
+    }
+}
+
+impl WatchShare {
+    /// `None` when it is below 0.01 or above 100.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just before")]
+    pub fn of_percent(percent: f64) -> Option<Self> {
+        (0.01..=100.0).contains(&percent).then(|| Self((percent * 100.0).round() as u32))
+    }
+
+    /// As a part of 1.
+    #[must_use]
+    pub fn part(self) -> f64 {
+        f64::from(self.0) / 10_000.0
+    }
+}
+
 /// A checked configuration. Every default is filled in, so that two files that mean the same compare equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -61,6 +87,8 @@ pub struct Config {
     pub buffer_memory: ByteLen,
     /// What a core does when it has no work.
     pub poll: PollMode,
+    /// How much of one processor watching pinned files may take.
+    pub watch: WatchShare,
     /// How much is logged.
     pub log: LogLevel,
     /// How log lines look.

@@ -18,6 +18,7 @@ pub(super) struct RawConfig {
     pub(super) buffer_memory: Option<Spanned<RawSize>>,
     pub(super) poll: Option<Spanned<RawPoll>>,
     pub(super) idle_after_us: Option<Spanned<i64>>,
+    pub(super) watch_cpu_percent: Option<Spanned<f64>>,
     pub(super) log: Option<LogLevel>,
     pub(super) log_format: Option<LogFormat>,
     #[serde(default)]

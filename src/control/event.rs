@@ -8,7 +8,7 @@ use super::disks::NvmeKey;
 use super::error::{DiskError, ServeError};
 use crate::block::nvme::{Epoch, NvmeChange};
 use crate::config::{Config, RestartReason};
-use crate::extent::RecallReason;
+use crate::extent::{Baseline, Incident};
 
 /// What the control thread is asked for, or told.
 pub(super) enum Event {
@@ -17,7 +17,16 @@ pub(super) enum Event {
         /// The file.
         path: PathBuf,
         /// Why.
-        reason: RecallReason,
+        incident: Incident,
+    },
+    /// A file that was in doubt was looked at again, with its export fenced and drained.
+    Looked {
+        /// The file.
+        path: PathBuf,
+        /// The doubt.
+        incident: Incident,
+        /// What it is like, or what is not as it was.
+        looked: Result<Baseline, String>,
     },
     /// A device of our driver is lost, and its exports are fenced already; or it is back.
     Device {

@@ -13,8 +13,8 @@ use crate::block::nvme::Reach;
 use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
-    CommandsHold, ExtentError, FrozenMap, HandedOver, OnRecall, PinOptions, PinnedFile, Progress,
-    RecallReason, StateDir, pin,
+    Baseline, CommandsHold, ExtentError, FrozenMap, HandedOver, Incident, OnRecall, PinOptions, PinStep,
+    PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, pin,
 };
 use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
 use crate::units::{BlockSize, ByteLen};
@@ -23,20 +23,34 @@ use crate::units::{BlockSize, ByteLen};
 struct Tripwire {
     path: PathBuf,
     target: Weak<Target>,
-    /// The export, as soon as there is one, and the recall, as soon as there was one.
-    armed: Mutex<(Option<Arc<Export>>, Option<RecallReason>)>,
+    /// The export, as soon as there is one, and the number of the recall that stands, if one does.
+    armed: Mutex<(Option<Arc<Export>>, Option<u64>)>,
     events: Sender<Event>,
 }
 
 impl Tripwire {
     /// Fences first and tells the control thread second: no command starts after this returns.
-    fn trip(&self, reason: RecallReason) {
+    fn trip(&self, incident: &Incident) {
         let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
-        armed.1 = Some(reason);
+        armed.1 = Some(incident.number);
         self.fence(armed.0.as_ref());
         drop(armed);
         // The control thread is gone only when everything is being let go anyway.
-        let _ = self.events.send(Event::Recalled { path: self.path.clone(), reason });
+        let _ = self.events.send(Event::Recalled { path: self.path.clone(), incident: incident.clone() });
+    }
+
+    /// Lets hosts in again when the recall `number` still stands, and `clear` says that it is cleared. A new recall waits
+    /// meanwhile, and fences after that.
+    fn clear(&self, number: u64, clear: impl FnOnce() -> bool) -> bool {
+        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        if armed.1 != Some(number) || !clear() {
+            return false;
+        }
+        armed.1 = None;
+        if let (Some(export), Some(target)) = (&armed.0, self.target.upgrade()) {
+            target.unfence(export, FenceReason::MapInDoubt);
+        }
+        true
     }
 
     fn arm(&self, export: &Arc<Export>) {
@@ -165,6 +179,9 @@ pub(super) struct Provider {
     target: Weak<Target>,
     events: Sender<Event>,
     files: BTreeMap<PathBuf, Held>,
+    /// Guards and watches all files; from the first one on.
+    warden: Option<Arc<Warden>>,
+    watch: WatchOptions,
     disks: Disks,
     /// Files with commands on a device that may never come back: pinned until the target ends.
     undrained: BTreeSet<PathBuf>,
@@ -177,11 +194,12 @@ impl Provider {
         events: Sender<Event>,
         reach: Arc<dyn Reach>,
         commands: Arc<CommandsHold>,
-        cores: usize,
+        config: &Config,
     ) -> Self {
         let (files, undrained) = (BTreeMap::new(), BTreeSet::new());
-        let disks = Disks::new(target, events.clone(), reach, commands, cores);
-        Self { state, target: Arc::downgrade(target), events, files, disks, undrained }
+        let disks = Disks::new(target, events.clone(), reach, commands, config.cores.len());
+        let watch = WatchOptions { share: config.watch.part(), ..WatchOptions::default() };
+        Self { state, target: Arc::downgrade(target), events, files, warden: None, watch, disks, undrained }
     }
 
     /// The disks under the files.
@@ -280,12 +298,28 @@ impl Provider {
             events: self.events.clone(),
         });
         let wire = Arc::clone(&tripwire);
-        let on_recall: OnRecall = Arc::new(move |reason| wire.trip(reason));
-        let options = PinOptions { prepare, block_size, keep: false, on_recall: Some(on_recall) };
+        let on_recall: OnRecall = Arc::new(move |incident| wire.trip(incident));
+        let warden = Some(self.warden(path)?);
+        let options =
+            PinOptions { prepare, block_size, warden, on_recall: Some(on_recall), ..PinOptions::default() };
         let pinned = pin(path, &options, &self.state, progress)?;
         let map = Arc::clone(pinned.map());
         self.files.insert(path.to_owned(), Held::Pinned { pinned, tripwire });
         Ok(map)
+    }
+
+    fn warden(&mut self, path: &Path) -> Result<Arc<Warden>, ExtentError> {
+        if let Some(warden) = &self.warden {
+            return Ok(Arc::clone(warden));
+        }
+        let warden = Warden::start(self.watch).map_err(|source| ExtentError::Guard {
+            path: path.to_owned(),
+            guard: "open-permission",
+            problem: "cannot be set",
+            source: Some(source),
+        })?;
+        self.warden = Some(Arc::clone(&warden));
+        Ok(warden)
     }
 
     /// A file that was handed over, and its disk.
@@ -373,6 +407,50 @@ impl Provider {
         if let Err(error) = pinned.release() {
             let path = path.display();
             tracing::error!(%path, %error, "the pin could not be released; run `fastice unpin`");
+        }
+    }
+
+    /// Has a file that is in doubt, fenced and drained, looked at again, on a thread of its own: a filesystem whose
+    /// device is in trouble may not answer. The result arrives as [`Event::Looked`].
+    pub(super) fn look_again(&self, path: &Path, incident: &Incident) {
+        let Some(Held::Pinned { pinned, .. }) = self.files.get(path) else { return };
+        let Some(look) = pinned.second_look() else { return };
+        let (path, incident, events) = (path.to_owned(), incident.clone(), self.events.clone());
+        let looking = std::thread::Builder::new().name("second-look".to_owned()).spawn(move || {
+            let looked = look.look();
+            // As above.
+            let _ = events.send(Event::Looked { path, incident, looked });
+        });
+        if let Err(error) = looking {
+            tracing::error!(%error, "no thread to look at a file again: it stays fenced");
+        }
+    }
+
+    /// Serves a file again whose doubt was cleared, unless it is recalled anew.
+    pub(super) fn clear(&self, path: &Path, number: u64, looked: Baseline) -> bool {
+        match self.files.get(path) {
+            Some(Held::Pinned { pinned, tripwire }) => {
+                tripwire.clear(number, || pinned.clear(number, looked))
+            }
+            _ => false,
+        }
+    }
+
+    /// Lets go of a file that is not what it was, and is drained: the record stays, with what differs.
+    pub(super) fn abandon(&mut self, path: &Path, incident: &Incident) {
+        let Some(Held::Pinned { pinned, .. }) = self.files.remove(path) else { return };
+        let (key, generation) = (pinned.map().identity().key(), pinned.map().generation());
+        let stored = StoredIncident::new(incident, generation);
+        if let Err(error) = self.state.store_incident(&key, &stored) {
+            tracing::error!(path = %path.display(), %error, "what is wrong with a pin is not written down");
+        }
+        pinned.keep();
+    }
+
+    /// Adds to the events of a file.
+    pub(super) fn note(&self, path: &Path, step: PinStep, detail: impl Into<String>) {
+        if let Some(Held::Pinned { pinned, .. }) = self.files.get(path) {
+            pinned.note(step, detail);
         }
     }
 

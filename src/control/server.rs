@@ -17,7 +17,9 @@ use super::still::open_state_reaching;
 use crate::block::BlockDevice as _;
 use crate::block::nvme::{Epoch, NvmeChange, Reach, Standing};
 use crate::config::{Config, PollMode};
-use crate::extent::{CommandsHold, ExtentError, Progress, RecallReason};
+use crate::extent::{
+    Baseline, CommandsHold, ExtentError, Incident, PinStep, Progress, RecallReason, WatchOptions,
+};
 use crate::fabrics::{FenceReason, PortId, PortSpec, Target, TargetOptions};
 use crate::reactor::{ConnectionFactory, CoreGauges, CoreOptions, Cores, IdlePolicy};
 use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
@@ -64,7 +66,7 @@ impl Server {
         let target = Target::new(TargetOptions::default());
         let counters = Arc::new(TcpCounters::default());
         let mut provider =
-            Provider::new(state, &target, events.clone(), reach, Arc::clone(&commands), config.cores.len());
+            Provider::new(state, &target, events.clone(), reach, Arc::clone(&commands), &config);
         let backings = match provider.back(&config, &Backings::default(), progress) {
             Ok(backings) => backings,
             Err(error) => {
@@ -114,7 +116,8 @@ impl Server {
     pub(super) fn run(mut self, events: &Receiver<Event>) -> Result<(), ServeError> {
         loop {
             match events.recv_timeout(HEALTH_INTERVAL) {
-                Ok(Event::Recalled { path, reason }) => self.recalled(&path, reason),
+                Ok(Event::Recalled { path, incident }) => self.recalled(&path, &incident),
+                Ok(Event::Looked { path, incident, looked }) => self.looked(&path, &incident, looked),
                 Ok(Event::Device { key, change }) => self.device_changed(key, change),
                 Ok(Event::Verdict { key, epoch, verdict }) => self.device_proven(&key, epoch, verdict),
                 Ok(Event::Reload { config, reply }) => {
@@ -140,29 +143,68 @@ impl Server {
         }
     }
 
-    /// The fence is down already. Drains, then lets the file go, before the kernel loses its patience.
-    fn recalled(&mut self, path: &Path, reason: RecallReason) {
+    /// The fence is down already. Drains, then lets the file go, before the kernel loses its patience; or looks again.
+    fn recalled(&mut self, path: &Path, incident: &Incident) {
         let shown = path.display();
-        tracing::error!(path = %shown, %reason, "pin recalled: its export is fenced");
+        let (reason, detail) = (incident.reason, incident.detail.as_str());
+        tracing::error!(path = %shown, %reason, detail, "pin recalled: its export is fenced");
+        self.provider.note(path, PinStep::Recalled, text_of(incident));
         let deadline = Instant::now() + lease_break_time().mul_f64(RECALL_SHARE);
         let drained = match self.provider.export_of(path) {
             Some(export) => {
                 // Down already, unless the file was pinned anew since: then letting it go unfenced would be worse.
                 self.target.fence(&export, FenceReason::MapInDoubt);
+                self.provider.note(path, PinStep::Fenced, since(incident));
                 self.cores.as_ref().is_none_or(|cores| cores.drain(export.slot, deadline))
             }
             None => true,
         };
         // An export that a reload removed may have left commands behind, though that of now has none.
-        if drained && !self.provider.is_undrained(path) {
-            self.provider.release(path);
-            // A reload that names the file is to pin it anew, not to find this fenced one still good.
-            self.backings.forget(path);
-            tracing::warn!(path = %shown, "drained and released; restart or reload the target to serve it again");
-        } else {
+        if !drained || self.provider.is_undrained(path) {
+            self.provider.note(path, PinStep::NotDrained, since(incident));
             // Better an opener that the kernel lets in late than one that we let in on blocks being written.
             tracing::error!(path = %shown, "commands are still on the device; the file is held until the kernel breaks in");
+            return;
         }
+        self.provider.note(path, PinStep::Drained, since(incident));
+        match reason {
+            RecallReason::Doubt(doubt) if doubt.may_be_cleared() => self.provider.look_again(path, incident),
+            RecallReason::Doubt(_) => self.abandon(path, incident),
+            _ => {
+                self.provider.release(path);
+                // A reload that names the file is to pin it anew, not to find this fenced one still good.
+                self.backings.forget(path);
+                tracing::warn!(path = %shown, "drained and released; restart or reload the target to serve it again");
+            }
+        }
+    }
+
+    /// What a second look at a file in doubt has found.
+    fn looked(&mut self, path: &Path, incident: &Incident, looked: Result<Baseline, String>) {
+        let shown = path.display();
+        match looked {
+            Ok(baseline) => {
+                if self.provider.clear(path, incident.number, baseline) {
+                    tracing::warn!(path = %shown, "the file is as it was: served again");
+                    self.provider.note(path, PinStep::Cleared, since(incident));
+                }
+            }
+            Err(differs) => {
+                tracing::error!(path = %shown, differs, "the doubt stands");
+                let detail = format!("{}; then: {differs}", incident.detail);
+                self.abandon(path, &Incident { detail, ..incident.clone() });
+            }
+        }
+    }
+
+    /// Lets go of a file that is not what it was. Its export is fenced and drained.
+    fn abandon(&mut self, path: &Path, incident: &Incident) {
+        self.provider.abandon(path, incident);
+        self.backings.forget(path);
+        tracing::error!(
+            path = %path.display(),
+            "the file is no longer what was frozen: look at `fastice pins`, mend it, then `fastice pin --resume` and reload"
+        );
     }
 
     /// A lost device has its exports fenced already; one that is back has to prove itself.
@@ -226,6 +268,7 @@ impl Server {
         let changes = Config::changes(&self.config, &new);
         let config = Config {
             state_dir: self.config.state_dir.clone(),
+            watch: self.config.watch,
             cores: self.config.cores.clone(),
             buffer_memory: self.config.buffer_memory,
             poll: self.config.poll,
@@ -305,6 +348,19 @@ impl Drop for Server {
             tracing::error!(%error, "the control thread ended without a clean stop");
         }
     }
+}
+
+/// Why, for the events of a pin.
+fn text_of(incident: &Incident) -> String {
+    match incident.detail.as_str() {
+        "" => incident.reason.to_string(),
+        detail => format!("{}: {detail}", incident.reason),
+    }
+}
+
+/// How long after it was noticed.
+fn since(incident: &Incident) -> String {
+    format!("{} us after it was noticed", incident.noticed.elapsed().as_micros())
 }
 
 /// Fences what stands on devices that are lost, or not proven again: for exports that came, or were let in, while the

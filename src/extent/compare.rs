@@ -79,25 +79,56 @@ pub fn compare(
     partition_start: ByteOffset,
     size: ByteLen,
 ) -> Comparison {
+    let (frozen, living) = runs_of(frozen, living, partition_start);
+    walk(Runs::new(frozen), Runs::new(living), size.get(), &mut |_| {})
+}
+
+/// As [`compare`]: the differences themselves, the first `max` of them.
+#[must_use]
+pub(super) fn differences(
+    frozen: &[Extent],
+    living: &[RawExtent],
+    partition_start: ByteOffset,
+    size: ByteLen,
+    max: usize,
+) -> Vec<Difference> {
+    let mut all = Vec::new();
+    let mut keep = |difference| {
+        if all.len() < max {
+            all.push(difference);
+        }
+    };
+    let (frozen, living) = runs_of(frozen, living, partition_start);
+    walk(Runs::new(frozen), Runs::new(living), size.get(), &mut keep);
+    all
+}
+
+/// Both maps as runs of the same kind.
+fn runs_of(
+    frozen: &[Extent],
+    living: &[RawExtent],
+    partition_start: ByteOffset,
+) -> (impl Iterator<Item = Run>, impl Iterator<Item = Run>) {
     let frozen = frozen.iter().map(|extent| Run {
         start: extent.file_offset.get(),
         end: extent.file_offset.get().saturating_add(extent.len.get()),
         at: Some(extent.device_offset.get()),
         flags: FiemapFlags::empty(),
     });
-    let living = living.iter().map(|record| Run {
+    let living = living.iter().map(move |record| Run {
         start: record.file_offset.get(),
         end: record.file_offset.get().saturating_add(record.len.get()),
         at: record.device_offset.get().checked_add(partition_start.get()),
         flags: record.flags.difference(FiemapFlags::HARMLESS),
     });
-    walk(Runs::new(frozen), Runs::new(living), size.get())
+    (frozen, living)
 }
 
 fn walk(
     mut frozen: Runs<impl Iterator<Item = Run>>,
     mut living: Runs<impl Iterator<Item = Run>>,
     size: u64,
+    keep: &mut dyn FnMut(Difference),
 ) -> Comparison {
     let mut result = Comparison::default();
     let mut at = 0;
@@ -110,6 +141,7 @@ fn walk(
             result.differing = ByteLen(result.differing.get() + len.get());
             let difference = Difference { file_offset: ByteOffset(at), len, frozen: was, living: is };
             result.first = result.first.or(Some(difference));
+            keep(difference);
         }
         at = end;
     }

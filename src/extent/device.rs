@@ -61,6 +61,14 @@ impl Sysfs {
         Ok(None)
     }
 
+    /// The length of a whole disk; `None` when there is none of that number.
+    pub(super) fn len_of(&self, disk: DeviceNumber) -> io::Result<Option<ByteLen>> {
+        match self.directory(disk) {
+            Some(directory) => Ok(Some(ByteLen(sectors(&directory, "size")?))),
+            None => Ok(None),
+        }
+    }
+
     /// The whole disk under the device `device`, which may be a partition of it, or why it cannot be served.
     pub(super) fn disk(&self, device: DeviceNumber) -> io::Result<Result<DiskIdentity, Violation>> {
         let Some(directory) = self.directory(device) else {

@@ -27,6 +27,7 @@ use super::owner::Owner;
 use super::pin::no_record;
 use super::record::StoredPin;
 use super::state::{PinLock, StateDir};
+use super::timeline::PinStep;
 
 /// A pinned file that is reached without its filesystem. Dropped, it lets go of the record, which stays.
 #[derive(Debug)]
@@ -109,6 +110,7 @@ fn take_over_beside(
         return Err(ExtentError::State { path, problem: StateProblem::Checksum });
     }
     state.store(&StoredPin { owner: Owner::this_process(), ..stored })?;
+    state.note(&key, frozen.generation(), PinStep::TakenOver, "");
     tracing::info!(path = %path.display(), generation = frozen.generation(), "taken over from the device itself");
     Ok(HandedOver { map: Arc::new(frozen), _lock: lock })
 }

@@ -20,9 +20,9 @@ const PAUSE: Duration = Duration::from_millis(8);
 /// Takes a write lease, which the kernel grants only when this descriptor is the only one open on the inode: no other
 /// reader, no writer, no mapping, no loop device, no swap. Breaks of it are told to `guard`.
 pub(super) fn prove_unopened<'a>(
-    file: &'a File,
+    file: &File,
     facts: &FileFacts,
-    guard: &Guard,
+    guard: &'a Guard,
 ) -> Result<LeaseHold<'a>, ExtentError> {
     let failed = |problem, source| ExtentError::Guard {
         path: facts.path.clone(),
@@ -32,8 +32,8 @@ pub(super) fn prove_unopened<'a>(
     };
     guard.hear_leases_of(file).map_err(|source| failed("its breaks cannot be heard", source))?;
     for attempt in 0..ATTEMPTS {
-        match sys::set_lease(file.as_fd(), Lease::Write) {
-            Ok(()) => return Ok(LeaseHold(file)),
+        match guard.change_lease(Lease::Write) {
+            Ok(()) => return Ok(LeaseHold(guard)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(failed("cannot be taken", error)),
         }
@@ -46,7 +46,7 @@ pub(super) fn prove_unopened<'a>(
 
 /// A lease that is let go when this is dropped: at once, and not only when the last copy of the descriptor is closed,
 /// which a child that is just being started may have for a moment longer.
-pub(super) struct LeaseHold<'a>(&'a File);
+pub(super) struct LeaseHold<'a>(&'a Guard);
 
 impl LeaseHold<'_> {
     /// Leaves the lease to whoever owns the file.
@@ -71,8 +71,8 @@ pub(super) fn still_unopened(file: &File, facts: &FileFacts) -> Result<(), Exten
 }
 
 /// Turns the write lease into a read lease, which readers do not break.
-pub(super) fn downgrade(file: &File, facts: &FileFacts) -> Result<(), ExtentError> {
-    sys::set_lease(file.as_fd(), Lease::Read).map_err(|source| ExtentError::Guard {
+pub(super) fn downgrade(guard: &Guard, facts: &FileFacts) -> Result<(), ExtentError> {
+    guard.change_lease(Lease::Read).map_err(|source| ExtentError::Guard {
         path: facts.path.clone(),
         guard: "lease",
         problem: "cannot be turned into a read lease",
@@ -86,8 +86,8 @@ pub(super) fn is_held(file: &File) -> bool {
 }
 
 /// Lets the lease go; whoever waits for it goes on.
-pub(super) fn drop_lease(file: &File) {
-    if let Err(error) = sys::set_lease(file.as_fd(), Lease::None) {
+pub(super) fn drop_lease(guard: &Guard) {
+    if let Err(error) = guard.change_lease(Lease::None) {
         // EAGAIN: there was none any more.
         tracing::debug!(%error, "dropping a lease");
     }

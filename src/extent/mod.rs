@@ -54,9 +54,11 @@ mod survey;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod timeline;
 mod undo;
 mod unpin;
 mod verify;
+mod watch;
 
 pub use accept::{Violation, violations};
 pub use commands::CommandsHold;
@@ -65,7 +67,7 @@ pub use error::{ExtentError, ExtentErrorKind, Holder, LookupError, MapFault, Sta
 pub use facts::FileFacts;
 pub(crate) use facts::unescape_octal;
 pub use fiemap::{FiemapFlags, RawExtent};
-pub use guard::{OnRecall, RecallReason, RecallWatch};
+pub use guard::{Baseline, Doubt, Incident, OnRecall, RecallReason, RecallWatch, Warden, WatchReport};
 pub use handover::{HandedOver, is_let_go, stored_pin, take_over, verify_on_device};
 pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};
 pub use lookup::{LookupCursor, Segment, Segments};
@@ -80,5 +82,7 @@ pub use proof::{Mismatch, Sample, SampleOf, Witness};
 pub use record::{StoredMap, StoredPin};
 pub use state::StateDir;
 pub use survey::{Survey, accept, read_map, survey};
+pub use timeline::{MovedBlocks, PinEvent, PinStep, StoredIncident};
 pub use unpin::{UnpinReport, unpin};
 pub use verify::{VerifyReport, verify_stored};
+pub use watch::{SecondLook, WatchOptions};

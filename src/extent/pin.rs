@@ -27,7 +27,7 @@ use super::compare::compare;
 use super::error::{ExtentError, IMMUTABLE, StateProblem};
 use super::facts::{FileFacts, is_immutable};
 use super::fiemap::RawExtent;
-use super::guard::{Guard, OnRecall, RecallWatch};
+use super::guard::{Baseline, Guard, OnRecall, RecallWatch, Warden, WatchReport};
 use super::identity::MapIdentity;
 use super::lease;
 use super::map::FrozenMap;
@@ -38,9 +38,11 @@ use super::proof::Witness;
 use super::record::{StoredMap, StoredPin};
 use super::state::{PinLock, StateDir};
 use super::survey::{absolute, open_read, survey_file, to_extents};
+use super::timeline::PinStep;
 use super::undo::{ImmutableFlag, IntentRecord, change_flag};
 use super::unpin::{await_last_owners, refuse_if_held};
 use super::verify::{VerifyReport, verify_file};
+use super::watch::{SecondLook, WatchOptions, baseline_of};
 use crate::units::BlockSize;
 
 /// How to pin.
@@ -52,17 +54,23 @@ pub struct PinOptions {
     pub block_size: Option<BlockSize>,
     /// The pin is to stay when this process lets go of it: `fastice pin`. A pin that once was meant so stays so.
     pub keep: bool,
+    /// The map of a leftover pin need not be that of the file any more: it is replaced by the living one, as the next
+    /// generation. For the operator who has looked: `fastice pin --resume`.
+    pub accept_change: bool,
+    /// Who guards and watches the file. Without one it gets a warden of its own, which costs two threads.
+    pub warden: Option<Arc<Warden>>,
     /// What to call when the pin is recalled, beside what [`PinnedFile::recall`] shows. Runs on the guard's thread.
     pub on_recall: Option<OnRecall>,
 }
 
 impl std::fmt::Debug for PinOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { prepare, block_size, keep, on_recall } = self;
+        let Self { prepare, block_size, keep, accept_change, warden: _, on_recall } = self;
         f.debug_struct("PinOptions")
             .field("prepare", prepare)
             .field("block_size", block_size)
             .field("keep", keep)
+            .field("accept_change", accept_change)
             .field("on_recall", &on_recall.is_some())
             .finish()
     }
@@ -114,7 +122,7 @@ const GUARDS: [GuardReport; 3] = [
 #[derive(Debug)]
 pub struct PinnedFile {
     map: Arc<FrozenMap>,
-    file: File,
+    file: Arc<File>,
     /// `None` once the guards were let go.
     guard: Option<Guard>,
     lock: Option<PinLock>,
@@ -143,7 +151,7 @@ pub fn pin(
     }
     progress.stage("pinning");
     let _alone = state.lock()?;
-    let file = open_read(&path)?;
+    let file = Arc::new(open_read(&path)?);
     let before = survey_file(&file, &path)?;
     refuse_violations(&path, before.violations)?;
     let identity = before.facts.identity().map_err(|first| refusal(&path, first, 1))?;
@@ -161,15 +169,7 @@ pub fn pin(
     let (guard, map, clear_immutable) = attempt.run(identity, previous, progress)?;
     tracing::info!(path = %path.display(), generation = map.generation(), extents = map.extent_count(), "pinned");
     let state = state.clone();
-    Ok(PinnedFile {
-        map: Arc::new(map),
-        file,
-        guard: Some(guard),
-        lock: Some(lock),
-        state,
-        clear_immutable,
-        kept,
-    })
+    Ok(PinnedFile { map, file, guard: Some(guard), lock: Some(lock), state, clear_immutable, kept })
 }
 
 /// Whether something of the file can be mended, or its size is no multiple of the block that was asked for, which may
@@ -192,7 +192,7 @@ fn refusal(path: &Path, first: Violation, count: usize) -> ExtentError {
 
 /// One attempt to pin an open file that has been surveyed.
 struct Attempt<'a> {
-    file: &'a File,
+    file: &'a Arc<File>,
     facts: &'a FileFacts,
     state: &'a StateDir,
     options: &'a PinOptions,
@@ -206,10 +206,12 @@ impl Attempt<'_> {
         identity: MapIdentity,
         previous: Option<StoredPin>,
         progress: &mut dyn Progress,
-    ) -> Result<(Guard, FrozenMap, bool), ExtentError> {
-        let generation = self.state.next_generation(&identity.key())?;
+    ) -> Result<(Guard, Arc<FrozenMap>, bool), ExtentError> {
+        let intent_key = identity.key();
+        let generation = self.state.next_generation(&intent_key)?;
         self.sync()?;
-        let guard = Guard::start(self.file, self.options.on_recall.clone())
+        let guard = self
+            .start_guard()
             .map_err(|source| self.guard_error("open-permission", "cannot be set", Some(source)))?;
         let foreign = is_immutable(self.file, self.path())?
             && previous.as_ref().is_none_or(|previous| previous.immutable_was_set_before);
@@ -231,16 +233,17 @@ impl Attempt<'_> {
         let flag = ImmutableFlag::set(self.file, self.path())?;
         let lease = lease::prove_unopened(self.file, self.facts, &guard)?;
         self.sync()?;
-        lease::downgrade(self.file, self.facts)?;
+        lease::downgrade(&guard, self.facts)?;
         progress.stage("reading the extent map");
         let survey = survey_file(self.file, self.path())?;
         refuse_violations(self.path(), survey.violations)?;
         let identity = survey.facts.identity().map_err(|first| refusal(self.path(), first, 1))?;
-        if let Some(stored) = &intent.map {
+        if let Some(stored) = intent.map.as_ref().filter(|_| !self.options.accept_change) {
             self.refuse_changed(stored, &intent.identity, &identity, &survey.records)?;
         }
         let extents = to_extents(&survey.records, identity.disk.partition_start, identity.size);
         let map = FrozenMap::from_extents(identity, generation, extents)?;
+        let baseline = baseline_of(self.file, self.path())?;
         progress.stage("checking the guards");
         self.check_again(&map, &guard)?;
         rustix::fs::fadvise(self.file, 0, None, Advice::DontNeed)
@@ -248,10 +251,23 @@ impl Attempt<'_> {
         progress.stage("recording the pin");
         let done = StoredPin { identity: map.identity().clone(), map: Some(StoredMap::from(&map)), ..intent };
         self.state.store(&done)?;
+        // The map is the living one: whatever ended an earlier grant is over.
+        self.state.clear_incident(&intent_key)?;
         record.disarm();
         flag.disarm();
         lease.disarm();
+        self.state.note(&intent_key, generation, PinStep::Pinned, format!("{} extents", map.extent_count()));
+        let map = Arc::new(map);
+        guard.watch_over(&map, baseline);
         Ok((guard, map, !foreign))
+    }
+
+    fn start_guard(&self) -> io::Result<Guard> {
+        let warden = match &self.options.warden {
+            Some(warden) => Arc::clone(warden),
+            None => Warden::start(WatchOptions::default())?,
+        };
+        Guard::start(warden, self.file, self.facts.path.clone(), self.options.on_recall.clone())
     }
 
     fn path(&self) -> &Path {
@@ -376,9 +392,40 @@ impl PinnedFile {
         self.guard.as_ref().map(|guard| guard.watch().clone())
     }
 
+    /// How the watch over the file is doing; `None` when it is not guarded any more.
+    #[must_use]
+    pub fn watched(&self) -> Option<WatchReport> {
+        self.guard.as_ref().map(|guard| guard.post().watch.report())
+    }
+
+    /// Somebody who can look at the file again after a doubt, on another thread. `None` when it is not guarded any more.
+    #[must_use]
+    pub fn second_look(&self) -> Option<SecondLook> {
+        self.guard.as_ref().map(|guard| SecondLook(Arc::clone(guard.post())))
+    }
+
+    /// A doubt was cleared by a second look, whose result this is. Whether that doubt was still the recall that stands:
+    /// if not, nothing is cleared. Nobody may use the blocks in between.
+    #[must_use]
+    pub fn clear(&self, number: u64, looked: Baseline) -> bool {
+        self.guard.as_ref().is_some_and(|guard| guard.clear(number, looked))
+    }
+
     /// Lets go of what needs this process (mark and lease) and leaves immutable flag and record.
     pub fn keep(mut self) {
+        self.note(PinStep::Kept, "");
         self.let_go();
+    }
+
+    /// The state directory of the pin.
+    #[must_use]
+    pub fn state(&self) -> &StateDir {
+        &self.state
+    }
+
+    /// Adds to the events of the pin.
+    pub fn note(&self, step: PinStep, detail: impl Into<String>) {
+        self.state.note(&self.map.identity().key(), self.map.generation(), step, detail);
     }
 
     /// Lets go of everything: clears the immutable flag if fastice set it, drops the guards, removes the record.
@@ -401,6 +448,7 @@ impl PinnedFile {
         if let Some(lock) = lock {
             lock.remove(&alone);
         }
+        self.note(PinStep::Released, "");
         tracing::info!(path = %path.display(), "released");
         Ok(())
     }
@@ -412,7 +460,7 @@ impl PinnedFile {
                 let path = self.path().display();
                 tracing::error!(%path, %error, "cannot drop the page cache: readers may see old data until it goes");
             }
-            lease::drop_lease(&self.file);
+            lease::drop_lease(&guard);
             drop(guard);
         }
         self.lock = None;

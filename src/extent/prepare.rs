@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 
@@ -17,10 +18,11 @@ use super::accept::{of_file, violations};
 use super::error::{ExtentError, IMMUTABLE};
 use super::facts::FileFacts;
 use super::fiemap::{self, FiemapFlags, RawExtent};
-use super::guard::Guard;
+use super::guard::{Guard, Warden};
 use super::lease::{prove_unopened, still_unopened};
 use super::progress::Progress;
 use super::survey::absolute;
+use super::watch::WatchOptions;
 use crate::units::{BlockSize, ByteLen};
 
 /// How much is written at once, and between two looks at the lease.
@@ -51,8 +53,8 @@ pub fn prepare(
     progress: &mut dyn Progress,
 ) -> Result<PrepareReport, ExtentError> {
     let path = absolute(path)?;
-    let file = open_write(&path)?;
-    let guard = Guard::start(&file, None).map_err(|source| ExtentError::Guard {
+    let file = Arc::new(open_write(&path)?);
+    let guard = start_guard(&file, &path).map_err(|source| ExtentError::Guard {
         path: path.clone(),
         guard: "open-permission",
         problem: "cannot be set",
@@ -73,6 +75,11 @@ pub fn prepare(
         None => Ok(work.report),
         Some(first) => Err(ExtentError::NotAccepted { path, first: Box::new(first), count: 1 }),
     }
+}
+
+/// For the moment of the preparing.
+fn start_guard(file: &Arc<File>, path: &Path) -> io::Result<Guard> {
+    Guard::start(Warden::start(WatchOptions::default())?, file, path.to_owned(), None)
 }
 
 fn open_write(path: &Path) -> Result<File, ExtentError> {

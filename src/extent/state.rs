@@ -5,6 +5,7 @@
 //!   KEY.json           the record of one file (see `record`); KEY names file and filesystem, not the path
 //!   KEY.lock           held (flock) by the process that holds the pin, and naming it
 //!   KEY.generation     the generation last given to the file; stays when the record goes
+//!   KEY.events, KEY.incident  what became of it, and what is wrong with it (see `timeline`)
 //!   PID-START-N.commands held while a process may have commands on devices (see `commands`)
 //!   PID-START-N.places the controllers that it drives itself (see `places`)
 //! ```

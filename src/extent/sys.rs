@@ -260,6 +260,14 @@ pub(super) fn mark_opens(group: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Res
     .map(drop)
 }
 
+/// Takes that back. Whoever waits to open the file goes on.
+pub(super) fn unmark_opens(group: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+    let (flags, mask) = (libc::FAN_MARK_REMOVE, libc::FAN_OPEN_PERM);
+    // SAFETY: as in `mark_opens`.
+    check(unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, file.as_raw_fd(), ptr::null()) })
+        .map(drop)
+}
+
 /// Takes ownership of the descriptor that came in a fanotify event.
 pub(super) fn event_descriptor(fd: i32) -> Option<OwnedFd> {
     // SAFETY: the kernel installed this descriptor for the reader of the event, who is its only owner.

@@ -99,7 +99,7 @@ pub(super) fn change_flag(file: &File, immutable: bool) -> io::Result<()> {
 }
 
 /// An error and its sources on one line, for the log.
-struct Chain<'a>(&'a dyn std::error::Error);
+pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -11,6 +11,7 @@ use super::pin::no_record;
 use super::record::StoredPin;
 use super::state::StateDir;
 use super::survey::open_read;
+use super::timeline::PinStep;
 use super::undo::change_flag;
 use super::verify::verify_file;
 
@@ -76,6 +77,8 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
     let map_was_true = compare_map(&record, &file, force)?;
     let immutable_cleared = clear_flag(&file, &path, record.immutable_was_set_before)?;
     state.remove(&key)?;
+    state.clear_incident(&key)?;
+    state.note(&key, record.generation, PinStep::Unpinned, if force { "by force" } else { "" });
     Ok(UnpinReport { immutable_cleared, map_was_true })
 }
 
@@ -108,7 +111,10 @@ fn clear_flag(file: &File, path: &Path, was_set_before: bool) -> Result<bool, Ex
 fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentError> {
     let record = by_path(path, state)?.ok_or_else(|| no_record(path))?;
     state.await_commands_of(&record.owner, path)?;
-    state.remove(&record.identity.key())?;
+    let key = record.identity.key();
+    state.remove(&key)?;
+    state.clear_incident(&key)?;
+    state.note(&key, record.generation, PinStep::Unpinned, "by force: the file is gone or another");
     Ok(UnpinReport { immutable_cleared: false, map_was_true: Some(false) })
 }
 

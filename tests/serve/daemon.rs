@@ -124,6 +124,14 @@ impl Lab {
         rows.pop()
     }
 
+    /// What is wrong with the pin of a file, as `fastice pins` shows it.
+    pub(crate) fn incident(&self, path: &Path) -> Option<Value> {
+        let pins = self.json(&["pins", "--json"], 0);
+        let rows = pins["pins"].as_array().expect("an array");
+        let row = rows.iter().find(|row| row["path"].as_str() == path.to_str())?;
+        row.get("incident").cloned()
+    }
+
     /// What `doctor` says of leftover pins: its status, and all its text. Other findings are about the machine.
     pub(crate) fn doctor_pins(&self) -> (String, String) {
         let output = self.command(&["doctor", "--json"]).output().expect("the binary runs");

@@ -46,12 +46,23 @@ fn truncate(path: &Path, len: u64) -> Duration {
 
 fn assert_recalled(lab: &Lab, daemon: &Daemon, path: &Path, took: Duration) {
     assert!(took < LET_GO_MAX, "let go after {took:?}: {}", daemon.log());
-    eventually("the release is logged", || daemon.log().contains("drained and released"));
+    // The watch may see the cleared flag before the kernel breaks the lease: then the record stays, with the incident.
+    let abandoned = "no longer what was frozen";
+    eventually("the end is logged", || {
+        let log = daemon.log();
+        log.contains("drained and released") || log.contains(abandoned)
+    });
     let log = daemon.log();
     let at = |word: &str| log.find(word).unwrap_or_else(|| panic!("{word:?} is missing: {log}"));
-    assert!(at("export fenced") < at("pin recalled") && at("pin recalled") < at("drained and released"));
-    assert!(log.contains("lease break") && log.contains(&path.display().to_string()), "{log}");
+    assert!(at("export fenced") < at("pin recalled"));
+    assert!(log.contains(&path.display().to_string()), "{log}");
     assert!(!is_immutable(path));
+    if log.contains(abandoned) {
+        let incident = lab.incident(path).expect("it is written down");
+        assert!(incident["reason"].as_str().is_some_and(|reason| reason.contains("flag")), "{incident}");
+        return;
+    }
+    assert!(at("pin recalled") < at("drained and released") && log.contains("lease break"), "{log}");
     let pins = lab.json(&["pins", "--json"], 0);
     let left =
         pins["pins"].as_array().expect("an array").iter().any(|pin| pin["path"].as_str() == path.to_str());

@@ -1,0 +1,220 @@
+//! The threads that guard all pinned files of a process.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+use super::incident::{Doubt, RecallReason};
+use super::opens::{self, Opens};
+use super::post::Post;
+use crate::extent::sys::{self, ThreadId};
+use crate::extent::watch::{Watch, WatchOptions};
+
+/// How often the guard thread looks whether the watch thread keeps its promises.
+const OVERSIGHT: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+
+/// Guards files: as many as one likes, with two threads. Ends when the last file and the last owner are gone.
+pub struct Warden {
+    shared: Arc<Shared>,
+    signals_to: ThreadId,
+    guard: Option<JoinHandle<()>>,
+    watch: Watch,
+}
+
+/// What the threads share.
+pub(in crate::extent) struct Shared {
+    group: OwnedFd,
+    stop: OwnedFd,
+    posts: Mutex<BTreeMap<u64, Arc<Post>>>,
+    next: AtomicU64,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Post>>> {
+        self.posts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All files, as they are now.
+    pub(in crate::extent) fn posts(&self) -> Vec<(u64, Arc<Post>)> {
+        self.lock().iter().map(|(id, post)| (*id, Arc::clone(post))).collect()
+    }
+
+    /// Recalls all files.
+    pub(in crate::extent) fn recall_all(&self, reason: RecallReason, detail: &str) {
+        self.posts().iter().for_each(|(_, post)| post.recall(reason, detail.to_owned()));
+    }
+}
+
+impl Warden {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the kernel gives no fanotify group or descriptors (fanotify with permission events takes `CAP_SYS_ADMIN`),
+    /// or no threads.
+    pub fn start(options: WatchOptions) -> io::Result<Arc<Self>> {
+        let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (group, next) = (sys::fanotify_group()?, AtomicU64::new(0));
+        let shared = Arc::new(Shared { group, stop, posts: Mutex::default(), next });
+        let (ready, started) = mpsc::channel();
+        let body = Body(Arc::clone(&shared));
+        let guard =
+            thread::Builder::new().name("fastice-guard".to_owned()).spawn(move || body.run(&ready))?;
+        let signals_to = match started.recv() {
+            Ok(Ok(signals_to)) => signals_to,
+            Ok(Err(error)) => return Err(error),
+            Err(mpsc::RecvError) => return Err(io::Error::other("the guard thread ended at once")),
+        };
+        // From here on dropping it ends the guard thread too.
+        let mut warden =
+            Self { shared: Arc::clone(&shared), signals_to, guard: Some(guard), watch: Watch::idle() };
+        warden.watch.begin(shared, options)?;
+        Ok(Arc::new(warden))
+    }
+
+    pub(super) fn signals_to(&self) -> ThreadId {
+        self.signals_to
+    }
+
+    /// Takes a file in: opens of it are denied from now on.
+    pub(super) fn take_in(&self, post: &Arc<Post>) -> io::Result<u64> {
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        // Before the mark: what is asked about the file can be told to it.
+        self.shared.lock().insert(id, Arc::clone(post));
+        sys::mark_opens(self.shared.group.as_fd(), post.file.as_fd()).inspect_err(|_| {
+            self.shared.lock().remove(&id);
+        })?;
+        Ok(id)
+    }
+
+    pub(super) fn let_out(&self, id: u64, post: &Post) {
+        if let Err(error) = sys::unmark_opens(self.shared.group.as_fd(), post.file.as_fd()) {
+            tracing::error!(path = %post.path.display(), %error, "the open-permission mark cannot be taken away");
+        }
+        self.shared.lock().remove(&id);
+    }
+
+    /// Something is to be watched that was not before.
+    pub(super) fn look_anew(&self) {
+        self.watch.wake();
+    }
+}
+
+impl fmt::Debug for Warden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Warden").field("files", &self.shared.lock().len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Warden {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::io::write(&self.shared.stop, &1_u64.to_ne_bytes()) {
+            // Only a full counter refuses, and then the thread has been told already.
+            tracing::error!(%error, "cannot stop a guard thread by eventfd");
+        }
+        if self.guard.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("a guard thread panicked");
+        }
+    }
+}
+
+/// What runs on the guard thread. Recalls all files when it ends without having been told to, by a panic too.
+struct Body(Arc<Shared>);
+
+enum Turn {
+    Goon,
+    Stop,
+}
+
+impl Body {
+    fn run(self, ready: &mpsc::Sender<io::Result<ThreadId>>) {
+        let signals = match sys::take_signals() {
+            Ok((signals, id)) => {
+                // The receiver waits for exactly this message.
+                let _ = ready.send(Ok(id));
+                signals
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let alarm = Alarm(&self.0, "the guard thread has ended");
+        loop {
+            match self.turn(&signals) {
+                Ok(Turn::Goon) => {}
+                Ok(Turn::Stop) => {
+                    std::mem::forget(alarm);
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the guard of pinned files failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for what comes first and deals with it.
+    fn turn(&self, signals: &OwnedFd) -> io::Result<Turn> {
+        let shared = &*self.0;
+        let mut fds = [
+            PollFd::new(&shared.group, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(&shared.stop, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut fds, Some(&OVERSIGHT)) {
+            Err(rustix::io::Errno::INTR) => return Ok(Turn::Goon),
+            result => result?,
+        };
+        let [opens, breaks, stop] = fds.map(|fd| fd.revents());
+        if breaks.contains(PollFlags::IN) {
+            drain(signals)?;
+            // Whose it was is told by the leases: a signal that found the queue full says nothing.
+            shared.posts().iter().for_each(|(_, post)| post.look_at_lease());
+        }
+        if opens.contains(PollFlags::IN) && opens::answer(&shared.group)? == Opens::Overrun {
+            shared.recall_all(
+                RecallReason::GuardFailed,
+                "the kernel had more opens to ask about than it keeps",
+            );
+        }
+        if (opens | breaks).intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+            return Err(io::Error::other("a descriptor of the guard went bad"));
+        }
+        for (_, post) in shared.posts() {
+            if let Some(late) = post.is_late() {
+                let detail = format!("the last look was {} ms ago", late.as_millis());
+                post.recall(RecallReason::Doubt(Doubt::WatchLate), detail);
+            }
+        }
+        Ok(if stop.is_empty() { Turn::Goon } else { Turn::Stop })
+    }
+}
+
+/// Raises [`RecallReason::GuardFailed`] for all files when dropped.
+pub(in crate::extent) struct Alarm<'a>(pub(in crate::extent) &'a Shared, pub(in crate::extent) &'static str);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.0.recall_all(RecallReason::GuardFailed, self.1);
+    }
+}
+
+fn drain(signals: &OwnedFd) -> io::Result<()> {
+    /// `struct signalfd_siginfo`.
+    const SIGINFO_LEN: usize = 128;
+    let mut info = [0_u8; SIGINFO_LEN * 8];
+    loop {
+        match rustix::io::read(signals, &mut info) {
+            Ok(len) if len == info.len() => {}
+            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! One look at one file.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::StatxAttributes;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::extent::compare::{Difference, differences};
+use crate::extent::device::Sysfs;
+use crate::extent::error::ExtentError;
+use crate::extent::facts::stat;
+use crate::extent::fiemap;
+use crate::extent::guard::{Baseline, Doubt, Post, RecallReason};
+use crate::extent::map::FrozenMap;
+use crate::extent::sys::{self, Lease};
+use crate::extent::undo::Chain;
+
+/// Differences that are kept of a map, of which there may be millions.
+const DIFFERENCES_MAX: usize = 16;
+
+/// The processor time of this thread.
+pub(super) fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// What a file is like now.
+pub(in crate::extent) fn baseline_of(file: &File, path: &Path) -> Result<Baseline, ExtentError> {
+    let stat = stat(file, path)?;
+    let changed = (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec);
+    let inode_generation = match sys::inode_generation(file.as_fd()) {
+        Ok(generation) => Some(generation),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EOPNOTSUPP)) => None,
+        Err(error) => return Err(ExtentError::io("ask for the generation of", path, error)),
+    };
+    Ok(Baseline { changed, inode_generation })
+}
+
+/// What differs, if anything does.
+type Found = Option<(Doubt, String)>;
+
+/// Looks at what the inode says of itself, and recalls the file when that differs.
+pub(super) fn quick(post: &Post) {
+    let Some(map) = post.map.get() else { return };
+    match quick_look(post, map) {
+        Ok(None) => {}
+        Ok(Some((doubt, detail))) => post.recall(RecallReason::Doubt(doubt), detail),
+        Err(error) => post.recall(RecallReason::Doubt(Doubt::NotReadable), Chain(&error).to_string()),
+    }
+}
+
+fn quick_look(post: &Post, map: &FrozenMap) -> Result<Found, ExtentError> {
+    let (file, path) = (&post.file, post.path.as_path());
+    let stat = stat(file, path)?;
+    let frozen = map.identity().size.get();
+    if stat.stx_size != frozen {
+        return Ok(Some((Doubt::Resized, format!("from {frozen} to {} bytes", stat.stx_size))));
+    }
+    if !stat.stx_attributes.contains(StatxAttributes::IMMUTABLE) {
+        return Ok(Some((Doubt::FlagCleared, String::new())));
+    }
+    let Some(was) = *post.baseline.lock().unwrap_or_else(PoisonError::into_inner) else { return Ok(None) };
+    let is = baseline_of(file, path)?;
+    if is.inode_generation != was.inode_generation {
+        return Ok(Some((Doubt::OtherGeneration, String::new())));
+    }
+    let lease =
+        sys::get_lease(file.as_fd()).map_err(|error| ExtentError::io("ask for the lease of", path, error))?;
+    if lease != Lease::Read {
+        return Ok(Some((Doubt::LeaseLost, String::new())));
+    }
+    if is.changed != was.changed {
+        return Ok(Some((
+            Doubt::Touched,
+            format!("its change time is {}.{:09}", is.changed.0, is.changed.1),
+        )));
+    }
+    Ok(None)
+}
+
+/// Looks at everything, and recalls the file when anything differs.
+pub(super) fn look(post: &Post) {
+    let Some(map) = post.map.get() else { return };
+    let (begun, cpu) = (Instant::now(), cpu_time());
+    let found = look_at(post, map, &|_| false);
+    let cost = cpu_time().saturating_sub(cpu);
+    match found {
+        Ok(None) => post.watch.found_nothing(begun, cost),
+        Ok(Some(Differs { doubt, detail, blocks })) => {
+            post.recall_with(RecallReason::Doubt(doubt), detail, blocks)
+        }
+        Err(error) => post.recall(RecallReason::Doubt(Doubt::NotReadable), Chain(&error).to_string()),
+    }
+}
+
+/// What a full look found.
+struct Differs {
+    doubt: Doubt,
+    detail: String,
+    blocks: Vec<Difference>,
+}
+
+/// Looks at everything; of the inode, `pass_over` is no difference.
+fn look_at(
+    post: &Post,
+    map: &FrozenMap,
+    pass_over: &dyn Fn(&(Doubt, String)) -> bool,
+) -> Result<Option<Differs>, ExtentError> {
+    let inode = quick_look(post, map)?.filter(|found| !pass_over(found));
+    let disk =
+        || disk_look(map).map_err(|error| ExtentError::io("look at the disk under", &post.path, error));
+    let found = match inode {
+        Some(found) => Some(found),
+        None => disk()?,
+    };
+    if let Some((doubt, detail)) = found {
+        return Ok(Some(Differs { doubt, detail, blocks: Vec::new() }));
+    }
+    let identity = map.identity();
+    let records = fiemap::read(&post.file, &post.path)?;
+    let (start, size) = (identity.disk.partition_start, identity.size);
+    let blocks = differences(map.extents(), &records, start, size, DIFFERENCES_MAX);
+    let moved = |first: &Difference| Differs {
+        doubt: Doubt::MapMoved,
+        detail: first.to_string(),
+        blocks: Vec::new(),
+    };
+    Ok(blocks.first().map(moved).map(|differs| Differs { blocks, ..differs }))
+}
+
+/// Looks at a file again after a doubt, with its export fenced.
+#[derive(Clone, Debug)]
+pub struct SecondLook(pub(in crate::extent) Arc<Post>);
+
+impl SecondLook {
+    /// Looks at everything but the change time, which a doubt may have been about. `Err` with what is not as it was.
+    ///
+    /// # Errors
+    /// What differs, for people.
+    pub fn look(&self) -> Result<Baseline, String> {
+        let post = &*self.0;
+        let Some(map) = post.map.get() else { return Err("it has no map yet".to_owned()) };
+        let looked = baseline_of(&post.file, &post.path).map_err(|error| Chain(&error).to_string())?;
+        let touched = |found: &(Doubt, String)| found.0 == Doubt::Touched;
+        match look_at(post, map, &touched) {
+            Ok(None) => Ok(looked),
+            Ok(Some(Differs { doubt, detail, .. })) => {
+                Err(format!("{}: {detail}", RecallReason::Doubt(doubt)))
+            }
+            Err(error) => Err(Chain(&error).to_string()),
+        }
+    }
+}
+
+fn disk_look(map: &FrozenMap) -> io::Result<Found> {
+    let disk = &map.identity().disk;
+    Ok(match Sysfs::system().len_of(disk.number)? {
+        None => Some((Doubt::DiskChanged, format!("there is no disk {} any more", disk.number))),
+        Some(len) if len != disk.size => {
+            Some((Doubt::DiskChanged, format!("{} has {len} bytes, not {}", disk.number, disk.size)))
+        }
+        Some(_) => None,
+    })
+}

@@ -1,0 +1,183 @@
+//! Watching pinned files: whether each is still what was frozen, looked at again and again, at a bounded cost.
+//!
+//! ```text
+//!   every 100 ms or so   statx (immutable, size, change time), lease, inode generation      a microsecond or two a file
+//!   at an interval       FIEMAP against the frozen map, the disk under it                   by the extents
+//!   at once              all of it, when /proc/self/mountinfo or /proc/swaps changes
+//! ```
+//!
+//! The quick looks see whatever leaves a trace in the inode; only FIEMAP sees the rest (clones from the file, exchanged
+//! extents). The intervals of the maps follow from their cost and from the share of a processor that watching may have:
+//! with costs c and a share s, intervals of sqrt(c) * (sum of all sqrt(c)) / s spend exactly s, and make the sum of the
+//! intervals the smallest. A difference recalls the pin, as a lease break does. What falls behind is found by the guard
+//! thread, and recalls too.
+//!
+//! What it does not do: fence, which whoever serves the file does when it hears of the recall; look at files that are
+//! recalled already.
+
+mod check;
+mod pace;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+pub use check::SecondLook;
+pub(in crate::extent) use check::baseline_of;
+use check::look;
+
+use pace::Pace;
+
+use super::guard::Post;
+use super::guard::warden::{Alarm, Shared};
+
+/// How files are watched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WatchOptions {
+    /// The part of one processor that watching may take, above 0 and at most 1.
+    pub share: f64,
+    /// The shortest interval between two looks at a map.
+    pub interval_min: Duration,
+}
+
+impl Default for WatchOptions {
+    /// One per cent; 100 ms.
+    fn default() -> Self {
+        Self { share: 0.01, interval_min: Duration::from_millis(100) }
+    }
+}
+
+/// The thread that watches.
+#[derive(Debug)]
+pub(in crate::extent) struct Watch {
+    wake: Option<Arc<OwnedFd>>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// No thread yet.
+    pub(in crate::extent) fn idle() -> Self {
+        Self { wake: None, stop: Arc::default(), thread: None }
+    }
+
+    /// Starts it.
+    pub(in crate::extent) fn begin(&mut self, shared: Arc<Shared>, options: WatchOptions) -> io::Result<()> {
+        let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let body = Body {
+            shared,
+            pace: Pace::new(options),
+            wake: Arc::clone(&wake),
+            stop: Arc::clone(&self.stop),
+            mounts: File::open("/proc/self/mountinfo")?,
+            swaps: File::open("/proc/swaps")?,
+        };
+        self.thread =
+            Some(thread::Builder::new().name("fastice-watch".to_owned()).spawn(move || body.run())?);
+        self.wake = Some(wake);
+        Ok(())
+    }
+
+    /// Makes it look at what is new.
+    pub(in crate::extent) fn wake(&self) {
+        if let Some(wake) = &self.wake {
+            // Refused only by a full counter, which wakes as well.
+            let _ = rustix::io::write(&**wake, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Release);
+        self.wake();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("a watch thread panicked");
+        }
+    }
+}
+
+struct Body {
+    shared: Arc<Shared>,
+    pace: Pace,
+    wake: Arc<OwnedFd>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    mounts: File,
+    swaps: File,
+}
+
+impl Body {
+    fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let alarm = Alarm(&shared, "the watch thread has ended");
+        loop {
+            match self.turn() {
+                Ok(()) if self.stop.load(std::sync::atomic::Ordering::Acquire) => {
+                    std::mem::forget(alarm);
+                    return;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the watch over pinned files failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until a file is due or something happens, and looks.
+    fn turn(&mut self) -> io::Result<()> {
+        let posts = self.watched();
+        let pause = self.pace.pause(Instant::now(), &posts);
+        let timeout = pause.map(|pause| Timespec {
+            tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: pause.subsec_nanos().into(),
+        });
+        let mut fds = [
+            PollFd::new(&*self.wake, PollFlags::IN),
+            PollFd::new(&self.mounts, PollFlags::PRI),
+            PollFd::new(&self.swaps, PollFlags::PRI),
+        ];
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            result => result?,
+        };
+        let [wake, mounts, swaps] = fds.map(|fd| fd.revents());
+        if wake.contains(PollFlags::IN) {
+            let mut count = [0_u8; 8];
+            // Whoever woke us is seen in the list.
+            let _ = rustix::io::read(&*self.wake, &mut count);
+        }
+        // Always with POLLERR, by which the kernel tells of a change of these files (`fs/namespace.c`, `mm/swapfile.c`).
+        if (mounts | swaps).contains(PollFlags::PRI) {
+            tracing::debug!("mounts or swap files changed: looking at all pinned files");
+            self.pace.all_due();
+        }
+        let posts = self.watched();
+        self.pace.plan(&posts);
+        if self.pace.is_quick_due(Instant::now()) {
+            let begun = check::cpu_time();
+            posts.iter().for_each(|(_, post)| check::quick(post));
+            self.pace.quick_done(Instant::now(), check::cpu_time().saturating_sub(begun));
+        }
+        for (id, post) in &posts {
+            if self.pace.is_due(*id, Instant::now()) {
+                look(post);
+                self.pace.done(*id, Instant::now(), post.watch.cost());
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that have a map and are not recalled.
+    fn watched(&self) -> Vec<(u64, Arc<Post>)> {
+        let mut posts = self.shared.posts();
+        posts.retain(|(_, post)| post.map.get().is_some() && !post.is_recalled());
+        posts
+    }
+}

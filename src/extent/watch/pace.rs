@@ -1,0 +1,145 @@
+//! When which file is looked at, so that all looks together stay within their share of a processor.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::WatchOptions;
+use crate::extent::guard::Post;
+
+/// Between two rounds of quick looks, when there are few files.
+const QUICK_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// What a look is taken to cost before there was one.
+const COST_FIRST: Duration = Duration::from_micros(20);
+
+#[derive(Debug)]
+struct Turn {
+    due: Instant,
+    interval: Duration,
+}
+
+/// The schedule. Quick looks have half of the share, maps the other half.
+#[derive(Debug)]
+pub(super) struct Pace {
+    options: WatchOptions,
+    turns: BTreeMap<u64, Turn>,
+    quick_due: Instant,
+    quick_interval: Duration,
+}
+
+impl Pace {
+    pub(super) fn new(options: WatchOptions) -> Self {
+        let (turns, quick_due) = (BTreeMap::new(), Instant::now());
+        Self { options, turns, quick_due, quick_interval: QUICK_INTERVAL_MIN }
+    }
+
+    fn share(&self) -> f64 {
+        self.options.share.clamp(1e-6, 1.0) / 2.0
+    }
+
+    /// Sets the intervals of these files, and forgets all others. A new file is due after its first interval: it was
+    /// looked at when it was pinned.
+    pub(super) fn plan(&mut self, posts: &[(u64, Arc<Post>)]) {
+        let costs: Vec<_> = posts.iter().map(|(id, post)| (*id, post.watch.cost())).collect();
+        let intervals = self.intervals(&costs);
+        for ((id, post), interval) in posts.iter().zip(&intervals) {
+            post.watch.set_interval(*interval);
+            let now = Instant::now();
+            let turn = self.turns.entry(*id).or_insert(Turn { due: now + *interval, interval: *interval });
+            if turn.interval != *interval {
+                // Planned by the interval of before, but never later than by that of now.
+                turn.due = turn.due.min(now + *interval);
+                turn.interval = *interval;
+            }
+        }
+        self.turns.retain(|id, _| posts.binary_search_by_key(id, |(known, _)| *known).is_ok());
+    }
+
+    /// The interval of each file by its cost.
+    fn intervals(&self, costs: &[(u64, Duration)]) -> Vec<Duration> {
+        let root = |cost: &Duration| cost.max(&COST_FIRST).as_secs_f64().sqrt();
+        let sum: f64 = costs.iter().map(|(_, cost)| root(cost)).sum();
+        let interval =
+            |cost| Duration::try_from_secs_f64(root(cost) * sum / self.share()).unwrap_or(Duration::MAX);
+        costs.iter().map(|(_, cost)| interval(cost).max(self.options.interval_min)).collect()
+    }
+
+    /// How long nothing is due; `None` when there is nothing to watch.
+    pub(super) fn pause(&self, now: Instant, posts: &[(u64, Arc<Post>)]) -> Option<Duration> {
+        if posts.is_empty() {
+            return None;
+        }
+        let is_planned = posts.iter().all(|(id, _)| self.turns.contains_key(id));
+        let first = self.turns.values().map(|turn| turn.due).chain([self.quick_due]).min()?;
+        Some(if is_planned { first.saturating_duration_since(now) } else { Duration::ZERO })
+    }
+
+    pub(super) fn all_due(&mut self) {
+        let now = Instant::now();
+        self.quick_due = now;
+        self.turns.values_mut().for_each(|turn| turn.due = now);
+    }
+
+    pub(super) fn is_quick_due(&self, now: Instant) -> bool {
+        now >= self.quick_due
+    }
+
+    pub(super) fn quick_done(&mut self, now: Instant, cost: Duration) {
+        let affordable = Duration::try_from_secs_f64(cost.as_secs_f64() / self.share());
+        self.quick_interval = affordable.unwrap_or(Duration::MAX).max(QUICK_INTERVAL_MIN);
+        self.quick_due = now + self.quick_interval;
+    }
+
+    pub(super) fn is_due(&self, id: u64, now: Instant) -> bool {
+        self.turns.get(&id).is_some_and(|turn| now >= turn.due)
+    }
+
+    /// A look is over that cost so much.
+    pub(super) fn done(&mut self, id: u64, now: Instant, _cost: Duration) {
+        if let Some(turn) = self.turns.get_mut(&id) {
+            turn.due = now + turn.interval;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn spent(options: WatchOptions, costs: &[Duration]) -> (f64, Vec<Duration>) {
+        let pace = Pace::new(options);
+        let costs: Vec<_> = (0..).zip(costs.iter().copied()).collect();
+        let intervals = pace.intervals(&costs);
+        let spent = costs
+            .iter()
+            .zip(&intervals)
+            .map(|((_, cost), interval)| cost.as_secs_f64() / interval.as_secs_f64());
+        (spent.sum(), intervals)
+    }
+
+    #[test]
+    fn one_large_file_does_not_starve_small_ones() {
+        let mut costs = vec![Duration::from_micros(20); 999];
+        costs.push(Duration::from_millis(500));
+        let (_, intervals) = spent(WatchOptions::default(), &costs);
+        assert!(intervals[0] < Duration::from_secs(6), "{:?}", intervals[0]);
+        assert!(intervals[999] < Duration::from_secs(800), "{:?}", intervals[999]);
+        let (_, alone) = spent(WatchOptions::default(), &[Duration::from_millis(500)]);
+        assert_eq!(alone[0].as_secs(), 100);
+    }
+
+    proptest! {
+        #[test]
+        fn the_share_is_kept_whatever_the_files_cost(
+            costs in proptest::collection::vec(20_u64..2_000_000, 1..200), percent in 1_u32..100,
+        ) {
+            let costs: Vec<_> = costs.into_iter().map(Duration::from_micros).collect();
+            let share = f64::from(percent) / 100.0;
+            let (spent, intervals) = spent(WatchOptions { share, ..WatchOptions::default() }, &costs);
+            prop_assert!(spent <= share / 2.0 * 1.001, "{spent} of {share}");
+            prop_assert!(intervals.iter().all(|interval| *interval >= Duration::from_millis(100)));
+        }
+    }
+}
