@@ -25,3 +25,5 @@ mod refusals;
 mod reload;
 #[path = "serve/stop.rs"]
 mod stop;
+#[path = "serve/watch.rs"]
+mod watch;

@@ -17,9 +17,7 @@ use super::still::open_state_reaching;
 use crate::block::BlockDevice as _;
 use crate::block::nvme::{Epoch, NvmeChange, Reach, Standing};
 use crate::config::{Config, PollMode};
-use crate::extent::{
-    Baseline, CommandsHold, ExtentError, Incident, PinStep, Progress, RecallReason, WatchOptions,
-};
+use crate::extent::{Baseline, CommandsHold, ExtentError, Incident, PinStep, Progress, RecallReason};
 use crate::fabrics::{FenceReason, PortId, PortSpec, Target, TargetOptions};
 use crate::reactor::{ConnectionFactory, CoreGauges, CoreOptions, Cores, IdlePolicy};
 use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
