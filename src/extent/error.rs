@@ -257,7 +257,9 @@ impl ExtentError {
                 "stop that process, which releases the pin, or serve from it".to_owned()
             }
             Self::Changed { path, .. } | Self::Resized { path, .. } => format!(
-                "find out who changed the file; to accept the new layout, `fastice unpin --force {}` and pin again",
+                "find out who changed the file; to accept the map that it has now, `fastice pin --resume {}`; to give the pin \
+                 up, `fastice unpin --force {}`",
+                path.display(),
                 path.display()
             ),
             Self::Guard { guard, source, .. } => guard_remedy(guard, source.as_ref()),

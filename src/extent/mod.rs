@@ -21,8 +21,10 @@
 //! `sys`. [`take_over`] is the way in for a file whose filesystem is not mounted: its map is read from the device by
 //! [`ondisk`]. The module knows nothing of NVMe-oF, of exports or of how devices are opened.
 //!
-//! What it does not do: watch a pinned file over time (it gives [`PinnedFile::verify`] and the lease recall to whoever
-//! does), resolve device-mapper, MD or multi-device filesystems, or protect a file from root's every means: root can
+//! A [`Warden`] keeps the guards of all pinned files of a process, and watches them: see `guard` and `watch`. Whoever
+//! serves hears of a recall, fences, drains, and lets go.
+//!
+//! What it does not do: resolve device-mapper, MD or multi-device filesystems, or protect a file from root's every means: root can
 //! kill the process, clear the flag and change the file, which is then seen but not prevented.
 
 mod accept;

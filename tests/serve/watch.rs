@@ -50,7 +50,9 @@ fn a_touch_is_fenced_looked_at_and_served_again() {
             set_flags(&path, |flags| flags - IFlags::IMMUTABLE);
             set_flags(&path, |flags| flags | IFlags::IMMUTABLE);
             let count = usize::try_from(round).expect("small");
-            eventually("it is cleared", || steps(&lab).iter().filter(|step| *step == "cleared").count() == count);
+            eventually("it is cleared", || {
+                steps(&lab).iter().filter(|step| *step == "cleared").count() == count
+            });
             let (report, _) = load.end().expect("the connection lives");
             assert_eq!(report.verify.faults, 0, "{report:?}");
             let again = Load::start(options(address, 1, 160 + round));
@@ -76,10 +78,16 @@ fn a_cleared_flag_ends_the_grant_until_the_operator_resumes_it() {
         assert!(is_ready(&host));
         set_flags(&path, |flags| flags - IFlags::IMMUTABLE);
         eventually("the export is fenced", || !is_ready(&host));
-        assert!(host.next_event(Duration::from_secs(10)).expect("the host lives").is_some(), "and that is told");
+        assert!(
+            host.next_event(Duration::from_secs(10)).expect("the host lives").is_some(),
+            "and that is told"
+        );
         eventually("the file is let go", || steps(&lab).last().is_some_and(|step| step == "kept"));
         let incident = lab.incident(&path).expect("it is written down");
-        assert!(incident["reason"].as_str().is_some_and(|reason| reason.contains("immutable flag")), "{incident}");
+        assert!(
+            incident["reason"].as_str().is_some_and(|reason| reason.contains("immutable flag")),
+            "{incident}"
+        );
         assert!(!is_ready(&host), "nothing resumes by itself");
 
         // The operator has looked; what is there now is what hosts shall see.
