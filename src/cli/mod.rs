@@ -28,6 +28,7 @@ pub mod pin;
 pub mod pins;
 pub mod progress;
 pub mod serve;
+pub mod status;
 mod sys;
 pub mod unpin;
 
@@ -62,6 +63,7 @@ pub enum Command {
     Pins(pins::PinsArgs),
     Map(map::MapArgs),
     Serve(serve::ServeArgs),
+    Status(status::StatusArgs),
     Device(device::DeviceArgs),
     Discover(discover::DiscoverArgs),
     Bench(Box<bench::BenchArgs>),
@@ -88,6 +90,7 @@ impl Command {
         match self {
             Self::Demo(args) => demo::run(args),
             Self::Serve(args) => serve::run(args, logs),
+            Self::Status(args) => status::run(args),
             Self::Device(args) => device::run(args),
             Self::Discover(args) => discover::run(args),
             Self::Bench(args) => bench::run(args),
@@ -107,6 +110,7 @@ impl Command {
             Self::Pin(args) => args.json.json,
             Self::Unpin(args) => args.json.json,
             Self::Pins(args) => args.json.json,
+            Self::Status(args) => args.json.json,
             Self::Map(args) => args.wants_json(),
             Self::Doctor(args) => args.json.json,
             Self::Device(args) => args.wants_json(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::disks::NvmeKey;
 use super::error::{DiskError, ServeError};
+use super::status::Status;
 use crate::block::nvme::{Epoch, NvmeChange};
 use crate::config::{Config, RestartReason};
 use crate::extent::{Baseline, Incident};
@@ -43,6 +44,11 @@ pub(super) enum Event {
         epoch: Epoch,
         /// What was found.
         verdict: Result<(), DiskError>,
+    },
+    /// What it is doing.
+    Status {
+        /// Where the answer goes.
+        reply: Sender<Box<Status>>,
     },
     /// Serve another configuration.
     Reload {

@@ -11,8 +11,9 @@
 //! One thread owns everything that can change and is asked by messages, so that a reload, a recall and a stop never
 //! meet. What happens on the I/O path is none of its business.
 //!
-//! Not here yet: a socket API and metrics.
+//! A socket in the state directory tells what it is doing (`api`, `status`). Not here yet: metrics.
 
+mod api;
 mod disks;
 mod error;
 mod event;
@@ -20,6 +21,7 @@ mod listen;
 mod proof;
 mod provider;
 mod server;
+mod status;
 mod still;
 
 use std::net::SocketAddr;
@@ -28,10 +30,12 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+pub use self::api::ask_all;
 pub use self::error::{DiskError, ServeError};
 use self::event::Event;
 pub use self::event::ReloadReport;
 use self::server::Server;
+pub use self::status::{ExportStatus, FenceStatus, HostStatus, Status, WatchStatus};
 pub use self::still::open_state;
 use crate::block::nvme::{Reach, SystemReach};
 use crate::config::Config;

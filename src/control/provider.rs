@@ -14,7 +14,7 @@ use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
     Baseline, CommandsHold, ExtentError, FrozenMap, HandedOver, Incident, OnRecall, PinOptions, PinStep,
-    PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, pin,
+    PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, WatchReport, pin,
 };
 use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
 use crate::units::{BlockSize, ByteLen};
@@ -200,6 +200,18 @@ impl Provider {
         let disks = Disks::new(target, events.clone(), reach, commands, config.cores.len());
         let watch = WatchOptions { share: config.watch.part(), ..WatchOptions::default() };
         Self { state, target: Arc::downgrade(target), events, files, warden: None, watch, disks, undrained }
+    }
+
+    pub(super) const fn state(&self) -> &StateDir {
+        &self.state
+    }
+
+    /// How the watch over the file of this map is doing; `None` when it is not watched.
+    pub(super) fn watched(&self, map: &Arc<FrozenMap>) -> Option<WatchReport> {
+        self.files.values().find_map(|held| match held {
+            Held::Pinned { pinned, .. } if Arc::ptr_eq(pinned.map(), map) => pinned.watched(),
+            _ => None,
+        })
     }
 
     /// The disks under the files.

@@ -7,18 +7,20 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use super::api::Api;
 use super::disks::{NvmeKey, exports_on};
 use super::error::{DiskError, ServeError};
 use super::event::{Event, ReloadReport};
 use super::listen::listen_patiently;
 use super::proof::prove_again;
 use super::provider::{Backings, Provider};
+use super::status::{ExportStatus, Fences, HostStatus, Status, WatchStatus};
 use super::still::open_state_reaching;
 use crate::block::BlockDevice as _;
 use crate::block::nvme::{Epoch, NvmeChange, Reach, Standing};
 use crate::config::{Config, PollMode};
 use crate::extent::{Baseline, CommandsHold, ExtentError, Incident, PinStep, Progress, RecallReason};
-use crate::fabrics::{FenceReason, PortId, PortSpec, Target, TargetOptions};
+use crate::fabrics::{Export, FenceReason, Grant, PortId, PortSpec, Target, TargetOptions};
 use crate::reactor::{ConnectionFactory, CoreGauges, CoreOptions, Cores, IdlePolicy};
 use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
 
@@ -48,6 +50,10 @@ pub(super) struct Server {
     commands: Arc<CommandsHold>,
     /// For threads that work for the control thread.
     events: Sender<Event>,
+    fences: Fences,
+    started: Instant,
+    /// Tells what it is doing; without it nobody can ask.
+    _api: Option<Api>,
 }
 
 impl Server {
@@ -103,11 +109,69 @@ impl Server {
         let pinned_bytes = provider.pinned_len().0;
         tracing::info!(subsystems = config.subsystems.len(), exports, pinned_bytes, ?addresses, "serving");
         let cores = Some(cores);
-        Ok(Self { target, counters, addresses, config, ports, provider, backings, cores, commands, events })
+        let api = Api::start(provider.state(), events.clone()).inspect_err(|error| {
+            tracing::warn!(%error, "no control socket: `fastice status` will not know of this target");
+        });
+        Ok(Self {
+            target,
+            counters,
+            addresses,
+            config,
+            ports,
+            provider,
+            backings,
+            cores,
+            commands,
+            events,
+            fences: Fences::new(),
+            started: Instant::now(),
+            _api: api.ok(),
+        })
     }
 
     pub(super) fn gauges(&self) -> Vec<Arc<CoreGauges>> {
         self.cores.as_ref().map(Cores::gauges).unwrap_or_default()
+    }
+
+    fn status(&self) -> Status {
+        let exports = self.target.exports();
+        let hosts = self.target.controllers().into_iter().map(|it| HostStatus {
+            host: it.host,
+            subsystem: it.subsystem,
+            cntlid: it.cntlid,
+            io_queues: it.io_queues,
+            commands: it.commands,
+            read_bytes: it.read_bytes,
+            written_bytes: it.written_bytes,
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            addresses: self.addresses.iter().map(ToString::to_string).collect(),
+            exports: exports.iter().map(|export| self.export_status(export)).collect(),
+            hosts: hosts.collect(),
+            fences: self.fences.status(),
+        }
+    }
+
+    fn export_status(&self, export: &Export) -> ExportStatus {
+        let (grant, reason) = match export.grant() {
+            Grant::Live => ("live", None),
+            Grant::Fenced(reason) => ("fenced", Some(format!("{reason:?}"))),
+            Grant::Removed => ("removed", None),
+        };
+        let map = export.map.as_ref();
+        ExportStatus {
+            subsystem: export.subsystem.to_string(),
+            nsid: export.nsid.0,
+            path: map.map(|map| map.identity().path.clone()),
+            grant: grant.to_owned(),
+            reason,
+            generation: map.map(|map| map.generation()),
+            extents: map.map(|map| map.extent_count()),
+            watch: map.and_then(|map| self.provider.watched(map)).map(WatchStatus::from),
+        }
     }
 
     /// Serves until told to stop, or until a core is lost. The result has gone to whoever asked for the stop.
@@ -118,6 +182,7 @@ impl Server {
                 Ok(Event::Looked { path, incident, looked }) => self.looked(&path, &incident, looked),
                 Ok(Event::Device { key, change }) => self.device_changed(key, change),
                 Ok(Event::Verdict { key, epoch, verdict }) => self.device_proven(&key, epoch, verdict),
+                Ok(Event::Status { reply }) => drop(reply.send(Box::new(self.status()))),
                 Ok(Event::Reload { config, reply }) => {
                     let report = self.reload(*config);
                     // Whoever asked may have lost patience.
@@ -159,11 +224,13 @@ impl Server {
         };
         // An export that a reload removed may have left commands behind, though that of now has none.
         if !drained || self.provider.is_undrained(path) {
+            self.fences.not_drained();
             self.provider.note(path, PinStep::NotDrained, since(incident));
             // Better an opener that the kernel lets in late than one that we let in on blocks being written.
             tracing::error!(path = %shown, "commands are still on the device; the file is held until the kernel breaks in");
             return;
         }
+        self.fences.drained(incident.noticed.elapsed());
         self.provider.note(path, PinStep::Drained, since(incident));
         match reason {
             RecallReason::Doubt(doubt) if doubt.may_be_cleared() => self.provider.look_again(path, incident),
@@ -184,6 +251,7 @@ impl Server {
             Ok(baseline) => {
                 if self.provider.clear(path, incident.number, baseline) {
                     tracing::warn!(path = %shown, "the file is as it was: served again");
+                    self.fences.cleared();
                     self.provider.note(path, PinStep::Cleared, since(incident));
                 }
             }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 
 use super::error::ExtentError;
-use super::owner::{Owner, boot_id};
+use super::owner::Owner;
 use super::places::{self, Driven};
 use super::state::{StateDir, open_lock};
 
@@ -125,9 +125,9 @@ impl StateDir {
     pub(super) fn await_commands_of_the_dead(&self, path: &Path) -> Result<(), ExtentError> {
         let mut marks = self.files_of(EXTENSION)?;
         marks.extend(self.files_of(places::EXTENSION)?);
-        let boot_id = boot_id();
-        for (pid, start_time_ticks) in marks.iter().filter_map(|mark| marked(mark)).collect::<BTreeSet<_>>() {
-            let owner = Owner { pid, start_time_ticks, boot_id: boot_id.clone() };
+        let mut owners: Vec<_> = marks.iter().filter_map(|mark| Owner::named_by(mark)).collect();
+        owners.dedup();
+        for owner in owners {
             if !owner.is_alive() {
                 self.await_commands_of(&owner, path)?;
             }
@@ -167,10 +167,9 @@ impl StateDir {
     }
 }
 
-/// The process that a file is named after: PID-START, and what may follow.
+/// The process that a file is named after.
 pub(super) fn marked(path: &Path) -> Option<(u32, u64)> {
-    let mut words = path.file_stem()?.to_str()?.split('-');
-    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    Owner::named_by(path).map(|owner| owner.number())
 }
 
 /// Whether nobody holds the lock; a file that is not there is free.

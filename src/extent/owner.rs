@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,14 @@ impl Owner {
     pub fn is_of_this_boot(&self) -> bool {
         let now = boot_id();
         now.is_empty() || self.boot_id.is_empty() || self.boot_id == now
+    }
+
+    /// The process of this boot that a file of the state directory is named after: PID-START, and what may follow.
+    #[must_use]
+    pub fn named_by(path: &Path) -> Option<Self> {
+        let mut words = path.file_stem()?.to_str()?.split('-');
+        let (pid, start_time_ticks) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(Self { pid, start_time_ticks, boot_id: boot_id() })
     }
 
     /// What files of the process are named after.

@@ -59,10 +59,25 @@ fn a_touch_is_fenced_looked_at_and_served_again() {
             let (_, mut ledger) = again.end_clean();
             assert_in_file(&mut ledger, &path);
         }
+        let status = lab.json(&["status", "--json"], 0);
+        let target = &status["targets"][0];
+        assert_eq!(
+            (&target["fences"]["count"], &target["fences"]["cleared"]),
+            (&3.into(), &3.into()),
+            "{target}"
+        );
+        let export = &target["exports"][0];
+        assert_eq!((&export["grant"], export["path"].as_str()), (&"live".into(), path.to_str()), "{target}");
+        assert!(
+            export["watch"]["checks"].as_u64() > Some(3) && export["watch"]["bound_ms"].as_u64() > Some(0)
+        );
+        let told = lab.fastice(&["status"], &[], 0).stdout;
+        assert!(String::from_utf8_lossy(&told).contains("3 fence(s), 3 cleared"), "{told:?}");
         let steps = steps(&lab);
         assert_eq!(steps[..5], ["pinned", "recalled", "fenced", "drained", "cleared"], "{steps:?}");
         running.stop(Running::STOP_PATIENCE).expect("an orderly end");
         assert!(!is_immutable(&path));
+        assert_eq!(lab.json(&["status", "--json"], 0)["targets"].as_array().map(Vec::len), Some(0));
     }
 }
 

@@ -1,0 +1,104 @@
+//! `fastice status`: what the targets that run on this host are doing.
+
+use clap::Args;
+
+use super::StateDirArg;
+use super::exit::{Exit, Failure, Outcome};
+use super::out::{JsonFlag, Out};
+use crate::config::format_size;
+use crate::control::{ExportStatus, Status, ask_all};
+
+/// Show the running targets: exports, hosts, how their files are watched, how long fences took
+#[derive(Clone, Debug, Args)]
+#[expect(missing_docs, reason = "clap would show the documentation of what is flattened")]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub state: StateDirArg,
+    #[command(flatten)]
+    pub json: JsonFlag,
+}
+
+/// Asks and shows.
+///
+/// # Errors
+/// When a target that runs does not answer.
+pub fn run(args: &StatusArgs) -> Outcome {
+    let (targets, silent): (Vec<_>, Vec<_>) =
+        ask_all(&args.state.state_dir).into_iter().partition(Result::is_ok);
+    let targets: Vec<Status> = targets.into_iter().flatten().collect();
+    let silent: Vec<String> = silent.into_iter().filter_map(Result::err).collect();
+    let mut out = Out::stdout();
+    if args.json.json {
+        out.json(&serde_json::json!({ "targets": targets, "errors": silent }))?;
+    } else if targets.is_empty() && silent.is_empty() {
+        out.line(format!("no target runs with the state directory {}", args.state.state_dir.display()))?;
+    }
+    if !args.json.json {
+        for target in &targets {
+            tell(target, &mut out)?;
+        }
+    }
+    out.flush()?;
+    match silent.first() {
+        None => Ok(Exit::Ok),
+        Some(first) => Err(Failure::new(Exit::Failed, anyhow::anyhow!("a target does not answer: {first}"))
+            .with_remedy("it may be draining: try again; look into its log")),
+    }
+}
+
+fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
+    let Status { version, pid, uptime_s, addresses, fences, .. } = target;
+    out.line(format!("process {pid}, fastice {version}, up {uptime_s} s, at {}", addresses.join(", ")))?;
+    let rows: Vec<_> = target.exports.iter().map(cells).collect();
+    out.table(["grant", "nsid ", "generation ", "extents ", "looked at", "file", "subsystem"], &rows)?;
+    if !target.hosts.is_empty() {
+        let cells = |host: &crate::control::HostStatus| {
+            [
+                host.cntlid.to_string(),
+                host.io_queues.to_string(),
+                host.commands.to_string(),
+                format_size(host.read_bytes),
+                format_size(host.written_bytes),
+                host.host.clone(),
+            ]
+        };
+        let rows: Vec<_> = target.hosts.iter().map(cells).collect();
+        out.line("")?;
+        out.table(["controller", "queues ", "commands ", "read ", "written ", "host"], &rows)?;
+    }
+    if fences.count > 0 {
+        out.line(format!(
+            "\n{} fence(s), {} cleared, {} not drained in time; drained after {} us (median), {} us (p99), {} us (worst)",
+            fences.count,
+            fences.cleared,
+            fences.not_drained,
+            fences.drained_p50_us,
+            fences.drained_p99_us,
+            fences.drained_max_us
+        ))?;
+    }
+    Ok(())
+}
+
+fn cells(export: &ExportStatus) -> [String; 7] {
+    let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let grant = match &export.reason {
+        Some(reason) => format!("{}: {reason}", export.grant),
+        None => export.grant.clone(),
+    };
+    [
+        grant,
+        export.nsid.to_string(),
+        number(export.generation),
+        number(export.extents.and_then(|extents| u64::try_from(extents).ok())),
+        export.watch.map_or_else(|| "-".to_owned(), |watch| watched(&watch)),
+        export.path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
+        export.subsystem.clone(),
+    ]
+}
+
+/// How the watch over a file is doing, in a few words.
+pub(super) fn watched(watch: &crate::control::WatchStatus) -> String {
+    let crate::control::WatchStatus { last_check_ago_ms, interval_ms, bound_ms, .. } = watch;
+    format!("{last_check_ago_ms} ms ago, every {interval_ms} ms, bound {bound_ms} ms")
+}

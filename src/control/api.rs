@@ -1,0 +1,173 @@
+//! The socket of a running target, in its state directory: one line of JSON asks, one document answers.
+//!
+//! ```text
+//!   PID-START-N.sock    {"ask": "status"}  -->  Status, or {"error": "..."}
+//! ```
+//!
+//! The directory is for its owner only, and so is the socket. A thread of its own answers, one client after another, each
+//! within a deadline; the control thread is asked by a message, and never waits for a client.
+//!
+//! What it does not do: change anything.
+
+use std::fmt;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::Event;
+use super::status::Status;
+use crate::extent::{Owner, StateDir};
+
+const EXTENSION: &str = "sock";
+/// How long a client may take for its question, and to take the answer.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the control thread may take: it may be draining.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(30);
+/// More than any question has.
+const QUESTION_LEN_MAX: u64 = 4096;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    ask: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Status(Box<Status>),
+    Error { error: String },
+}
+
+/// The socket, and the thread that answers. Dropped, both end.
+pub(super) struct Api {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Api {
+    /// Listens in the state directory.
+    pub(super) fn start(state: &StateDir, events: Sender<Event>) -> io::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        sweep(state.path());
+        let me = Owner::this_process();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = state.path().join(format!("{}-{}-{number}.{EXTENSION}", me.pid, me.start_time_ticks));
+        let listener = UnixListener::bind(&path)?;
+        let stop = Arc::<AtomicBool>::default();
+        let told = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("control-api".to_owned()).spawn(move || {
+            for client in listener.incoming() {
+                if told.load(Ordering::Acquire) {
+                    return;
+                }
+                if let Err(error) = client.and_then(|client| answer(client, &events)) {
+                    tracing::debug!(%error, "a client of the control socket");
+                }
+            }
+        });
+        let thread = thread.inspect_err(|_| remove(&path))?;
+        Ok(Self { path, stop, thread: Some(thread) })
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Wakes it; it finds that it is to end.
+        let woken = UnixStream::connect(&self.path);
+        remove(&self.path);
+        // Without that it ends with the process.
+        if woken.is_ok()
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of the control socket panicked");
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "the control socket stays behind");
+    }
+}
+
+/// Removes the sockets of processes that are gone.
+fn sweep(state: &Path) {
+    for path in sockets(state) {
+        let is_dead = Owner::named_by(&path).is_some_and(|owner| !owner.is_alive());
+        if is_dead {
+            remove(&path);
+        }
+    }
+}
+
+fn sockets(state: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(state).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION)).collect()
+}
+
+fn answer(client: UnixStream, events: &Sender<Event>) -> io::Result<()> {
+    client.set_read_timeout(Some(CLIENT_PATIENCE))?;
+    client.set_write_timeout(Some(CLIENT_PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&client).take(QUESTION_LEN_MAX)).read_line(&mut line)?;
+    let answer = match serde_json::from_str::<Question>(&line) {
+        Ok(question) if question.ask == "status" => status(events),
+        Ok(question) => Answer::Error { error: format!("nobody knows what {:?} is", question.ask) },
+        Err(error) => Answer::Error { error: error.to_string() },
+    };
+    let mut bytes = serde_json::to_vec(&answer)?;
+    bytes.push(b'\n');
+    (&client).write_all(&bytes)
+}
+
+fn status(events: &Sender<Event>) -> Answer {
+    let (reply, answer) = channel();
+    let asked =
+        events.send(Event::Status { reply }).ok().and_then(|()| answer.recv_timeout(CONTROL_PATIENCE).ok());
+    asked.map_or_else(|| Answer::Error { error: "the target is busy, or ending".to_owned() }, Answer::Status)
+}
+
+/// Asks every target that serves with this state directory for its status. Those that do not answer are passed over, with
+/// what they said instead.
+#[must_use]
+pub fn ask_all(state: &Path) -> Vec<Result<Status, String>> {
+    let living =
+        sockets(state).into_iter().filter(|path| Owner::named_by(path).is_some_and(|owner| owner.is_alive()));
+    living
+        .map(|path| match ask(&path) {
+            Ok(Answer::Status(status)) => Ok(*status),
+            Ok(Answer::Error { error }) => Err(error),
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        })
+        .collect()
+}
+
+fn ask(path: &Path) -> io::Result<Answer> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(CONTROL_PATIENCE + CLIENT_PATIENCE))?;
+    stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
+    let mut question = serde_json::to_vec(&Question { ask: "status".to_owned() })?;
+    question.push(b'\n');
+    (&stream).write_all(&question)?;
+    let mut text = String::new();
+    (&stream).read_to_string(&mut text)?;
+    Ok(serde_json::from_str(&text)?)
+}

@@ -1,0 +1,193 @@
+//! What a running target says of itself: the document of its socket.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::extent::WatchReport;
+
+/// A running target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of fastice that serves.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since when it serves, in seconds.
+    pub uptime_s: u64,
+    /// Where hosts connect.
+    pub addresses: Vec<String>,
+    /// Its namespaces.
+    pub exports: Vec<ExportStatus>,
+    /// Controllers of hosts that are connected.
+    pub hosts: Vec<HostStatus>,
+    /// How long the ends of grants took.
+    pub fences: FenceStatus,
+}
+
+/// A namespace that is served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    /// The NQN of its subsystem.
+    pub subsystem: String,
+    /// Its identifier.
+    pub nsid: u32,
+    /// The file under it, if one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// `live`, `fenced` or `removed`.
+    pub grant: String,
+    /// Why it is fenced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Which freeze of the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Its extents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extents: Option<usize>,
+    /// How the watch over the file is doing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch: Option<WatchStatus>,
+}
+
+/// The watch over a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchStatus {
+    /// How often its map was read.
+    pub checks: u64,
+    /// How long ago it was last found to be the frozen one, in milliseconds.
+    pub last_check_ago_ms: u64,
+    /// How long it may be until the next look.
+    pub interval_ms: u64,
+    /// After how long without a look the file is fenced: what a change that only the map shows may take to be noticed.
+    pub bound_ms: u64,
+    /// What one look costs in processor time, in microseconds.
+    pub cost_us: u64,
+}
+
+impl From<WatchReport> for WatchStatus {
+    fn from(report: WatchReport) -> Self {
+        Self {
+            checks: report.checks,
+            last_check_ago_ms: ms(report.last_check_ago),
+            interval_ms: ms(report.interval),
+            bound_ms: ms(report.bound),
+            cost_us: us(report.cost),
+        }
+    }
+}
+
+/// A host's controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// The host's NQN.
+    pub host: String,
+    /// The subsystem's NQN.
+    pub subsystem: String,
+    /// The controller's identifier.
+    pub cntlid: u16,
+    /// Its I/O queues.
+    pub io_queues: usize,
+    /// Commands so far.
+    pub commands: u64,
+    /// Bytes that its reads asked for.
+    pub read_bytes: u64,
+    /// Bytes that its writes brought.
+    pub written_bytes: u64,
+}
+
+/// How long the ends of grants took, in microseconds from when the reason was noticed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceStatus {
+    /// How many there were.
+    pub count: u64,
+    /// How many of them were cleared again.
+    pub cleared: u64,
+    /// Until no command was on the device any more: the last possible submission was before that. Half of them, at most.
+    pub drained_p50_us: u64,
+    /// The same, 99 of 100.
+    pub drained_p99_us: u64,
+    /// The same, all.
+    pub drained_max_us: u64,
+    /// How many did not drain in time.
+    pub not_drained: u64,
+}
+
+/// An hour: what takes longer counts as that.
+const DRAINED_US_MAX: u64 = 3_600_000_000;
+
+/// Counts the ends of grants.
+#[derive(Debug)]
+pub(super) struct Fences {
+    drained_us: Histogram<u64>,
+    cleared: u64,
+    not_drained: u64,
+}
+
+impl Fences {
+    pub(super) fn new() -> Self {
+        // Bounds and digits are constants for which this cannot fail.
+        let drained_us = Histogram::new_with_bounds(1, DRAINED_US_MAX, 2)
+            .expect("1 us to an hour in two digits is possible");
+        Self { drained_us, cleared: 0, not_drained: 0 }
+    }
+
+    pub(super) fn drained(&mut self, after: Duration) {
+        self.drained_us.saturating_record(us(after).max(1));
+    }
+
+    pub(super) const fn cleared(&mut self) {
+        self.cleared += 1;
+    }
+
+    pub(super) const fn not_drained(&mut self) {
+        self.not_drained += 1;
+    }
+
+    pub(super) fn status(&self) -> FenceStatus {
+        let at = |quantile| self.drained_us.value_at_quantile(quantile);
+        let max = if self.drained_us.is_empty() { 0 } else { self.drained_us.max() };
+        FenceStatus {
+            count: self.drained_us.len() + self.not_drained,
+            cleared: self.cleared,
+            drained_p50_us: at(0.5),
+            drained_p99_us: at(0.99),
+            drained_max_us: max,
+            not_drained: self.not_drained,
+        }
+    }
+}
+
+fn us(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_grants_are_counted() {
+        let mut fences = Fences::new();
+        assert_eq!(fences.status(), FenceStatus::default());
+        for us in 1..=100 {
+            fences.drained(Duration::from_micros(us * 10));
+        }
+        fences.cleared();
+        fences.not_drained();
+        let status = fences.status();
+        assert_eq!((status.count, status.cleared, status.not_drained), (101, 1, 1));
+        assert!((490..=510).contains(&status.drained_p50_us), "{status:?}");
+        assert!(
+            status.drained_p99_us <= status.drained_max_us && status.drained_max_us >= 1000,
+            "{status:?}"
+        );
+    }
+}
