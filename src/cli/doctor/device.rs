@@ -6,6 +6,8 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use async_nvme::vfio::PciFunction;
+
 use super::Check;
 use super::kernel::has_module;
 use crate::cli::device::host::Host;
@@ -14,7 +16,7 @@ use crate::cli::device::record::{Records, boot_id};
 
 /// `cmdline` words that turn an IOMMU off.
 const OFF: [&str; 4] = ["iommu=off", "intel_iommu=off", "amd_iommu=off", "iommu=soft"];
-const NO_IOMMU_MODE: &str = "sys/module/vfio/parameters/enable_unsafe_noiommu_mode";
+pub(super) const NO_IOMMU_MODE: &str = "sys/module/vfio/parameters/enable_unsafe_noiommu_mode";
 
 pub(super) fn check(checks: &mut Vec<Check>, host: &Host, state_dir: &Path) {
     let records = Records::at(state_dir);
@@ -33,8 +35,8 @@ pub(super) fn check(checks: &mut Vec<Check>, host: &Host, state_dir: &Path) {
     checks.push(vfio(host, needed, has_module(&release, VFIO_DRIVER)));
     let user = User::this_process();
     for one in inventory.controllers.iter().filter(|one| one.function.is_bound_to_vfio()) {
-        checks.push(group(one));
-        checks.extend(permission(host, one, &user));
+        checks.push(group(&one.function));
+        checks.extend(permission(host, &one.function, &user));
     }
     checks.extend(taken(host, &inventory, &records));
 }
@@ -126,15 +128,15 @@ fn vfio(host: &Host, needed: bool, has_module: Option<bool>) -> Check {
     }
 }
 
-/// Whether the kernel would give us the group of a controller that VFIO has.
-fn group(one: &Controller) -> Check {
+/// Whether the kernel would give us the group of a controller.
+pub(super) fn group(function: &PciFunction) -> Check {
     const ID: &str = "vfio-group";
-    let address = one.function.address;
-    let Some(group) = &one.function.group else {
+    let address = function.address;
+    let Some(group) = &function.group else {
         return Check::unknown(ID, format!("{address}: it is in no IOMMU group"));
     };
     let number = group.number;
-    let mates = one.function.members_in_the_way();
+    let mates = function.members_in_the_way();
     if mates.is_empty() {
         return Check::ok(ID, format!("{address}: group {number} is viable"));
     }
@@ -184,22 +186,36 @@ impl User {
     }
 }
 
-/// Whether this user may open the group of a controller that VFIO has.
-fn permission(host: &Host, one: &Controller, user: &User) -> Option<Check> {
+/// Whether this user may open a controller that VFIO has: by its own device file, or else by its group, as the driver
+/// itself tries them.
+fn permission(host: &Host, function: &PciFunction, user: &User) -> Option<Check> {
     const ID: &str = "vfio-access";
-    let node = group_node(&one.function)?;
-    let path = format!("/dev/{node}");
-    let Ok(meta) = std::fs::metadata(host.path(format!("dev/{node}"))) else {
-        let remedy = "start udev, or see the kernel log for vfio-pci";
-        return Some(Check::fail(ID, format!("{path} is not there"), remedy));
+    let may_use = |node: &str| {
+        std::fs::metadata(host.path(format!("dev/{node}")))
+            .ok()
+            .map(|meta| user.may_use(meta.uid(), meta.gid(), meta.mode()))
     };
-    if user.may_use(meta.uid(), meta.gid(), meta.mode()) {
-        return Some(Check::ok(ID, format!("this user may open {path}")));
+    if let Some(name) = &function.vfio_device {
+        let node = format!("vfio/devices/{name}");
+        if may_use(&node) == Some(true) && may_use("iommu") == Some(true) {
+            return Some(Check::ok(ID, format!("this user may open /dev/{node} and /dev/iommu")));
+        }
     }
-    let detail = format!("user {} may not open {path}", user.uid);
-    let rule = "udev: SUBSYSTEM==\"vfio\", GROUP=\"fastice\", MODE=\"0660\"";
-    let remedy = format!("as root: chown {} {path}   (for good, by {rule})", user.uid);
-    Some(Check::fail(ID, detail, remedy))
+    let node = group_node(function)?;
+    let path = format!("/dev/{node}");
+    match may_use(&node) {
+        None => {
+            let remedy = "start udev, or see the kernel log for vfio-pci";
+            Some(Check::fail(ID, format!("{path} is not there"), remedy))
+        }
+        Some(true) => Some(Check::ok(ID, format!("this user may open {path}"))),
+        Some(false) => {
+            let detail = format!("user {} may not open {path}", user.uid);
+            let rule = "udev: SUBSYSTEM==\"vfio\", GROUP=\"fastice\", MODE=\"0660\"";
+            let remedy = format!("as root: chown {} {path}   (for good, by {rule})", user.uid);
+            Some(Check::fail(ID, detail, remedy))
+        }
+    }
 }
 
 /// Controllers that fastice has taken, and what a death on the way has left.

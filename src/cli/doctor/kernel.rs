@@ -4,18 +4,20 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::{Check, read_trimmed};
+use crate::config::Config;
 
 /// `BLK_DEV_WRITE_MOUNTED`, on which the remedy below rests, came with 6.8; multi-shot and fixed-buffer features
 /// that `ring` wants are older.
 const KERNEL_WANTED: (u32, u32) = (6, 1);
 
-pub(super) fn check(checks: &mut Vec<Check>) {
+pub(super) fn check(checks: &mut Vec<Check>, serving: Option<&Config>) {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     checks.push(version(&release));
     checks.push(io_uring());
     let config = KernelConfig::read(&release);
+    let wanted = Wanted::by(serving);
     filesystems(checks, &release);
-    checks.push(write_mounted(&config));
+    checks.push(write_mounted(&config, wanted));
     checks.push(fanotify(&config));
     checks.push(nvme_host(&release));
 }
@@ -80,19 +82,48 @@ pub(super) fn has_module(release: &str, name: &str) -> Option<bool> {
     Some(lists.iter().flatten().any(|list| list.lines().any(names)))
 }
 
-fn write_mounted(config: &KernelConfig) -> Check {
+/// Whether block devices that carry mounted filesystems are to be opened for writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// Without a configuration nobody knows.
+    Unknown,
+    No,
+    Yes,
+}
+
+impl Wanted {
+    fn by(config: Option<&Config>) -> Self {
+        match config.map(super::choices::writes_kernel_disks) {
+            None => Self::Unknown,
+            Some(false) => Self::No,
+            Some(true) => Self::Yes,
+        }
+    }
+}
+
+fn write_mounted(config: &KernelConfig, wanted: Wanted) -> Check {
     const ID: &str = "write-mounted";
+    const FORBIDDEN: &str = "the kernel forbids writing to mounted block devices";
+    const REMEDY: &str = "boot with bdev_allow_write_mounted=1 on the kernel command line";
     match config.value("CONFIG_BLK_DEV_WRITE_MOUNTED") {
         Some("y") => Check::ok(ID, "mounted block devices may be opened for writing"),
         Some(_) if booted_with("bdev_allow_write_mounted") => {
             Check::ok(ID, "mounted block devices may be opened for writing (kernel command line)")
         }
-        Some(_) => Check::fail(
-            ID,
-            "the kernel forbids writing to mounted block devices: only read_only namespaces can be served",
-            "boot with bdev_allow_write_mounted=1 on the kernel command line",
-        ),
+        Some(_) if wanted == Wanted::No => {
+            Check::info(ID, format!("{FORBIDDEN}; nothing in the configuration needs that"))
+        }
+        Some(_) if wanted == Wanted::Unknown => {
+            let detail =
+                format!("{FORBIDDEN}: with device = \"uring\" only read_only namespaces can be served");
+            Check::warn(ID, detail, REMEDY)
+        }
+        Some(_) => {
+            let detail = format!("{FORBIDDEN}: namespaces with device = \"uring\" must be read_only");
+            Check::fail(ID, detail, REMEDY)
+        }
         None if config.text.is_some() => Check::ok(ID, "this kernel is older than the option to forbid it"),
+        None if wanted == Wanted::No => Check::ok(ID, "nothing in the configuration needs it"),
         None => {
             Check::unknown(ID, "the kernel's configuration cannot be read; `fastice serve` will find out")
         }
@@ -197,6 +228,24 @@ mod tests {
         assert_eq!(config.value("CONFIG_B"), Some("n"));
         assert_eq!(config.value("CONFIG_AB"), Some("m"));
         assert_eq!(config.value("CONFIG_C"), None);
-        assert_eq!(write_mounted(&KernelConfig { text: None }).status, Status::Unknown);
+        assert_eq!(write_mounted(&KernelConfig { text: None }, Wanted::Unknown).status, Status::Unknown);
+    }
+
+    #[test]
+    fn a_kernel_that_protects_mounted_disks_fails_only_who_writes_to_them() {
+        if booted_with("bdev_allow_write_mounted") {
+            eprintln!(
+                "SKIPPED: a_kernel_that_protects_mounted_disks_fails_only_who_writes_to_them: booted with it"
+            );
+            return;
+        }
+        let text = "# CONFIG_BLK_DEV_WRITE_MOUNTED is not set\n".to_owned();
+        let config = KernelConfig { text: Some(text) };
+        let status = |wanted| write_mounted(&config, wanted).status;
+        assert_eq!(status(Wanted::No), Status::Info);
+        assert_eq!(status(Wanted::Yes), Status::Fail);
+        let check = write_mounted(&config, Wanted::Unknown);
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.detail.contains("device = \"uring\""), "{check:?}");
     }
 }

@@ -3,6 +3,7 @@
 //! Every check looks at one fact and says it in one line, with the command that mends it. A check that cannot find
 //! out says so (`unknown`); it never guesses. `warn` is what works but not as well or as safely as it could.
 
+mod choices;
 mod device;
 mod host;
 mod kernel;
@@ -125,7 +126,7 @@ fn report(args: &DoctorArgs, config: Option<&Result<Config, ConfigError>>) -> Re
         .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
     let mut checks = Vec::new();
     let root = Host::system();
-    kernel::check(&mut checks);
+    kernel::check(&mut checks, good);
     limits::check(&mut checks, &root, good);
     host::check(&mut checks);
     device::check(&mut checks, &root, &state_dir);
@@ -135,7 +136,10 @@ fn report(args: &DoctorArgs, config: Option<&Result<Config, ConfigError>>) -> Re
         Some(Err(error)) => {
             checks.push(Check::fail("config", error.to_string(), "correct the file"));
         }
-        Some(Ok(config)) => places::check_config(&mut checks, config, args.config.as_deref()),
+        Some(Ok(config)) => {
+            places::check_config(&mut checks, config, args.config.as_deref());
+            choices::check(&mut checks, &root, config);
+        }
     }
     Report { healthy: checks.iter().all(|check| check.status != Status::Fail), checks }
 }

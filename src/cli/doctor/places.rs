@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::Uid;
 
 use super::Check;
 use crate::cli::files::{existing_state, is_denied};
@@ -26,11 +27,13 @@ pub(super) fn check_config(checks: &mut Vec<Check>, config: &Config, path: Optio
     checks.push(Check::ok("config", text));
     checks.extend(config.listeners.iter().map(listener));
     for namespace in config.subsystems.iter().flat_map(|subsystem| &subsystem.namespaces) {
-        if let Backing::File { path, device: DeviceWay::HandedOver, .. } = &namespace.backing {
-            checks.push(handed_over(path, &config.state_dir));
-        } else if let Backing::File { path, prepare, .. } = &namespace.backing {
-            checks.push(file(path, *prepare, namespace.read_only, namespace.block_size));
-        }
+        let Backing::File { path, device, prepare } = &namespace.backing else { continue };
+        let access = if namespace.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        checks.push(match device {
+            DeviceWay::HandedOver => handed_over(path, &config.state_dir),
+            DeviceWay::Uring => file(path, *prepare, Some(access), namespace.block_size),
+            DeviceWay::Nvme => file(path, *prepare, None, namespace.block_size),
+        });
     }
 }
 
@@ -42,7 +45,7 @@ fn state_directory(dir: &Path) -> Check {
         return Check::fail(ID, format!("{name}: no parent directory"), format!("mkdir -p {name}"));
     };
     if let Err(error) = probe_write(existing) {
-        let remedy = format!("mkdir -p {name}, on a filesystem that this user may write to");
+        let remedy = state_remedy(dir, &error, rustix::process::geteuid());
         return Check::fail(ID, format!("{name} cannot be written: {error}"), remedy);
     }
     let volatile =
@@ -56,6 +59,21 @@ fn state_directory(dir: &Path) -> Check {
     }
     let state = if existing == dir { "writable" } else { "will be made by the first pin" };
     Check::ok(ID, format!("{name}: {state}"))
+}
+
+/// What lets this user write there.
+fn state_remedy(dir: &Path, error: &io::Error, user: Uid) -> String {
+    let name = dir.display();
+    if error.kind() == io::ErrorKind::PermissionDenied && !user.is_root() {
+        return format!(
+            "run as root (sudo), as pinning and serving must be; or give it to this user: sudo install -d -m 700 -o {} \
+             {name}",
+            user.as_raw()
+        );
+    }
+    format!(
+        "choose a directory that can be written, by state_dir in the configuration or --state-dir, not {name}"
+    )
 }
 
 /// Makes a file without a name, or, where the filesystem has no such files, a directory for a moment.
@@ -123,8 +141,9 @@ fn handed_over(path: &Path, state_dir: &Path) -> Check {
     }
 }
 
-/// Whether a file is fit to be pinned, and the disk under it can be opened as the `uring` device does.
-fn file(path: &Path, prepare: bool, read_only: bool, block_size: Option<BlockSize>) -> Check {
+/// Whether a file is fit to be pinned, and the disk under it can be opened as the `uring` device does. `None` for
+/// `access` when our own driver reaches the disk: the kernel's node is then not opened.
+fn file(path: &Path, prepare: bool, access: Option<OFlags>, block_size: Option<BlockSize>) -> Check {
     const ID: &str = "file";
     let name = path.display();
     let survey = match survey(path) {
@@ -153,15 +172,14 @@ fn file(path: &Path, prepare: bool, read_only: bool, block_size: Option<BlockSiz
         return Check::unknown(ID, format!("{name}: its disk is not known"));
     };
     let node = &identity.disk.node;
-    let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    let extents = survey.records.len();
+    let state = if survey.violations.is_empty() { "fit" } else { "fit when prepared" };
+    let text = format!("{name}: {state}, {extents} extent(s) on {}", node.display());
+    let Some(access) = access else {
+        return Check::ok(ID, format!("{text}, which our own driver is to reach"));
+    };
     match rustix::fs::open(node, access | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(_) => {
-            let extents = survey.records.len();
-            let state = if survey.violations.is_empty() { "fit" } else { "fit when prepared" };
-            let text =
-                format!("{name}: {state}, {extents} extent(s) on {}, which can be opened", node.display());
-            Check::ok(ID, text)
-        }
+        Ok(_) => Check::ok(ID, format!("{text}, which can be opened")),
         Err(error) => {
             let remedy = match error {
                 rustix::io::Errno::PERM | rustix::io::Errno::ACCESS => {
@@ -221,6 +239,18 @@ mod tests {
     }
 
     #[test]
+    fn who_may_not_write_records_is_told_to_be_root() {
+        let denied = io::Error::from_raw_os_error(libc::EACCES);
+        let dir = Path::new("/var/lib/fastice");
+        let remedy = state_remedy(dir, &denied, Uid::from_raw(1000));
+        assert!(remedy.starts_with("run as root"), "{remedy}");
+        assert!(remedy.ends_with("sudo install -d -m 700 -o 1000 /var/lib/fastice"), "{remedy}");
+        let full = io::Error::from_raw_os_error(libc::EROFS);
+        assert!(state_remedy(dir, &full, Uid::from_raw(1000)).starts_with("choose a directory"));
+        assert!(state_remedy(dir, &denied, Uid::ROOT).starts_with("choose a directory"));
+    }
+
+    #[test]
     fn an_address_in_use_is_found() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("its address");
@@ -232,7 +262,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_served_says_so() {
         for path in ["/proc/version", "/nonexistent"] {
-            let check = file(Path::new(path), true, false, None);
+            let check = file(Path::new(path), true, Some(OFlags::RDWR), None);
             assert_eq!((check.status, check.remedy.is_some()), (Status::Fail, true), "{path}");
         }
     }

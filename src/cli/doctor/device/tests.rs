@@ -124,12 +124,33 @@ fn permission_goes_by_the_mode_of_the_node() {
     let host = taken_host();
     let inventory = Inventory::read(&host.host(), &host.records()).expect("a host");
     let denied = User { uid: 12_345_678, groups: Vec::new() };
-    let check = permission(&host.host(), &inventory.controllers[0], &denied).expect("a check");
+    let check = permission(&host.host(), &inventory.controllers[0].function, &denied).expect("a check");
     assert_eq!(check.status, Status::Fail);
     assert!(remedy(&check).starts_with("as root: chown 12345678 /dev/vfio/5 "), "{check:?}");
     host.remove("dev/vfio/5");
-    let check = permission(&host.host(), &inventory.controllers[0], &denied).expect("a check");
+    let check = permission(&host.host(), &inventory.controllers[0].function, &denied).expect("a check");
     assert_eq!(check.detail, "/dev/vfio/5 is not there");
+}
+
+#[test]
+fn a_device_file_with_an_iommufd_is_as_good_as_the_group() {
+    let host = taken_host();
+    host.remove("dev/vfio/5");
+    host.file(format!("sys/devices/pci0000:00/{ONE}/vfio-dev/vfio3/dev"), "511:3\n");
+    host.file("dev/vfio/devices/vfio3", "");
+    let root = User { uid: 0, groups: Vec::new() };
+    let access = || {
+        let inventory = Inventory::read(&host.host(), &host.records()).expect("a host");
+        permission(&host.host(), &inventory.controllers[0].function, &root).expect("a check")
+    };
+    assert_eq!(access().detail, "/dev/vfio/5 is not there", "a device file alone does not do");
+    host.file("dev/iommu", "");
+    let check = access();
+    assert_eq!(
+        (check.status, check.detail.contains("/dev/vfio/devices/vfio3")),
+        (Status::Ok, true),
+        "{check:?}"
+    );
 }
 
 #[test]
