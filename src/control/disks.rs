@@ -148,12 +148,14 @@ impl Disks {
     /// The namespace that is `disk`, on the first controller that has it.
     fn find(&mut self, disk: &DiskIdentity, choices: &[NvmeChoice]) -> Result<Arc<NvmeDevice>, DiskError> {
         let mut tried = Vec::new();
+        let mut unbound = Vec::new();
         for (way, choice) in self.candidates(choices) {
             let way = &way;
             let controller = match self.controller(way) {
                 Ok(controller) => controller,
                 Err(error) => {
                     tried.push(chain(&error));
+                    unbound.extend(error.unbound());
                     continue;
                 }
             };
@@ -182,6 +184,7 @@ impl Disks {
             disk: disk.name.clone(),
             told: disk.namespace().to_string(),
             tried: tried.join("; "),
+            unbound,
         })
     }
 

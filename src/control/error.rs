@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use async_nvme::vfio::{self, PciAddress};
+
+use crate::block::nvme::ReachError;
 use crate::block::{BlockError, OpenError};
 use crate::extent::{ExtentError, ExtentErrorKind, Mismatch};
 use crate::fabrics::TargetError;
@@ -85,6 +88,8 @@ pub enum DiskError {
         told: String,
         /// What was looked at, and why it is not that disk.
         tried: String,
+        /// Controllers that the kernel has not given to user space, so that they could not be asked.
+        unbound: Vec<PciAddress>,
     },
     /// It has another size or block size.
     #[error(
@@ -144,6 +149,16 @@ pub enum DiskError {
 }
 
 impl DiskError {
+    /// The controller that could not be opened because the kernel has not given it to user space.
+    pub(super) const fn unbound(&self) -> Option<PciAddress> {
+        match self {
+            Self::Open(OpenError::Reach(ReachError::Vfio(vfio::OpenError::NotBound { address, .. }))) => {
+                Some(*address)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it says that the device or the map is not what it was, rather than that this could not be found out.
     #[must_use]
     pub const fn is_verdict(&self) -> bool {
@@ -161,9 +176,13 @@ impl DiskError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Extent(error) => Some(error.remedy()),
+            Self::NotFound { unbound, .. } if !unbound.is_empty() => {
+                let addresses: Vec<String> = unbound.iter().map(ToString::to_string).collect();
+                Some(format!("fastice device bind {}", addresses.join(" ")))
+            }
             Self::NotFound { .. } => Some(
-                "name the controller that has the disk in [[nvme]] (`fastice device list` shows all), or use \
-                 device = \"uring\""
+                "name the controller that has the disk in [[nvme]] and give it to user space (`fastice device list` \
+                 shows all, `fastice device bind PCI`), or use device = \"uring\""
                     .to_owned(),
             ),
             Self::QueuePairs { grants, namespaces, .. } => Some(match grants / namespaces.max(&1) {
@@ -175,5 +194,32 @@ impl DiskError {
             }
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn not_found(unbound: &[&str]) -> DiskError {
+        let unbound = unbound.iter().map(|text| text.parse().expect("an address")).collect();
+        DiskError::NotFound { disk: "nvme0n1".into(), told: "S1".into(), tried: "nothing".into(), unbound }
+    }
+
+    #[test]
+    fn a_controller_that_is_named_and_not_bound_is_to_be_bound() {
+        let remedy = not_found(&["0000:01:00.0", "0000:02:00.0"]).remedy();
+        assert_eq!(remedy.as_deref(), Some("fastice device bind 0000:01:00.0 0000:02:00.0"));
+        let remedy = not_found(&[]).remedy().expect("another one");
+        assert!(remedy.starts_with("name the controller that has the disk in [[nvme]]"), "{remedy}");
+    }
+
+    #[test]
+    fn only_the_lack_of_a_binding_is_mended_by_one() {
+        let address: PciAddress = "0000:01:00.0".parse().expect("an address");
+        let of = |error| DiskError::Open(OpenError::Reach(ReachError::Vfio(error)));
+        let driver = Some("nvme".to_owned());
+        assert_eq!(of(vfio::OpenError::NotBound { address, driver }).unbound(), Some(address));
+        assert_eq!(of(vfio::OpenError::NoIommu { address }).unbound(), None);
     }
 }

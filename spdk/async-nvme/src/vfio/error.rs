@@ -27,7 +27,8 @@ pub enum OpenError {
     },
     /// Another driver has it, or none.
     #[error(
-        "{address} is not given to user space (its driver: {}): unmount what is on it, then bind it to vfio-pci",
+        "{address} is not given to user space (its driver: {}): bind it to vfio-pci; what is mounted stays so where \
+         another controller leads to it, else unmount it first",
         driver.as_deref().unwrap_or("none")
     )]
     NotBound {
