@@ -90,8 +90,10 @@ fn take_all(
     json: bool,
 ) -> Result<Results<Taken>, DeviceError> {
     let mut results = Results::default();
-    let lock = if dry_run { None } else { Some(handover.records.lock()?) };
-    let cleared = match handover.clear(wish) {
+    // The lock makes the state directory: not for an address where nothing is.
+    let found = handover.find(wish);
+    let lock = if dry_run || found.is_err() { None } else { Some(handover.records.lock()?) };
+    let cleared = match found.and_then(|()| handover.clear(wish)) {
         Ok(cleared) => cleared,
         Err(errors) => {
             for error in errors {

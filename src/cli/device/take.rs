@@ -36,6 +36,18 @@ pub(super) struct Cleared {
 }
 
 impl Handover<'_> {
+    /// Makes sure that there is a controller at every address, before anything is made or waited for.
+    ///
+    /// # Errors
+    /// When there is not: all that is in the way of `wish`, as [`Handover::clear`].
+    pub(super) fn find(&self, wish: &Wish) -> Result<(), Vec<DeviceError>> {
+        let inventory = Inventory::read(self.host, self.records).map_err(|error| vec![error])?;
+        if wish.addresses.iter().all(|&address| inventory.at(self.host, address).is_ok()) {
+            return Ok(());
+        }
+        self.judge(&inventory, wish)
+    }
+
     /// Makes sure that nothing which is used would lose its last path, and that nothing new comes to be used.
     ///
     /// # Errors
