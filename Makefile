@@ -11,7 +11,7 @@ help:
 	@echo 'make hw-test   our own driver on emulated NVMe controllers in guests, by VFIO (root; some 20 minutes)'
 	@echo 'make bench     the driver alone, on models, and beside the kernel in a guest: bench/report.json (10 minutes)'
 	@echo 'make build     target/release/fastice'
-	@echo 'make install   binary, manual pages, shell completions and a sample configuration under PREFIX ($(PREFIX))'
+	@echo 'make install   binary, manual pages, completions, systemd units, a sample configuration under PREFIX ($(PREFIX))'
 
 build:
 	$(CARGO) build --release --locked
@@ -38,6 +38,10 @@ bench:
 install: build
 	install -D -m 755 target/release/fastice $(DESTDIR)$(PREFIX)/sbin/fastice
 	install -D -m 644 deploy/fastice.toml.example $(DESTDIR)$(PREFIX)/share/doc/fastice/fastice.toml.example
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for unit in fastice.service fastice-device@.service; do \
+		sed 's|/usr/local/|$(PREFIX)/|' deploy/$$unit > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
+	done
 	target/release/fastice man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 	target/release/fastice completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/fastice
