@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A key that is not known is refused, and so is a key that would have no effect where it stands: a misspelt
-//! `hosts` must never open an export to everybody. All problems of a file are reported at once. What the module
+//! `hosts` must never open an export to everybody. What `toml` refuses (bad syntax, a key or a word that is not
+//! known) ends the reading and is reported alone; all that is found after it is reported at once. What the module
 //! does not do: it opens no file but the configuration itself, so whether a file can be pinned is found by
 //! `extent`, and whether an address can be bound, by the listener.
 //!
