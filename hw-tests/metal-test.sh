@@ -12,9 +12,11 @@
 #   HW_ONLY=REGEX     only scenarios whose names match
 #   HW_NSID=N         the namespace of the live case (default: the first)
 #
-# With one controller: taking, probing, the handed-over mode. With a second controller of the same subsystem, which the
-# kernel keeps: the live case too, and resets under I/O. Root; an IOMMU; packages: busybox-static, nvme-cli, fio,
-# xfsprogs, e2fsprogs, fdisk, util-linux. One line a scenario, a summary last; exit code 0 when none failed.
+# With one controller: taking it, probing it, the handed-over mode. With a second controller of the same subsystem, which
+# the kernel keeps: taking and probing, the live case with the target killed under I/O, and the controller reset under
+# I/O. Controllers that vanish or are unplugged need a machine that can do that: vfio-test.sh has them.
+# Root; an IOMMU; packages: busybox-static, nvme-cli, fio, xfsprogs, e2fsprogs, fdisk, util-linux.
+# One line a scenario, a summary last; exit code 0 when none failed.
 set -u
 
 place=$(cd "$(dirname "$0")" && pwd)
@@ -37,7 +39,7 @@ mount -t tmpfs -o mode=1700 tmpfs /tmp
 # What the guest's parameters are (see vfio-test.sh).
 # shellcheck disable=SC2034  # used by the parts
 {
-    ONLY=${HW_ONLY:-} METAL=1 DEVICE=nvme SERVE_CORES=2 FILE_MIB=64 CHUNK_KIB=256 MNT=/tmp/mnt
+    ONLY=${HW_ONLY:-} METAL=1 LIVE_KILL=1 DEVICE=nvme SERVE_CORES=2 FILE_MIB=64 CHUNK_KIB=256 MNT=/tmp/mnt
     TARGET_ADDRESS=127.0.0.1 TARGET_PORT=${HW_PORT:-4470}
     HOST_NQN=nqn.2014-08.org.nvmexpress:uuid:6d2a1a5e-9d43-4c11-9f0a-000000000001
     HOST_ID=6d2a1a5e-9d43-4c11-9f0a-000000000001
@@ -109,6 +111,7 @@ run_scenarios() { # PCI [KERNEL-PCI]
         run device-last-path-single 60 t_last_path_single B
         unmount_all
         run device-other-uses 60 t_other_uses B
+        run device-probe 90 t_probe_alone B
         handover_case xfs xfs B "$NSID" whole
         handover_case ext4-partition ext4 B "$NSID" partition
         return
@@ -123,12 +126,13 @@ run_scenarios() { # PCI [KERNEL-PCI]
     chain device "second-path 60 t_second_path A B" "give-back 60 t_give_back A B"
     unmount_all
     by_kernel A
-    run device-probe 60 t_probe B A
+    run device-probe 90 t_probe B A
     bound_to B vfio-pci || take B
     live_case xfs xfs A B "$NSID" whole
     live_case ext4 ext4 A B "$NSID" whole
     live_case xfs-partition xfs A B "$NSID" partition
     live_case ext4-partition ext4 A B "$NSID" partition
+    reset_case A B "$NSID"
 }
 
 command=${1:-}

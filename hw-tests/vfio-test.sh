@@ -20,7 +20,7 @@
 # and for all:
 #   --hugepages N      2 MiB each, reserved at boot (default 64)
 #   --kernel WORDS     further words on the kernel's command line, e.g. 'nvme_core.multipath=N'
-#   --timeout SECONDS  the end of each guest, come what may (with --run 300, else 900)
+#   --timeout SECONDS  the end of each guest, come what may (900; with --long 1800, with --run 300)
 #   --keep             leave the working directory for a look
 #   HW_CACHE=DIR       kernel package and image (default: hw-tests/cache)
 #   HW_KERNEL_SERIES   another kernel that apt knows, e.g. 6.1
@@ -62,7 +62,7 @@ outer() {
     [[ $(uname -m) == x86_64 ]] || die "the guest is x86_64, this machine is $(uname -m)"
     if [[ -z $HW_COMMAND ]]; then
         find_fastice
-        limit=${limit:-900} last=last-vfio
+        limit=${limit:-$((HW_LONG ? 1800 : 900))} last=last-vfio
     fi
     export HW_VFIO HW_SETUP HW_WITH HW_ENV HW_HUGEPAGES HW_FIO HW_COMMAND HW_LONG HW_KERNEL FASTICE
     install_missing

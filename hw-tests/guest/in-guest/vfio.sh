@@ -53,7 +53,26 @@ order() {
     case_end
     needs_driver handover handover_case xfs xfs E 1 whole
     [ "$LONG" != 1 ] || needs_driver handover handover_case ext4-partition ext4 E 1 partition
-    [ "$LONG" != 1 ] || needs_driver metal run metal-run-single 300 sh /hw/metal-test.sh run "$PCI_E"
+    [ "$LONG" != 1 ] || needs_driver metal metal_runs
+}
+
+# The bare-metal suite, as an operator runs it. With two controllers one live case is enough: the others are above.
+metal_runs() {
+    run metal-run-single 300 metal_run '' "$PCI_E"
+    # As the cases above left it.
+    ! bound_to B vfio-pci || give B
+    by_kernel B
+    run metal-run-pair 600 metal_run '^(device|live-ext4-partition|reset)-' "$PCI_B" "$PCI_A"
+}
+
+# metal_run REGEX PCI...: its summary is the remark.
+metal_run() {
+    local code=0 only=$1
+    shift
+    HW_ONLY=$only sh /hw/metal-test.sh run "$@" >/tmp/metal || code=$?
+    cat /tmp/metal
+    [ $code = 0 ] || fail "$(grep -E '^(\[[0-9.]*\] )?RESULT [^ ]+ FAIL|^guard:' /tmp/metal | head -n 3)"
+    note "$(tail -n 1 /tmp/metal)"
 }
 
 faults() {
