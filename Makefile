@@ -8,7 +8,7 @@ CARGO ?= cargo
 help:
 	@echo 'make demo      pins a fragmented file, serves it, writes and verifies, cleans up (root; 2 minutes)'
 	@echo 'make test      formatting, lints, all tests, a real Linux host in a guest (root; up to 40 minutes)'
-	@echo 'make hw-test   our own driver on emulated NVMe controllers in guests, by VFIO (root; some 20 minutes)'
+	@echo 'make hw-test   our own driver by VFIO: every combination, kills, the bare-metal suite in a guest (root; some 15 minutes)'
 	@echo 'make bench     the driver alone, on models, and beside the kernel in a guest: bench/report.json (10 minutes)'
 	@echo 'make build     target/release/fastice'
 	@echo 'make install   binary, manual pages, completions, systemd units, a sample configuration under PREFIX ($(PREFIX))'

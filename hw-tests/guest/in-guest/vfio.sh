@@ -70,7 +70,8 @@ metal_run() {
     local code=0 only=$1
     shift
     HW_ONLY=$only sh /hw/metal-test.sh run "$@" >/tmp/metal || code=$?
-    cat /tmp/metal
+    # For the reader of the console log.
+    cat /tmp/metal >/dev/console
     [ $code = 0 ] || fail "$(grep -E '^(\[[0-9.]*\] )?RESULT [^ ]+ FAIL|^guard:' /tmp/metal | head -n 3)"
     note "$(tail -n 1 /tmp/metal)"
 }
