@@ -104,7 +104,8 @@ run_scenarios() { # PCI [KERNEL-PCI]
     trap "case_end; fastice device unbind $1 >/dev/null 2>&1" EXIT
     # shellcheck disable=SC2034  # by their letters
     PCI_B=$1 PCI_A=${2:-} NVME_LETTERS=B
-    NSID=${HW_NSID:-$(guard_nsid "$(guard_disks "$(guard_nvme "$1")" | head -n 1)")}
+    # (The kernel's names are in no order.)
+    NSID=${HW_NSID:-$(for disk in $(guard_disks "$(guard_nvme "$1")"); do guard_nsid "$disk"; done | sort -n | head -n 1)}
     if [ $# = 1 ]; then
         namespaces_of B >/tmp/namespaces
         run device-list 30 t_device_list
