@@ -19,7 +19,7 @@ const START_PATIENCE: Duration = Duration::from_secs(300);
 /// How long the thread may take to answer; it never waits for the device before it does.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// I/O queue pairs to ask a controller for: one for each core and namespace, and one more for each namespace.
-const IO_QUEUES: u16 = 128;
+const IO_QUEUES: u16 = 1024;
 
 /// What a controller says of itself.
 #[derive(Clone, Debug)]

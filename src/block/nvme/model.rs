@@ -25,6 +25,7 @@ use super::reach::Reached;
 const SLEEP_MAX: Duration = Duration::from_millis(1);
 /// Commands that are at the disk at a time.
 const DISK_THREADS: u16 = 16;
+const IO_QUEUES_MAX: u16 = 1024;
 /// Writes to registers that are queued without an allocation.
 const POSTED_ROOM: usize = 1024;
 /// Block size of an image, which has none of its own.
@@ -51,6 +52,8 @@ pub(super) fn over(path: &Path) -> io::Result<Reached> {
         // The thread sleeps, and only a register wakes it.
         shadow_doorbells: false,
         disk_threads: DISK_THREADS,
+        // One a core and namespace, whatever the host.
+        io_queues_max: IO_QUEUES_MAX,
         ..Default::default()
     };
     let access: Arc<dyn Access> = Arc::new(Stepped::start(subsystem.controller(options))?);
