@@ -166,7 +166,7 @@ fault_compare() {
     fault_compare_one
     first=$(note_of)
     second=$(same_blocks /tmp/case/other-image "$MNT2/other.img") || fail "the second file: $second"
-    note "first file${first#,}; second file: $second"
+    note "first file:${first#,}; second file: $second"
 }
 
 # fault_case KERNEL VFIO OTHER-KERNEL OTHER-VFIO PLUG: PLUG is 1 where a controller can be unplugged.
