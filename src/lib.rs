@@ -23,6 +23,7 @@
 //!
 //! Arrows go down only. `docs/ARCHITECTURE.md` follows a write through the house and gives a reading order.
 
+mod aligned;
 pub mod block;
 pub mod cli;
 pub mod config;

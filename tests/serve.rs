@@ -17,6 +17,8 @@ mod leftover;
 mod load;
 #[path = "serve/nvme.rs"]
 mod nvme;
+#[path = "serve/read.rs"]
+mod read;
 #[path = "serve/recall.rs"]
 mod recall;
 #[path = "serve/refusals.rs"]

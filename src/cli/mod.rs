@@ -27,6 +27,7 @@ mod peer;
 pub mod pin;
 pub mod pins;
 pub mod progress;
+pub mod read;
 pub mod serve;
 pub mod status;
 mod sys;
@@ -62,6 +63,7 @@ pub enum Command {
     Unpin(unpin::UnpinArgs),
     Pins(pins::PinsArgs),
     Map(map::MapArgs),
+    Read(read::ReadArgs),
     Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Device(device::DeviceArgs),
@@ -98,6 +100,7 @@ impl Command {
             Self::Unpin(args) => unpin::run(args),
             Self::Pins(args) => pins::run(args),
             Self::Map(args) => map::run(args),
+            Self::Read(args) => read::run(args),
             Self::Doctor(args) => doctor::run(args),
             Self::Completions(args) => completions::run(args),
             Self::Man(args) => man::run(args),
@@ -116,7 +119,7 @@ impl Command {
             Self::Device(args) => args.wants_json(),
             Self::Discover(args) => args.json.json,
             Self::Bench(args) => args.json.json,
-            Self::Demo(_) | Self::Serve(_) | Self::Completions(_) | Self::Man(_) => false,
+            Self::Demo(_) | Self::Read(_) | Self::Serve(_) | Self::Completions(_) | Self::Man(_) => false,
         }
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{DemoDevice, blocks};
+use crate::aligned::AlignedBuffer;
 use crate::cli::serve::READY;
 
 /// XFS wants at least 300 MiB.
@@ -24,8 +25,6 @@ const GAP_BYTES: usize = 64 << 10;
 const FIRST_SEED: u64 = 1;
 /// How long the target may take to end by itself.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
-/// Alignment that direct I/O is content with on any device.
-const ALIGNMENT: usize = 4096;
 
 /// A directory with an image in it, mounted. Dropping it undoes it all.
 pub(super) struct Lab {
@@ -296,27 +295,4 @@ pub(super) fn run(command: &mut Command) -> anyhow::Result<String> {
 
 fn direct(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(create).create_new(create).custom_flags(libc::O_DIRECT).open(path)
-}
-
-/// Memory that direct I/O accepts.
-struct AlignedBuffer {
-    memory: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl AlignedBuffer {
-    fn new(len: usize) -> Self {
-        let memory = vec![0; len.saturating_add(ALIGNMENT)];
-        let start = memory.as_ptr().align_offset(ALIGNMENT);
-        Self { memory, start, len }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.memory.get(self.start..).and_then(|rest| rest.get(..self.len)).unwrap_or_default()
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        self.memory.get_mut(self.start..).and_then(|rest| rest.get_mut(..self.len)).unwrap_or_default()
-    }
 }

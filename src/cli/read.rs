@@ -1,0 +1,100 @@
+//! `fastice read`: the current bytes of a file that is being served.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::StateDirArg;
+use super::exit::{Exit, Failure, Outcome};
+use super::files::{Stages, required_record};
+use crate::extent::{ExtentError, ReadOutcome, read_pinned};
+
+/// Read a pinned file as hosts see it: by its frozen map, from the disk
+///
+/// A served file cannot be opened, and what the page cache had of it would be old. This reads what lies on the disk
+/// now. Hosts go on writing meanwhile: it is no snapshot of a moment.
+#[derive(Clone, Debug, Args)]
+pub struct ReadArgs {
+    /// The file
+    pub file: PathBuf,
+    /// Where to write it [default: standard output]; must not exist
+    #[arg(long, short, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub state: StateDirArg,
+}
+
+/// Reads it.
+///
+/// # Errors
+/// When it is not pinned, cannot be read, or was let go meanwhile.
+pub fn run(args: &ReadArgs) -> Outcome {
+    let (state, pin) = required_record(&args.state.state_dir, &args.file)?;
+    let is_held = state.holder(&pin.identity.key())?.is_some();
+    let mut output = Output::create(args.output.as_deref())?;
+    let outcome = if is_held {
+        let mut stages = Stages::of(&args.file, args.output.is_none());
+        read_pinned(&pin, &state, &mut output, &mut stages)?
+    } else {
+        // Nobody denies it, and nobody writes behind the filesystem's back.
+        copy(&args.file, &mut output)?;
+        ReadOutcome::Whole
+    };
+    output.finish()?;
+    match outcome {
+        ReadOutcome::Whole => Ok(Exit::Ok),
+        ReadOutcome::LetGo => {
+            let error = anyhow::anyhow!("the pin of {} was let go while it was read", args.file.display());
+            let remedy = "what was written may be of another file: throw it away, look at `fastice pins`, and try again";
+            Err(Failure::new(Exit::Differs, error).with_remedy(remedy))
+        }
+    }
+}
+
+fn copy(path: &Path, to: &mut Output) -> Result<(), ExtentError> {
+    let failed = |source| ExtentError::Io { action: "read", path: path.to_owned(), source };
+    io::copy(&mut File::open(path).map_err(failed)?, to).map(drop).map_err(failed)
+}
+
+/// Where the bytes go.
+enum Output {
+    Stdout(io::Stdout),
+    File(File, PathBuf),
+}
+
+impl Output {
+    fn create(path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = path else { return Ok(Self::Stdout(io::stdout())) };
+        let file = OpenOptions::new().write(true).create_new(true).open(path);
+        let file =
+            file.map_err(|source| ExtentError::Io { action: "create", path: path.to_owned(), source })?;
+        Ok(Self::File(file, path.to_owned()))
+    }
+
+    fn finish(self) -> Result<(), Failure> {
+        let (result, path) = match self {
+            Self::Stdout(mut stdout) => (stdout.flush(), PathBuf::from("standard output")),
+            Self::File(file, path) => (file.sync_all(), path),
+        };
+        result.map_err(|source| ExtentError::Io { action: "write", path, source }.into())
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(stdout) => stdout.write(bytes),
+            Self::File(file, _) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(stdout) => stdout.flush(),
+            Self::File(file, _) => file.flush(),
+        }
+    }
+}

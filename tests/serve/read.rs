@@ -1,0 +1,48 @@
+//! The bytes of a served file can be read on the serving host, as hosts see them.
+
+use std::fs;
+use std::process::Command;
+
+use super::daemon::{FILE_LEN, Lab, any_port};
+use super::load::{Load, options};
+use super::loopfs::{self, Spec};
+
+#[test]
+fn what_hosts_wrote_is_read_by_the_map_while_the_file_is_served() {
+    let partition = Spec { partition_start: Some(8192), ..Spec::EXT4 };
+    for spec in [Spec::XFS, partition] {
+        let Some(lab) = Lab::new("read while served", &spec) else { return };
+        let path = lab.fragmented("file");
+        let before = fs::read(&path).expect("the file");
+        let daemon = lab.serve(&lab.open_config(any_port(), &[&path]));
+        let load = Load::start(options(daemon.address(), 1, 181));
+        load.reaches(300);
+        load.end_clean();
+        let cat = loopfs::run(Command::new("cat").arg(&path));
+        assert!(cat.expect_err("it is denied").contains("not permitted"));
+        let told = lab.fastice(&["read"], &[&path], 0).stdout;
+        let copy = lab.place("copy");
+        let output = copy.to_str().expect("text");
+        lab.fastice(&["read", "--output", output], &[&path], 0);
+        lab.fastice(&["read", "--output", output], &[&path], 1);
+        daemon.stop();
+        let after = fs::read(&path).expect("the file");
+        assert_eq!(u64::try_from(after.len()).expect("small"), FILE_LEN);
+        assert!(after != before, "hosts wrote");
+        assert!(
+            told == after && fs::read(&copy).expect("the copy") == after,
+            "read by the map is what the file holds"
+        );
+    }
+}
+
+#[test]
+fn what_nobody_serves_is_read_as_any_file_and_what_was_never_pinned_is_not_ours() {
+    let Some(lab) = Lab::new("read at rest", &Spec::XFS) else { return };
+    let path = lab.fragmented("file");
+    lab.fastice(&["read"], &[&path], 1);
+    lab.fastice(&["pin"], &[&path], 0);
+    let told = lab.fastice(&["read"], &[&path], 0).stdout;
+    assert!(told == fs::read(&path).expect("the file"));
+    lab.fastice(&["unpin"], &[&path], 0);
+}
