@@ -113,6 +113,7 @@ impl AdminQueue {
             return Err(CommandError::sequence());
         }
         features::set_data(&mut self.features, sqe, data)?;
+        self.controller.set_retries_later(self.features.retries_later());
         Ok(Begin::Respond(Completion::SUCCESS))
     }
 
@@ -220,6 +221,7 @@ impl AdminQueue {
                 self.controller.take_notices();
                 self.controller.changed_namespaces(true);
                 self.features = Features::default();
+                self.controller.set_retries_later(false);
                 self.events.reset();
                 // Parked requests complete in the next poll.
                 self.controller.call_admin();

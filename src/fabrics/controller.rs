@@ -51,6 +51,8 @@ pub(super) struct Controller {
     pub(super) port: PortId,
     admin_waker: Arc<dyn Waker>,
     attention: AtomicBool,
+    /// The host takes CRD.
+    retries_later: AtomicBool,
     shared: Mutex<Shared>,
 }
 
@@ -113,6 +115,7 @@ impl Controller {
             port: seed.port,
             admin_waker: seed.waker,
             attention: AtomicBool::new(false),
+            retries_later: AtomicBool::new(false),
             shared: Mutex::new(Shared {
                 ended: None,
                 admin_open: true,
@@ -310,6 +313,15 @@ impl Controller {
             notices.changed.clear();
         }
         changed
+    }
+
+    /// Whether the host takes a delay with the word to try again (Host Behavior Support, ACRE).
+    pub(super) fn set_retries_later(&self, retries_later: bool) {
+        self.retries_later.store(retries_later, Ordering::Relaxed);
+    }
+
+    pub(super) fn retries_later(&self) -> bool {
+        self.retries_later.load(Ordering::Relaxed)
     }
 
     /// Whether something happened that the admin queue has to look at; asked at every poll, so without the lock.

@@ -300,13 +300,20 @@ pub(super) fn set_data(
     }
     let data = HostBehaviorSupport::ref_from_bytes(data)
         .map_err(|_| CommandError::at(Status::DATA_SGL_LENGTH_INVALID, at::SGL_LENGTH))?;
-    // What a host may turn on without our support of it: retry delays (there are none) and telemetry (there is none).
+    // Telemetry a host may turn on though there is none.
     let unsupported = data.as_bytes().iter().skip(2).any(|&byte| byte != 0);
     if data.acre > 1 || data.etdas > 1 || unsupported {
         return Err(CommandError::fatal(Status::INVALID_FIELD));
     }
     features.behavior = [data.acre, data.etdas];
     Ok(())
+}
+
+impl Features {
+    /// Whether the host takes CRD (ACRE).
+    pub(super) const fn retries_later(&self) -> bool {
+        self.behavior[0] != 0
+    }
 }
 
 /// Number of Queues (section 5.1.25.2.1): what was asked for, as far as there is that much.

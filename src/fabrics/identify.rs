@@ -20,6 +20,7 @@ use super::command::{CommandError, at};
 use super::controller::Controller;
 use super::export::Export;
 use super::options::{ABORT_MAX, AER_MAX, ERROR_LOG_ENTRIES, KAS, MDTS, NSID_MAX, VERSION};
+use super::status::RETRY_DELAYS_100MS;
 use super::subsystem::NamespaceTable;
 use super::target::Target;
 
@@ -109,6 +110,7 @@ fn io_controller(target: &Target, controller: &Controller, table: &NamespaceTabl
     let mut data = common(target, controller);
     data.cntrltype = ControllerType::IO;
     data.oaes = U32::new(aer::config::NAMESPACE_ATTRIBUTE);
+    data.crdt_100ms = RETRY_DELAYS_100MS.map(U16::new);
     data.frmw = ONE_READ_ONLY_SLOT;
     data.lpa = lpa::COMMANDS_EFFECTS | lpa::EXTENDED_DATA | lpa::MISCELLANEOUS;
     data.sqes = 0x66;

@@ -18,6 +18,7 @@ use super::exchange::{Begin, CloseReason, Completion, IoCommand, IoKind};
 use super::export::{Export, Grant};
 use super::options::TRANSFER_BYTES_MAX;
 use super::sgl::{self, DataLocation};
+use super::status::of_grant;
 use super::subsystem::{NamespaceTable, Subsystem};
 use crate::units::{BlockCount, BlockSize, ByteLen, ByteOffset, Lba};
 
@@ -221,9 +222,16 @@ impl IoQueue {
     #[cold]
     fn refusal(&self, nsid: Nsid) -> CommandError {
         // An export that was replaced under this very command has a successor: then trying again is right.
-        let fenced = |export: &Arc<Export>| matches!(export.grant(), Grant::Live | Grant::Fenced(_));
-        if self.table.get(nsid).is_some_and(fenced) || self.subsystem.table().get(nsid).is_some_and(fenced) {
-            return CommandError::retryable(Status::NAMESPACE_NOT_READY);
+        let now = self.subsystem.table();
+        let exports = self.table.get(nsid).into_iter().chain(now.get(nsid));
+        for grant in exports.map(|export| export.grant()) {
+            match grant {
+                Grant::Live => return CommandError::retryable(Status::NAMESPACE_NOT_READY),
+                Grant::Fenced(_) => {
+                    return CommandError::retryable(of_grant(grant).unwrap_or(Status::NAMESPACE_NOT_READY));
+                }
+                Grant::Removed => {}
+            }
         }
         CommandError::at(Status::INVALID_NAMESPACE, at::NSID)
     }

@@ -64,5 +64,5 @@ pub use provision::{
 pub use session::QueueSession;
 pub use sgl::{DataLocation, data_location};
 pub use stats::TargetStats;
-pub use status::{of_block_error, of_lookup_error};
+pub use status::{of_block_error, of_grant, of_lookup_error};
 pub use target::{ControllerInfo, Plan, Published, Target};

@@ -204,6 +204,18 @@ impl QueueSession {
         self.log_error(sqe, status, location);
     }
 
+    /// The status as the host takes it: without CRD, which is reserved, unless it has asked for that.
+    #[must_use]
+    pub fn told(&self, status: Status) -> Status {
+        if status.crd() == 0 {
+            return status;
+        }
+        match &self.queue {
+            Queue::Io(io) if io.controller().retries_later() => status,
+            _ => status.with_crd(0),
+        }
+    }
+
     /// Who this is, for log lines.
     #[must_use]
     pub fn controller_label(&self) -> String {

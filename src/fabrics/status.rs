@@ -6,8 +6,28 @@
 
 use nvme_spec::Status;
 
+use super::export::{FenceReason, Grant};
 use crate::block::BlockErrorKind;
 use crate::extent::LookupError;
+
+/// CRDT1 to CRDT3 of Identify Controller, in 100 ms: after how long a host tries a command again that ends with that CRD.
+/// A Linux host does so five times, and then tells whoever did the I/O.
+pub(super) const RETRY_DELAYS_100MS: [u16; 3] = [1, 10, 50];
+/// CRD of a fence that may be over in a moment: a second look at a file.
+const RETRY_IN_A_SECOND: u8 = 2;
+/// CRD of a device that is lost: it may be back after a reset, or when somebody has plugged it in.
+const RETRY_LATER: u8 = 3;
+
+/// The status for commands to an export that is not granted; `None` when it is.
+#[must_use]
+pub const fn of_grant(grant: Grant) -> Option<Status> {
+    match grant {
+        Grant::Live => None,
+        Grant::Fenced(FenceReason::DeviceFailed) => Some(Status::NAMESPACE_NOT_READY.with_crd(RETRY_LATER)),
+        Grant::Fenced(_) => Some(Status::NAMESPACE_NOT_READY.with_crd(RETRY_IN_A_SECOND)),
+        Grant::Removed => Some(Status::INVALID_NAMESPACE.with_dnr()),
+    }
+}
 
 /// The status for an operation that failed on the device (NVM Express Base Specification 2.1, section 4.2.3; NVM
 /// Command Set Specification 1.1, section 3.1.3).
@@ -23,7 +43,7 @@ pub const fn of_block_error(kind: BlockErrorKind) -> Status {
         // about the host's LBA would send its operator looking in the wrong place.
         BlockErrorKind::OutOfRange | BlockErrorKind::InvalidRequest => Status::INTERNAL_ERROR.with_dnr(),
         BlockErrorKind::TimedOut | BlockErrorKind::Internal => Status::INTERNAL_ERROR,
-        BlockErrorKind::Gone => Status::NAMESPACE_NOT_READY,
+        BlockErrorKind::Gone => Status::NAMESPACE_NOT_READY.with_crd(RETRY_LATER),
         BlockErrorKind::Aborted => Status::COMMAND_ABORT_REQUESTED,
     }
 }

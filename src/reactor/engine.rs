@@ -27,7 +27,7 @@ use nvme_spec::Status;
 use super::slab::{Key, Slab};
 use crate::block::{BlockDevice, BlockDone, BlockError, BlockErrorKind, BlockQueue};
 use crate::extent::LookupCursor;
-use crate::fabrics::{Export, ExportSlot, Grant, IoCommand, IoKind, of_block_error};
+use crate::fabrics::{Export, ExportSlot, IoCommand, IoKind, of_block_error, of_grant};
 use crate::ring::Ring;
 
 /// Operations one core keeps in flight on one device.
@@ -218,7 +218,7 @@ impl IoEngine {
     pub fn start(&mut self, owner: Key, request: u32, command: IoCommand, buf: Option<DmaBuf>) {
         let status = match self.exports.get_mut(command.slot.0 as usize).and_then(Option::as_mut) {
             None => Some(Status::INVALID_NAMESPACE.with_dnr()),
-            Some(held) => refusal(held.export.grant()),
+            Some(held) => of_grant(held.export.grant()),
         };
         if let Some(status) = status {
             self.done.push_back(IoDone { owner, request, status, buf });
@@ -264,7 +264,7 @@ impl IoEngine {
         let Some(job) = jobs.get_mut(key) else { return };
         let Some(Some(held)) = exports.get_mut(job.command.slot.0 as usize) else { return };
         let Some(Some(device)) = queues.get_mut(held.queue) else { return };
-        if let Some(status) = refusal(held.export.grant()) {
+        if let Some(status) = of_grant(held.export.grant()) {
             // The fence fell while the job waited for room on the device, or between its transfers and its flush.
             job.fail(status);
         }
@@ -362,15 +362,6 @@ impl IoEngine {
     #[must_use]
     pub fn jobs(&self) -> usize {
         self.jobs.len()
-    }
-}
-
-/// Why an export's grant lets nothing onto the device; `None` when it does.
-const fn refusal(grant: Grant) -> Option<Status> {
-    match grant {
-        Grant::Live => None,
-        Grant::Fenced(_) => Some(Status::NAMESPACE_NOT_READY),
-        Grant::Removed => Some(Status::INVALID_NAMESPACE.with_dnr()),
     }
 }
 

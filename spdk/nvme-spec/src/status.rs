@@ -182,6 +182,19 @@ impl Status {
         Self(self.0 | Self::MORE)
     }
 
+    /// With CRD, the index of the Command Retry Delay Time after which to try again: 1 to 3, or 0 for at once (Base
+    /// section 4.2.3). Of other numbers the low two bits count.
+    #[must_use]
+    pub const fn with_crd(self, index: u8) -> Self {
+        Self(self.0 & !(3 << 11) | (index as u16 & 3) << 11)
+    }
+
+    /// CRD.
+    #[must_use]
+    pub const fn crd(self) -> u8 {
+        (self.0 >> 11 & 3) as u8
+    }
+
     /// SC, status code.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the low byte is meant")]

@@ -131,6 +131,34 @@ fn dataset_management_ranges_are_checked_before_any_is_used() {
 }
 
 #[test]
+fn a_host_that_takes_delays_is_told_when_to_try_again() {
+    let (target, mut admin, mut queue) = queue();
+    let export = target.exports()[0].clone();
+    let mut crd = |reason: FenceReason| {
+        target.fence(&export, reason);
+        let Begin::Respond(completion) = queue.begin(io(2, 1, 0, 1)) else { panic!("it is fenced") };
+        target.unfence(&export, reason);
+        let told = queue.session.told(completion.status);
+        assert_eq!((told.code(), told.dnr()), (Status::NAMESPACE_NOT_READY, false));
+        told.crd()
+    };
+    assert_eq!(
+        (crd(FenceReason::MapInDoubt), crd(FenceReason::DeviceFailed)),
+        (0, 0),
+        "reserved until asked for"
+    );
+    let mut behavior = vec![0; 512];
+    behavior[0] = 1;
+    let set = command(0x09, 0, 512, [0x16, 0, 0]);
+    assert_eq!(admin.send(set, &behavior), Begin::Respond(Completion::SUCCESS));
+    assert_eq!((crd(FenceReason::MapInDoubt), crd(FenceReason::DeviceFailed)), (2, 3));
+    let delays = &admin.data(identify(1, 0))[128..134];
+    assert_eq!(delays, [1, 0, 10, 0, 50, 0], "CRDT1 to CRDT3");
+    admin.set_cc(ENABLE & !1);
+    admin.set_cc(ENABLE);
+}
+
+#[test]
 fn a_fence_refuses_for_now_and_removal_for_ever() {
     let (target, mut admin, mut queue) = queue();
     let export = target.exports()[0].clone();

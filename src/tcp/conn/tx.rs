@@ -186,7 +186,7 @@ impl Tx {
             sqhd: session.sqhd().into(),
             sqid: 0.into(),
             cid: cid.into(),
-            status: completion.status.to_wire().into(),
+            status: session.told(completion.status).to_wire().into(),
         };
         let mut bytes = [0; 16];
         bytes.copy_from_slice(cqe.as_bytes());
