@@ -16,6 +16,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use loopfs::{LoopFs, Spec};
+use rustix::fs::IFlags;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -177,8 +179,8 @@ fn unpin_is_killed_at_every_step() {
     }
 }
 
-/// Waits for the first line, then has the traced process end in order; how it ended.
-fn until_ready_then_end(mut tracer: Child) -> ExitStatus {
+/// Waits for the first line, does something, then has the traced process end in order; how it ended.
+fn until_ready_then_end(mut tracer: Child, then: &dyn Fn(i32)) -> ExitStatus {
     let stdout = tracer.stdout.take().expect("piped");
     let mut line = String::new();
     // Nothing comes when it was killed before.
@@ -187,6 +189,7 @@ fn until_ready_then_end(mut tracer: Child) -> ExitStatus {
         let children = format!("/proc/{0}/task/{0}/children", tracer.id());
         let children = fs::read_to_string(children).unwrap_or_default();
         for child in children.split_whitespace() {
+            then(child.parse().expect("a process"));
             // It may have been killed meanwhile.
             let _ = Command::new("kill").args(["-TERM", child]).stderr(Stdio::null()).status();
         }
@@ -201,9 +204,26 @@ fn until_ready_then_end(mut tracer: Child) -> ExitStatus {
     }
 }
 
-#[test]
-fn serve_is_killed_at_every_step_of_its_beginning_and_end() {
-    let Some(lab) = Lab::new("serve killed", &Spec::XFS) else { return };
+/// Clears the immutable flag of the file through the descriptor that the process has of it: the watch will notice.
+fn clear_immutable_behind(lab: &Lab, pid: i32) {
+    let Some(pid) = Pid::from_raw(pid) else { return };
+    // It may have been killed meanwhile, at each step.
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|target| target == lab.file)
+            && let Some(number) = entry.file_name().to_str().and_then(|text| text.parse().ok())
+            && let Ok(file) = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())
+            && let Ok(flags) = rustix::fs::ioctl_getflags(&file)
+        {
+            let _ = rustix::fs::ioctl_setflags(&file, flags - IFlags::IMMUTABLE);
+            return;
+        }
+    }
+}
+
+/// Kills serve at every point of these calls, and mends after each.
+fn serve_at_every_point(test: &str, calls: &[&str], then: &dyn Fn(&Lab, i32)) -> u32 {
+    let Some(lab) = Lab::new(test, &Spec::XFS) else { return u32::MAX };
     let config = lab.fs.outside().join("fastice.toml");
     let text = format!(
         "state_dir = {:?}\ncores = 1\nbuffer_memory = \"8MiB\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[subsystem]]\nnqn = \
@@ -214,12 +234,11 @@ fn serve_is_killed_at_every_step_of_its_beginning_and_end() {
     File::create(&config).and_then(|mut file| file.write_all(text.as_bytes())).expect("room");
     let arguments = ["serve", "--config", config.to_str().expect("text")];
     let mut points = 0;
-    // Reads and logs are left out here: each point costs a start.
-    for call in ["fsync", "rename", "unlink", "ioctl", "fcntl", "flock", "fanotify_mark", "fadvise64"] {
+    for call in calls {
         for count in 1..400 {
             let tracer = lab.killed(call, count, &arguments).spawn().expect("strace runs");
-            let status = until_ready_then_end(tracer);
-            lab.mend(&format!("serve at {call} {count}"));
+            let status = until_ready_then_end(tracer, &|pid| then(&lab, pid));
+            lab.mend(&format!("{test}: {call} {count}"));
             if !was_killed(status) {
                 assert!(status.success(), "{status}");
                 break;
@@ -227,6 +246,36 @@ fn serve_is_killed_at_every_step_of_its_beginning_and_end() {
             points += 1;
         }
     }
+    points
+}
+
+#[test]
+fn serve_is_killed_at_every_step_of_its_beginning_and_end() {
+    // Without `write`, which is mostly the log: each point costs a start.
+    let calls = ["fsync", "rename", "unlink", "ioctl", "fcntl", "flock", "fanotify_mark", "fadvise64"];
+    let points = serve_at_every_point("serve killed", &calls, &|_, _| {});
     println!("{points} points");
     assert!(points > 20, "{points}");
+}
+
+#[test]
+fn serve_is_killed_at_every_step_of_a_fence() {
+    // Without the calls that the watch makes again and again.
+    let calls = ["fsync", "rename", "unlink", "fanotify_mark", "fadvise64"];
+    let points = serve_at_every_point("fence killed", &calls, &|lab, pid| {
+        clear_immutable_behind(lab, pid);
+        // Until it is abandoned, or the process is gone.
+        let started = Instant::now();
+        let is_over = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let is_gone = stat.is_empty() || stat.contains(") Z ");
+            is_gone || lab.pins().first().is_none_or(|pin| pin.get("incident").is_some())
+        };
+        while !is_over() {
+            assert!(started.elapsed() < PATIENCE, "the watch does not notice");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    println!("{points} points");
+    assert!(points > 10, "{points}");
 }
