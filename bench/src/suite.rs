@@ -6,6 +6,7 @@
 //! | `driver/replay/qdN/iops` | the same as reads a second of one core | |
 //! | `driver/model/qdN/cycles` | the driver's loop on the model, less the model | the bare loop there |
 //! | `driver/DEVICE/qdN/iops` | the driver on the device | the bare loop on the same device |
+//! | `driver/DEVICE/qdN/cycles-with-waiting` | what the core spends on a read, polling in vain included | the bare loop |
 //! | `driver/DEVICE/qd1/latency` | one read at a time | the bare loop: the device's own latency |
 //! | `driver/DEVICE/qdN/kernel` | the driver on the device | the kernel's driver on the same namespace |
 //! | `model/qdN/cycles` | what the model itself costs | |
@@ -206,7 +207,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Latency at depth 1, reads a second else.
+    /// Reads a second, and latency at depth 1.
     fn beside_bare(
         &self,
         rows: &mut Vec<Row>,
@@ -217,7 +218,7 @@ impl Plan {
     ) -> Result<()> {
         if depth == 1 {
             let us = |values: &[f64]| values.iter().map(|ns| ns / 1000.0).collect::<Vec<_>>();
-            return self.row(
+            self.row(
                 rows,
                 &Measurement {
                     name: format!("driver/{device}/qd1/latency"),
@@ -228,7 +229,7 @@ impl Plan {
                     method: "one read open at a time: the middle one, from submit to done; on the model in this process \
                              the mean of thread time",
                 },
-            );
+            )?;
         }
         self.row(
             rows,
@@ -258,11 +259,30 @@ impl Plan {
             let judged = depth == 1 && !self.emulated;
             let bar = judged.then_some(Bar::RatioAtMost(LATENCY_RATIO_MAX));
             self.beside_bare(rows, &device.name.clone(), depth, &pairs, bar)?;
+            if !self.emulated {
+                self.with_waiting(rows, &device.name, depth, &pairs)?;
+            }
             if let Some(kernel) = kernel {
                 self.beside_kernel(rows, device, depth, kernel)?;
             }
         }
         Ok(())
+    }
+
+    /// What a core spends on a read of a device that works by itself: also what it polls in vain.
+    fn with_waiting(&self, rows: &mut Vec<Row>, device: &str, depth: u16, pairs: &Pairs) -> Result<()> {
+        let all = |values: &[f64]| Pairs::cycles(values, &vec![0.0; values.len()], &pairs.clock);
+        self.row(
+            rows,
+            &Measurement {
+                name: format!("driver/{device}/qd{depth}/cycles-with-waiting"),
+                unit: "core cycles a read",
+                ours: &all(&pairs.ours),
+                peer: Some((BARE, &all(&pairs.bare))),
+                bar: None,
+                method: "time a read times the core's clock, polling in vain included: the device decides it",
+            },
+        )
     }
 
     fn beside_kernel(
