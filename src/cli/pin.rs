@@ -96,6 +96,7 @@ pub fn run(args: &PinArgs) -> Outcome {
         keep: !args.resume,
         accept_change: args.resume,
         warden: if args.hold { Some(start_warden()?) } else { None },
+        update_mtime: false,
         on_recall: None,
     };
     let mut out = Out::stdout();

@@ -383,8 +383,9 @@ impl Checker<'_> {
         if raw.file.is_none() {
             let device = raw.device.as_ref().map(Spanned::span);
             let prepare = raw.prepare.as_ref().map(Spanned::span);
-            for span in device.into_iter().chain(prepare) {
-                self.refuse(span, "device and prepare have a meaning for a file only");
+            let mtime = raw.update_mtime.as_ref().map(Spanned::span);
+            for span in device.into_iter().chain(prepare).chain(mtime) {
+                self.refuse(span, "device, prepare and update_mtime have a meaning for a file only");
             }
         }
         let backing = if let Some(file) = raw.file {
@@ -396,7 +397,12 @@ impl Checker<'_> {
                     "prepare works while the filesystem is mounted: `fastice pin --prepare`",
                 );
             }
-            Backing::File { path, device, prepare: raw.prepare.is_some_and(Spanned::into_inner) }
+            if let (DeviceWay::HandedOver, Some(mtime)) = (device, &raw.update_mtime) {
+                self.refuse(mtime.span(), "update_mtime takes a mounted filesystem");
+            }
+            let [prepare, update_mtime] =
+                [raw.prepare, raw.update_mtime].map(|flag| flag.is_some_and(Spanned::into_inner));
+            Backing::File { path, device, prepare, update_mtime }
         } else if let Some(size) = raw.memory {
             Backing::Memory { len: self.device_size(size, block_size)? }
         } else {

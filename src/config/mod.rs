@@ -223,6 +223,8 @@ pub enum Backing {
         device: DeviceWay,
         /// Fill holes, unshare and pad the file before it is pinned.
         prepare: bool,
+        /// Set the file's modification time when it is let go: what hosts wrote does not change it.
+        update_mtime: bool,
     },
     /// Memory, lost when the target ends: for benches.
     Memory {

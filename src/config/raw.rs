@@ -83,6 +83,7 @@ pub(super) struct RawNamespace {
     pub(super) read_only: bool,
     pub(super) block_size: Option<Spanned<i64>>,
     pub(super) prepare: Option<Spanned<bool>>,
+    pub(super) update_mtime: Option<Spanned<bool>>,
 }
 
 /// `cores = 4` or `cores = [0, 2]`.

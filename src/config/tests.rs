@@ -53,7 +53,10 @@ fn defaults_are_filled_in() {
     let namespace = &subsystem.namespaces[0];
     assert_eq!((namespace.nsid, namespace.read_only, namespace.block_size), (1, false, None));
     let path = PathBuf::from("/srv/vm1.img");
-    assert_eq!(namespace.backing, Backing::File { path, device: DeviceWay::Uring, prepare: false });
+    assert_eq!(
+        namespace.backing,
+        Backing::File { path, device: DeviceWay::Uring, prepare: false, update_mtime: false }
+    );
     assert_eq!(config.files().collect::<Vec<_>>(), [(Path::new("/srv/vm1.img"), false)]);
 }
 
@@ -111,7 +114,10 @@ prepare = true
     assert_eq!(namespaces[0].block_size, Some(BlockSize::B512));
     assert_eq!(namespaces[1].backing, Backing::Memory { len: ByteLen(1 << 20) });
     let path = PathBuf::from("/a/b");
-    assert_eq!(namespaces[2].backing, Backing::File { path, device: DeviceWay::Uring, prepare: true });
+    assert_eq!(
+        namespaces[2].backing,
+        Backing::File { path, device: DeviceWay::Uring, prepare: true, update_mtime: false }
+    );
 }
 
 #[test]
@@ -147,7 +153,10 @@ serial = "S4EVNX0R654321"
     assert!(anywhere.way.is_none() && anywhere.identity.serial.is_some());
     let path = PathBuf::from("/srv/vm1.img");
     let backing = &config.subsystems[0].namespaces[0].backing;
-    assert_eq!(*backing, Backing::File { path, device: DeviceWay::Nvme, prepare: false });
+    assert_eq!(
+        *backing,
+        Backing::File { path, device: DeviceWay::Nvme, prepare: false, update_mtime: false }
+    );
 }
 
 #[test]
@@ -297,7 +306,7 @@ file = "relative"
     17: no host may connect: list them, hosts = ["nqn…"], or say allow_any_host = true
     20: nsid 0 is not from 1 to 1024
     24: 1000 B is no multiple of the block size 4096
-    28: device and prepare have a meaning for a file only
+    28: device, prepare and update_mtime have a meaning for a file only
     30: nsid 3 is used twice in nqn.2026-11.io.fastice:b
     33: file must be an absolute path
     "#);

@@ -275,8 +275,14 @@ impl Provider {
                 let name = name_of(&map);
                 (device, Some(map), name)
             }
-            Backing::File { path, prepare, device } => {
-                let map = self.pin(path, *prepare, namespace.block_size, progress)?;
+            Backing::File { path, prepare, device, update_mtime } => {
+                let wanted = PinOptions {
+                    prepare: *prepare,
+                    block_size: namespace.block_size,
+                    update_mtime: *update_mtime && !namespace.read_only,
+                    ..PinOptions::default()
+                };
+                let map = self.pin(path, wanted, progress)?;
                 let name = name_of(&map);
                 let device = self.disk(path, *device, namespace.read_only, choices).map_err(device_error)?;
                 (device, Some(map), name)
@@ -296,8 +302,7 @@ impl Provider {
     fn pin(
         &mut self,
         path: &Path,
-        prepare: bool,
-        block_size: Option<BlockSize>,
+        wanted: PinOptions,
         progress: &mut dyn Progress,
     ) -> Result<Arc<FrozenMap>, ServeError> {
         if let Some(held) = self.files.get(path) {
@@ -312,8 +317,7 @@ impl Provider {
         let wire = Arc::clone(&tripwire);
         let on_recall: OnRecall = Arc::new(move |incident| wire.trip(incident));
         let warden = Some(self.warden(path)?);
-        let options =
-            PinOptions { prepare, block_size, warden, on_recall: Some(on_recall), ..PinOptions::default() };
+        let options = PinOptions { warden, on_recall: Some(on_recall), ..wanted };
         let pinned = pin(path, &options, &self.state, progress)?;
         let map = Arc::clone(pinned.map());
         self.files.insert(path.to_owned(), Held::Pinned { pinned, tripwire });

@@ -20,7 +20,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::Advice;
+use rustix::fs::{Advice, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::accept::Violation;
 use super::compare::compare;
@@ -57,6 +57,9 @@ pub struct PinOptions {
     /// The map of a leftover pin need not be that of the file any more: it is replaced by the living one, as the next
     /// generation. For the operator who has looked: `fastice pin --resume`.
     pub accept_change: bool,
+    /// Whether [`PinnedFile::release`] sets the file's modification time: what hosts write goes past the filesystem, so that
+    /// backups would see no change.
+    pub update_mtime: bool,
     /// Who guards and watches the file. Without one it gets a warden of its own, which costs two threads.
     pub warden: Option<Arc<Warden>>,
     /// What to call when the pin is recalled, beside what [`PinnedFile::recall`] shows. Runs on the guard's thread.
@@ -65,12 +68,13 @@ pub struct PinOptions {
 
 impl std::fmt::Debug for PinOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { prepare, block_size, keep, accept_change, warden: _, on_recall } = self;
+        let Self { prepare, block_size, keep, accept_change, update_mtime, warden: _, on_recall } = self;
         f.debug_struct("PinOptions")
             .field("prepare", prepare)
             .field("block_size", block_size)
             .field("keep", keep)
             .field("accept_change", accept_change)
+            .field("update_mtime", update_mtime)
             .field("on_recall", &on_recall.is_some())
             .finish()
     }
@@ -129,6 +133,7 @@ pub struct PinnedFile {
     state: StateDir,
     clear_immutable: bool,
     kept: bool,
+    update_mtime: bool,
 }
 
 /// Pins the file at `path`, and records the pin in `state`.
@@ -169,7 +174,16 @@ pub fn pin(
     let (guard, map, clear_immutable) = attempt.run(identity, previous, progress)?;
     tracing::info!(path = %path.display(), generation = map.generation(), extents = map.extent_count(), "pinned");
     let state = state.clone();
-    Ok(PinnedFile { map, file, guard: Some(guard), lock: Some(lock), state, clear_immutable, kept })
+    Ok(PinnedFile {
+        map,
+        file,
+        guard: Some(guard),
+        lock: Some(lock),
+        state,
+        clear_immutable,
+        kept,
+        update_mtime: options.update_mtime,
+    })
 }
 
 /// Whether something of the file can be mended, or its size is no multiple of the block that was asked for, which may
@@ -441,6 +455,12 @@ impl PinnedFile {
                 .and_then(|()| self.file.sync_all())
                 .map_err(|error| ExtentError::io("clear the immutable flag of", &path, error))?;
         }
+        if self.update_mtime {
+            // Not while the flag is set. Without it the file is as good; a backup by time misses it.
+            if let Err(error) = set_modified_now(&self.file) {
+                tracing::warn!(path = %path.display(), %error, "the modification time is not set");
+            }
+        }
         // The record goes before the guards: whoever gets in after them finds an ordinary file.
         self.state.remove(&self.map.identity().key())?;
         let lock = self.lock.take();
@@ -475,6 +495,13 @@ impl Drop for PinnedFile {
             self.let_go();
         }
     }
+}
+
+fn set_modified_now(file: &File) -> io::Result<()> {
+    let stamp = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    let times = Timestamps { last_access: stamp(UTIME_OMIT), last_modification: stamp(UTIME_NOW) };
+    rustix::fs::futimens(file, &times)?;
+    file.sync_all()
 }
 
 /// What [`StateProblem::Missing`] is an error of.

@@ -70,3 +70,24 @@ fn the_successor_goes_on_where_the_first_ended() {
     daemon.stop();
     assert_in_file(&mut ledger, &path);
 }
+
+#[test]
+fn the_modification_time_tells_of_what_hosts_wrote_where_that_is_asked_for() {
+    for asked in [true, false] {
+        let Some(lab) = Lab::new("modification time", &Spec::XFS) else { return };
+        let path = lab.fragmented("file");
+        let before = std::fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
+        let config = lab.open_config(any_port(), &[&path]);
+        let text = std::fs::read_to_string(&config).expect("the configuration");
+        std::fs::write(&config, text.replace("file = ", &format!("update_mtime = {asked}\nfile = ")))
+            .expect("room");
+        let daemon = lab.serve(&config);
+        let load = Load::start(options(daemon.address(), 1, 191));
+        load.end_clean();
+        let during = std::fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
+        assert_eq!(during, before);
+        daemon.stop();
+        let after = std::fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
+        assert_eq!(after > before, asked);
+    }
+}

@@ -27,7 +27,7 @@ pub(super) fn check_config(checks: &mut Vec<Check>, config: &Config, path: Optio
     checks.push(Check::ok("config", text));
     checks.extend(config.listeners.iter().map(listener));
     for namespace in config.subsystems.iter().flat_map(|subsystem| &subsystem.namespaces) {
-        let Backing::File { path, device, prepare } = &namespace.backing else { continue };
+        let Backing::File { path, device, prepare, .. } = &namespace.backing else { continue };
         let access = if namespace.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         checks.push(match device {
             DeviceWay::HandedOver => handed_over(path, &config.state_dir),
