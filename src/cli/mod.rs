@@ -17,6 +17,7 @@ pub mod device;
 pub mod discover;
 pub mod doctor;
 pub mod exit;
+pub mod explain;
 mod files;
 pub mod log;
 pub mod man;
@@ -72,6 +73,8 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
+    #[command(name = explain::PROBE, hide = true)]
+    Probe(explain::ProbeArgs),
 }
 
 /// `--state-dir`, for the commands that read or write records of pins and devices.
@@ -104,6 +107,7 @@ impl Command {
             Self::Doctor(args) => doctor::run(args),
             Self::Completions(args) => completions::run(args),
             Self::Man(args) => man::run(args),
+            Self::Probe(args) => explain::run_probe(args),
         }
     }
 
@@ -119,7 +123,12 @@ impl Command {
             Self::Device(args) => args.wants_json(),
             Self::Discover(args) => args.json.json,
             Self::Bench(args) => args.json.json,
-            Self::Demo(_) | Self::Read(_) | Self::Serve(_) | Self::Completions(_) | Self::Man(_) => false,
+            Self::Demo(_)
+            | Self::Read(_)
+            | Self::Serve(_)
+            | Self::Completions(_)
+            | Self::Man(_)
+            | Self::Probe(_) => false,
         }
     }
 }

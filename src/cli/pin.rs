@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::StateDirArg;
 use super::exit::{Exit, Failure, Outcome};
+use super::explain;
 use super::files::{Stages, required_record};
 use super::many::each;
 use super::map::hex;
@@ -43,6 +44,12 @@ pub struct PinArgs {
     /// Stay in the foreground and hold all guards, until Ctrl-C
     #[arg(long)]
     pub hold: bool,
+    /// Pin nothing, and tell what a pin would refuse, delay or only detect here, and what is out of its reach
+    ///
+    /// Tries it on a scratch file in a directory of its own beside the file (`.fastice-explain-*`), which is gone
+    /// afterwards, also after Ctrl-C; only a `kill -9` leaves it. The file itself is only looked at. Takes some seconds.
+    #[arg(long, conflicts_with_all = ["prepare", "resume", "hold"])]
+    pub explain: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub state: StateDirArg,
@@ -85,6 +92,9 @@ struct GuardDocument {
 /// # Errors
 /// When the state directory cannot be used; what is wrong with single files is told, and decides the exit status.
 pub fn run(args: &PinArgs) -> Outcome {
+    if args.explain {
+        return explain::run(&args.files, &args.state.state_dir, args.json.json);
+    }
     // Before any thread starts.
     let signals = if args.hold { Some(StopSignals::take()?) } else { None };
     let json = args.json.json;

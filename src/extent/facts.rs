@@ -185,6 +185,11 @@ impl Mount {
     }
 }
 
+/// The options of the mounted filesystem with device number `device`, as the mount table tells them.
+pub(super) fn mount_options(device: DeviceNumber) -> io::Result<Option<String>> {
+    Ok(Mount::of(device)?.map(|mount| mount.super_options))
+}
+
 /// The name of the filesystem type, and the type if it can be served: the magic number and the mount table must agree,
 /// because ext2, ext3 and ext4 share a magic number.
 fn filesystem_type(magic: Option<u64>, mount: Option<&Mount>) -> (String, Option<FilesystemKind>) {

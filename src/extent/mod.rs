@@ -22,7 +22,7 @@
 //! [`ondisk`]. The module knows nothing of NVMe-oF, of exports or of how devices are opened.
 //!
 //! A [`Warden`] keeps the guards of all pinned files of a process, and watches them: see `guard` and `watch`. Whoever
-//! serves hears of a recall, fences, drains, and lets go.
+//! serves hears of a recall, fences, drains, and lets go. [`probe`] tries all that on a scratch file: see `explain`.
 //!
 //! What it does not do: resolve device-mapper, MD or multi-device filesystems, or protect a file from root's every means: root can
 //! kill the process, clear the flag and change the file, which is then seen but not prevented.
@@ -32,6 +32,7 @@ mod commands;
 mod compare;
 mod device;
 mod error;
+mod explain;
 mod facts;
 mod fiemap;
 pub mod fuzz;
@@ -67,6 +68,10 @@ pub use accept::{Violation, violations};
 pub use commands::CommandsHold;
 pub use compare::{Comparison, Difference, Place, compare};
 pub use error::{ExtentError, ExtentErrorKind, Holder, LookupError, MapFault, StateProblem};
+pub use explain::{
+    Attempted, Attempts, FailedCall, Finding, Operation, Outlook, Probe, SharedHole, Verdict, attempt,
+    outlook, probe,
+};
 pub use facts::FileFacts;
 pub(crate) use facts::unescape_octal;
 pub use fiemap::{FiemapFlags, RawExtent};
@@ -89,4 +94,4 @@ pub use survey::{Survey, accept, read_map, survey};
 pub use timeline::{MovedBlocks, PinEvent, PinStep, StoredIncident};
 pub use unpin::{UnpinReport, unpin};
 pub use verify::{VerifyReport, verify_stored};
-pub use watch::{SecondLook, WatchOptions};
+pub use watch::{SecondLook, WatchOptions, WatchPlan};

@@ -1,8 +1,9 @@
-//! The system calls that no safe crate offers: FIEMAP and the inode ioctls, leases, fanotify, signals to a thread,
+//! The system calls that no safe crate offers: FIEMAP and the inode ioctls, attributes by path, leases, fanotify, signals to a thread,
 //! sealed memory. The one module of `extent` with unsafe code; each function is safe to call and returns errno.
 
 #![expect(unsafe_code, reason = "ioctl, fcntl, fanotify, signalfd and mmap have no safe wrapper")]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -145,6 +146,58 @@ pub(super) fn filesystem_uuid(file: BorrowedFd<'_>) -> io::Result<Option<[u8; 16
     // SAFETY: struct fsuuid2 is 17 plain bytes, and so is the output.
     let [len, uuid @ ..] = unsafe { ioctl::ioctl(file, Getter::<FS_IOC_GETFSUUID, [u8; 17]>::new())? };
     Ok((len == 16).then_some(uuid))
+}
+
+// ---- by path -------------------------------------------------------------------------------------------------
+
+/// Sets the size of the file at `path` without opening it: `truncate(2)`.
+pub(super) fn truncate(path: &CStr, len: i64) -> io::Result<()> {
+    // SAFETY: truncate reads a string that ends in a null byte, which a CStr is.
+    check(unsafe { libc::truncate64(path.as_ptr(), len) }).map(drop)
+}
+
+/// `file_getattr(2)` and `file_setattr(2)`, Linux 6.17: the same numbers on every architecture that Rust knows.
+const FILE_GETATTR: libc::c_long = 468;
+const FILE_SETATTR: libc::c_long = 469;
+
+/// `struct file_attr` (`linux/fs.h`), version 0.
+#[repr(C)]
+#[derive(Default)]
+struct FileAttr {
+    xflags: u64,
+    extent_size: u32,
+    extents: u32,
+    project: u32,
+    cow_extent_size: u32,
+}
+
+/// Clears the immutable flag of the file at `path` without opening it. ENOSYS before Linux 6.17.
+pub(super) fn clear_immutable_by_path(path: &CStr) -> io::Result<()> {
+    const FS_XFLAG_IMMUTABLE: u64 = 8;
+    let mut attributes = FileAttr::default();
+    let len = size_of::<FileAttr>();
+    // SAFETY: the path ends in a null byte; the kernel writes at most `len` bytes of plain integers.
+    let got = unsafe {
+        libc::syscall(FILE_GETATTR, libc::AT_FDCWD, path.as_ptr(), &raw mut attributes, len, 0_u32)
+    };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    attributes.xflags &= !FS_XFLAG_IMMUTABLE;
+    // SAFETY: as above; the kernel only reads.
+    let set = unsafe {
+        libc::syscall(FILE_SETATTR, libc::AT_FDCWD, path.as_ptr(), &raw const attributes, len, 0_u32)
+    };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether the kernel has `file_setattr(2)`. Asked with a structure of no length, which changes nothing.
+pub(super) fn has_file_setattr() -> bool {
+    let nothing = ptr::null::<FileAttr>();
+    // SAFETY: a structure of length 0 is refused before it is read.
+    let answer =
+        unsafe { libc::syscall(FILE_SETATTR, libc::AT_FDCWD, c"".as_ptr(), nothing, 0_usize, 0_u32) };
+    answer == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
 // ---- leases --------------------------------------------------------------------------------------------------

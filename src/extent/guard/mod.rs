@@ -14,7 +14,7 @@
 
 mod incident;
 mod opens;
-mod post;
+pub(super) mod post;
 pub(super) mod warden;
 
 pub use incident::{Doubt, Incident, OnRecall, RecallReason, RecallWatch};

@@ -105,7 +105,7 @@ impl WatchState {
             checks: self.checks.load(Ordering::Relaxed),
             last_check_ago: last_ok.elapsed(),
             interval,
-            bound: interval.saturating_mul(2) + LATE_GRACE,
+            bound: bound_of(interval),
             cost: self.cost(),
         }
     }
@@ -113,6 +113,11 @@ impl WatchState {
 
 /// What a busy host may delay a look by without that it counts as late.
 const LATE_GRACE: Duration = Duration::from_secs(2);
+
+/// After how long without a look a file counts as changed whose map is looked at every `interval`.
+pub(in crate::extent) const fn bound_of(interval: Duration) -> Duration {
+    interval.saturating_mul(2).saturating_add(LATE_GRACE)
+}
 
 impl Post {
     /// Recalls when the kernel says that the lease is another than the one that was taken.

@@ -16,7 +16,8 @@ use crate::extent::error::ExtentError;
 use crate::extent::facts::stat;
 use crate::extent::fiemap;
 use crate::extent::guard::{Baseline, Doubt, Post, RecallReason};
-use crate::extent::map::FrozenMap;
+use crate::extent::identity::MapIdentity;
+use crate::extent::map::{Extent, FrozenMap};
 use crate::extent::sys::{self, Lease};
 use crate::extent::undo::Chain;
 
@@ -39,6 +40,24 @@ pub(in crate::extent) fn baseline_of(file: &File, path: &Path) -> Result<Baselin
         Err(error) => return Err(ExtentError::io("ask for the generation of", path, error)),
     };
     Ok(Baseline { changed, inode_generation })
+}
+
+/// What a look at a file that is not pinned costs in processor time: the same calls, by this thread.
+pub(in crate::extent) fn cost_of(
+    file: &File,
+    path: &Path,
+    identity: &MapIdentity,
+    extents: &[Extent],
+) -> Result<Duration, ExtentError> {
+    let begun = cpu_time();
+    baseline_of(file, path)?;
+    let disk = &identity.disk;
+    Sysfs::system()
+        .len_of(disk.number)
+        .map_err(|error| ExtentError::io("look at the disk under", path, error))?;
+    let records = fiemap::read(file, path)?;
+    let _ = differences(extents, &records, disk.partition_start, identity.size, DIFFERENCES_MAX);
+    Ok(cpu_time().saturating_sub(begun))
 }
 
 /// What differs, if anything does.

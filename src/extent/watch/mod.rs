@@ -28,12 +28,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 pub use check::SecondLook;
-pub(in crate::extent) use check::baseline_of;
 use check::look;
+pub(in crate::extent) use check::{baseline_of, cost_of};
 
-use pace::Pace;
+use pace::{Pace, QUICK_INTERVAL_MIN};
 
 use super::guard::Post;
+use super::guard::post::bound_of;
 use super::guard::warden::{Alarm, Shared};
 
 /// How files are watched.
@@ -50,6 +51,29 @@ impl Default for WatchOptions {
     fn default() -> Self {
         Self { share: 0.01, interval_min: Duration::from_millis(100) }
     }
+}
+
+impl WatchOptions {
+    /// How often a file is watched whose map costs `cost` of a processor to look at, when it is the only one.
+    #[must_use]
+    pub fn alone(self, cost: Duration) -> WatchPlan {
+        let interval = Pace::new(self).interval_alone(cost);
+        WatchPlan { quick_interval: QUICK_INTERVAL_MIN, interval, bound: bound_of(interval), cost }
+    }
+}
+
+/// How often one file is, or would be, looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchPlan {
+    /// Between two looks at the inode, at the least.
+    pub quick_interval: Duration,
+    /// Between two looks at the map.
+    pub interval: Duration,
+    /// What a change that nothing but the map shows may take to be noticed, at the longest: without a look for so long
+    /// the file counts as changed.
+    pub bound: Duration,
+    /// What one look at the map costs in processor time.
+    pub cost: Duration,
 }
 
 /// The thread that watches.

@@ -8,7 +8,7 @@ use super::WatchOptions;
 use crate::extent::guard::Post;
 
 /// Between two rounds of quick looks, when there are few files.
-const QUICK_INTERVAL_MIN: Duration = Duration::from_millis(100);
+pub(super) const QUICK_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// What a look is taken to cost before there was one.
 const COST_FIRST: Duration = Duration::from_micros(20);
 
@@ -62,6 +62,11 @@ impl Pace {
         let interval =
             |cost| Duration::try_from_secs_f64(root(cost) * sum / self.share()).unwrap_or(Duration::MAX);
         costs.iter().map(|(_, cost)| interval(cost).max(self.options.interval_min)).collect()
+    }
+
+    /// The interval of a file whose look costs `cost`, when it is the only one.
+    pub(super) fn interval_alone(&self, cost: Duration) -> Duration {
+        self.intervals(&[(0, cost)]).first().copied().unwrap_or(self.options.interval_min)
     }
 
     /// How long nothing is due; `None` when there is nothing to watch.

@@ -1,0 +1,244 @@
+//! What a pin of a file can hold off here: found out by trying, on a scratch file beside it.
+//!
+//! ```text
+//!   FILE ----- outlook: can it be pinned, who is in the way, how often would it be watched
+//!     |
+//!   its directory --> scratch directory --> scratch file --> pin() with records in a temporary state directory
+//!                                               ^
+//!          another process (the program itself) |  open, truncate, unlink, rename, link, chmod, setxattr, FICLONE, ...
+//!                                               v
+//!                      refused by errno  |  waits: delayed  |  goes through: which detector recalls the pin, and when
+//! ```
+//!
+//! Kernels and filesystems differ: `file_setattr(2)` is of Linux 6.17, reflink is a choice of mkfs. What cannot be tried,
+//! for want of permission or because it would harm others (umount, kill, writes to the device), is told as it is known,
+//! and marked as not probed. The scratch files, their flags and their records are gone afterwards, but for a `kill -9`.
+//!
+//! What it does not do: touch the file itself, which is only opened for reading; try swap, freezing or remounting.
+
+mod operation;
+mod probe;
+mod scratch;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+pub use operation::{Attempted, FailedCall, Operation, attempt};
+use probe::Lab;
+
+use super::error::{ExtentError, Holder};
+use super::facts::mount_options;
+use super::guard::{Doubt, RecallReason};
+use super::holders;
+use super::survey::{Survey, absolute, open_read, survey_file, to_extents};
+use super::sys;
+use super::watch::{WatchOptions, WatchPlan, cost_of};
+
+const MARK: &str = "open-permission mark";
+const FLAG: &str = "immutable flag";
+const LEASE_PROOF: &str = "write lease at the pin";
+const LEASE: &str = "lease";
+const STATX: &str = "statx, every 100 ms";
+const MAP_WATCH: &str = "FIEMAP, at the watch interval";
+
+/// What becomes of an operation on a pinned file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It fails.
+    Refused,
+    /// It waits until fastice has let go, and then goes through.
+    Delayed,
+    /// It goes through, and is noticed: then the export is fenced.
+    Detected,
+    /// It went through, and nothing noticed it for as long as was promised.
+    Unnoticed,
+    /// There is no such thing here.
+    Impossible,
+    /// No guard of a file can do anything about it.
+    OutOfReach,
+}
+
+impl Verdict {
+    /// The word for it, as in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Delayed => "delayed",
+            Self::Detected => "detected",
+            Self::Unnoticed => "unnoticed",
+            Self::Impossible => "impossible",
+            Self::OutOfReach => "out-of-reach",
+        }
+    }
+}
+
+/// What is found, or known, of one operation.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// Which.
+    pub operation: Operation,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// Whether it was tried here and now; else it is told as it is known.
+    pub probed: bool,
+    /// The call that failed, with its errno.
+    pub failed: Option<FailedCall>,
+    /// The guard that refuses it, or the detector that noticed it.
+    pub by: Option<&'static str>,
+    /// How long after its start it was noticed.
+    pub noticed_after: Option<Duration>,
+    /// More, for people; may be empty.
+    pub text: String,
+}
+
+impl Finding {
+    fn of_knowledge(operation: Operation, reflink: Option<bool>) -> Self {
+        let known = operation.known();
+        let here = match operation {
+            Operation::CloneWithin => reflink != Some(false),
+            Operation::SetFileAttr => sys::has_file_setattr(),
+            _ => true,
+        };
+        let (verdict, by) = if here { (known.verdict, known.by) } else { (Verdict::Impossible, None) };
+        let text = known.text.to_owned();
+        Self { operation, verdict, probed: false, failed: None, by, noticed_after: None, text }
+    }
+}
+
+/// Whether another file can come to share the blocks of a pinned one, which would make the filesystem move them at the
+/// next local write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SharedHole {
+    /// The filesystem shares no blocks.
+    None,
+    /// Clones from the file are refused: by the open-permission mark, as the immutable flag allows them.
+    Closed,
+    /// A clone from the file went through.
+    Open,
+    /// It was not tried.
+    Unknown,
+}
+
+/// What was found out about pins in one directory.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// Whether the filesystem shares blocks between files.
+    pub reflink: Option<bool>,
+    /// Of each operation.
+    pub findings: Vec<Finding>,
+    /// Why not everything was tried that could have been.
+    pub not_probed: Option<String>,
+}
+
+impl Probe {
+    /// Whether the hole of shared blocks is closed.
+    #[must_use]
+    pub fn shared_hole(&self) -> SharedHole {
+        let clone = self.findings.iter().find(|finding| finding.operation == Operation::CloneFrom);
+        match (self.reflink, clone) {
+            (Some(false), _) => SharedHole::None,
+            (Some(true), Some(clone)) if clone.probed && clone.verdict == Verdict::Refused => {
+                SharedHole::Closed
+            }
+            (Some(true), Some(clone)) if clone.probed => SharedHole::Open,
+            _ => SharedHole::Unknown,
+        }
+    }
+}
+
+/// Makes the command that runs [`attempt`] with an operation on a path in another process, and prints what became of it as
+/// JSON.
+pub type Attempts<'a> = dyn Fn(Operation, &Path) -> Command + 'a;
+
+/// Finds out what a pin does on the filesystem of the file at `path`, on a scratch file beside it. `stop` is asked between
+/// two attempts. What cannot be tried is told as it is known.
+///
+/// # Errors
+/// [`ExtentError::Io`] when there is no file at the path.
+pub fn probe(path: &Path, attempts: &Attempts<'_>, stop: &dyn Fn() -> bool) -> Result<Probe, ExtentError> {
+    let path = absolute(path)?;
+    let directory = path.parent().unwrap_or(&path);
+    let mut reflink = None;
+    let (mut lab, mut not_probed) = match Lab::new(directory, attempts, &mut reflink) {
+        Ok(lab) => (Some(lab), None),
+        Err(why) => (None, Some(why)),
+    };
+    let mut findings = Vec::with_capacity(Operation::ALL.len());
+    for operation in Operation::ALL {
+        let known = Finding::of_knowledge(operation, reflink);
+        if stop() {
+            (lab, not_probed) = (None, Some("it was interrupted".to_owned()));
+        }
+        let tried = match &mut lab {
+            Some(lab) => lab.probe(operation, reflink),
+            None => Ok(None),
+        };
+        findings.push(match tried {
+            Ok(Some(finding)) => finding,
+            Ok(None) => known,
+            Err(why) => {
+                not_probed.get_or_insert(why);
+                known
+            }
+        });
+    }
+    Ok(Probe { reflink, findings, not_probed })
+}
+
+/// What a look at a file says of pinning it.
+#[derive(Clone, Debug)]
+pub struct Outlook {
+    /// What the file is, and every reason not to pin it.
+    pub survey: Survey,
+    /// Who has it open, as far as can be seen.
+    pub holders: Vec<Holder>,
+    /// The options that its filesystem is mounted with.
+    pub mount_options: Option<String>,
+    /// How it would be watched if it were the only one, by the default options; `None` when it can have no map.
+    pub watch: Option<WatchPlan>,
+}
+
+/// Looks at the file at `path`, which is opened for reading and not changed.
+///
+/// # Errors
+/// [`ExtentError::Io`] when it cannot be opened, as when it is guarded.
+pub fn outlook(path: &Path) -> Result<Outlook, ExtentError> {
+    let path = absolute(path)?;
+    let file = open_read(&path)?;
+    let survey = survey_file(&file, &path)?;
+    let facts = &survey.facts;
+    let holders = holders::find(facts.inode, facts.device, facts.swap);
+    let mount_options =
+        mount_options(facts.device).map_err(|error| ExtentError::io("find the mount of", &path, error))?;
+    let watch = match facts.identity() {
+        Ok(identity) => {
+            let extents = to_extents(&survey.records, identity.disk.partition_start, identity.size);
+            Some(WatchOptions::default().alone(cost_of(&file, &path, &identity, &extents)?))
+        }
+        Err(_) => None,
+    };
+    Ok(Outlook { survey, holders, mount_options, watch })
+}
+
+/// How long an open for writing waits for us at most, in seconds, if the kernel tells.
+fn lease_break_time() -> Option<u64> {
+    fs::read_to_string("/proc/sys/fs/lease-break-time").ok()?.trim().parse().ok()
+}
+
+/// What noticed it.
+const fn detector(reason: RecallReason) -> &'static str {
+    match reason {
+        RecallReason::LeaseBreak => LEASE,
+        RecallReason::GuardFailed => "guard thread",
+        RecallReason::Doubt(Doubt::MapMoved) => MAP_WATCH,
+        RecallReason::Doubt(
+            Doubt::Resized | Doubt::FlagCleared | Doubt::Touched | Doubt::OtherGeneration | Doubt::LeaseLost,
+        ) => STATX,
+        RecallReason::Doubt(Doubt::DiskChanged | Doubt::NotReadable | Doubt::WatchLate) => "watch",
+    }
+}
