@@ -7,6 +7,7 @@
 mod loopfs;
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -235,6 +236,32 @@ fn who_may_not_pin_is_told_what_is_known() {
     let all = document["operations"].as_array().expect("an array");
     assert!(all.iter().all(|operation| operation["probed"] == false));
     assert_eq!(operation(&document, "open-read")["verdict"], "refused");
+    lab.assert_clean(&file);
+}
+
+#[test]
+fn of_a_guarded_file_it_tells_who_guards_it() {
+    let Some(lab) = Lab::new("of_a_guarded_file_it_tells_who_guards_it", &Spec::XFS) else { return };
+    let file = lab.file();
+    let mut command = lab.command(&["pin", "--hold"], &file);
+    let mut holder = command.stdout(Stdio::piped()).spawn().expect("the binary runs");
+    // What it says last, when all guards are held.
+    let mut lines = BufReader::new(holder.stdout.take().expect("a pipe")).lines();
+    let held = lines.any(|line| line.is_ok_and(|line| line.contains("holding all guards")));
+    assert!(held, "it ended without holding the file");
+    let document = lab.explain(&file);
+    let pid = rustix::process::Pid::from_child(&holder);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    assert_eq!(holder.wait().expect("our child").code(), Some(0));
+    assert_guarded(&document);
+    assert_eq!((&document["can_be_pinned"], &document["size_bytes"]), (&false.into(), &Value::Null));
+    let told = &document["in_the_way"][0];
+    assert_eq!(told["name"], "pinned");
+    let by = format!("process {}", pid.as_raw_nonzero());
+    assert!(told["message"].as_str().is_some_and(|message| message.contains(&by)), "{told}");
+    let undone = lab.command(&["unpin"], &file).status().expect("the binary runs");
+    assert_eq!(undone.code(), Some(0));
+    fs::remove_dir_all(lab.fs.outside()).expect("our own");
     lab.assert_clean(&file);
 }
 

@@ -147,9 +147,7 @@ impl Operation {
             Self::OpenedBefore => {
                 (Refused, Some(LEASE_PROOF), "the pin is refused while anyone has the file open")
             }
-            Self::Unmount => {
-                (Refused, None, "EBUSY while served, as the file is open; `umount --lazy` does no harm")
-            }
+            Self::Unmount => (Refused, None, "EBUSY while served, as the file is open"),
             Self::TruncateUnflagged => (Delayed, Some(LEASE), "it waits until fastice has fenced and let go"),
             Self::SetFileAttr => (Detected, Some(STATX), "Linux 6.17 and later: needs no open"),
             Self::CloneWithin => (Detected, Some(MAP_WATCH), "leaves no trace but SHARED in the map"),
