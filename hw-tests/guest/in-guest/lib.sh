@@ -187,8 +187,9 @@ klog_since_mark() { dmesg -r | awk '/hw-mark$/ { n = 0; next } { line[n++] = $0 
 KLOG_QUIET='nvme nvme[0-9]+: (new ctrl: |Removing ctrl: |creating [0-9]+ I/O queues|mapped [0-9]+/[0-9]+/[0-9]+ default/read/poll queues|rescanning namespaces|resetting controller)'
 # What may be logged while the target is away: the loss, the tries, the return. No failed I/O, no changed identity.
 KLOG_AWAY='nvme nvme[0-9]+: (starting error recovery|queue [0-9]+ socket state [0-9]+|Reconnecting in |failed to connect socket: -|Failed reconnect attempt |Successfully reconnected|queue [0-9]+: (timeout|no space|receive failed)|receive failed|failed to send request|I/O tag .*timeout|Property (Set|Get) error|Device not ready; aborting|reconnecting|long keepalive RTT|failed nvme_keep_alive_end_io)|block nvme[0-9]+n[0-9]+: no usable path - requeuing I/O|nvme_ns_head_submit_bio: [0-9]+ callbacks suppressed|nvme nvme[0-9]+: (sending AER|Async event)'
-# How a kernel feels about being emulated on a busy machine. Timing only.
-KLOG_EMULATION='hrtimer: interrupt took|clocksource: |hogged CPU for|perf: interrupt took too long|sched: RT throttling'
+# How a kernel feels about being emulated on a busy machine. Timing only: also of an interrupt that comes when its vector
+# was just freed.
+KLOG_EMULATION='No irq handler for|hrtimer: interrupt took|clocksource: |hogged CPU for|perf: interrupt took too long|sched: RT throttling'
 # Two kinds of lines are bad: any of level warning or worse, from whatever part of the kernel, and any line about
 # NVMe or a filesystem that a healthy run does not log. $1: further allowed lines, as an extended regular expression.
 klog_judge() {

@@ -87,7 +87,7 @@ faults() {
 # What the kernel says when filesystems, partitions and controllers come and go in good order.
 KLOG_DEVICES='XFS [(]nvme[0-9n]+(p[0-9]+)?[)]: (Mounting|Ending clean mount|Unmounting)|EXT4-fs [(]nvme[0-9n]+(p[0-9]+)?[)]: (un)?mount(ed|ing) filesystem|nvme[0-9n]+: p1|nvme nvme[0-9]+: (pci function|[0-9]+/0/0 default/read/poll queues|Ignoring bogus Namespace Identifiers)|nvmet: adding nsid|Adding [0-9]+k swap on|Using fanotify permission checks may lead to deadlock'
 # And when they do not, in the guest that breaks them.
-KLOG_FENCED='critical target error, dev nvme[0-9cn]+|nvme[0-9cn]+: I/O Cmd[(]0x[12][)] @ LBA [0-9]+, [0-9]+ blocks, I/O Error [(]sct 0x0 / sc 0x82[)]|callbacks suppressed|nvme [0-9a-f:.]+: enabling device|pcieport .*: pciehp: Slot|drop_caches|No irq handler for'
+KLOG_FENCED='critical target error, dev nvme[0-9cn]+|nvme[0-9cn]+: I/O Cmd[(]0x[12][)] @ LBA [0-9]+, [0-9]+ blocks, I/O Error [(]sct 0x0 / sc 0x82[)]|callbacks suppressed|nvme [0-9a-f:.]+: enabling device|pcieport .*: pciehp: Slot|drop_caches'
 [ "$PART$LONG" = order0 ] || KLOG_DEVICES="$KLOG_DEVICES|$KLOG_AWAY|$KLOG_FENCED"
 
 klog_mark
