@@ -192,7 +192,7 @@ impl Body {
         for (id, post) in &posts {
             if self.pace.is_due(*id, Instant::now()) {
                 look(post);
-                self.pace.done(*id, Instant::now(), post.watch.cost());
+                self.pace.done(*id, Instant::now());
             }
         }
         Ok(())

@@ -99,8 +99,8 @@ impl Pace {
         self.turns.get(&id).is_some_and(|turn| now >= turn.due)
     }
 
-    /// A look is over that cost so much.
-    pub(super) fn done(&mut self, id: u64, now: Instant, _cost: Duration) {
+    /// A look is over.
+    pub(super) fn done(&mut self, id: u64, now: Instant) {
         if let Some(turn) = self.turns.get_mut(&id) {
             turn.due = now + turn.interval;
         }
