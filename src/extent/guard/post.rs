@@ -228,7 +228,10 @@ impl Guard {
     pub(in crate::extent) fn clear(&self, number: u64, baseline: Baseline) -> bool {
         *self.post.baseline.lock().unwrap_or_else(PoisonError::into_inner) = Some(baseline);
         self.post.watch.found_nothing(Instant::now(), self.post.watch.cost());
-        self.post.signal.signal.clear(number)
+        let cleared = self.post.signal.signal.clear(number);
+        // A file that was recalled was not looked at: when it was the last one, the watch sleeps.
+        self.warden.look_anew();
+        cleared
     }
 }
 
