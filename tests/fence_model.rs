@@ -14,7 +14,12 @@
 //! (answer_drains) and `reactor::engine` (start, advance). Two cores and three recalls are enough for every pair of them
 //! to meet; more of the same add no kind of meeting.
 
-use std::collections::{HashSet, VecDeque};
+#[path = "common/explore.rs"]
+mod explore;
+
+use std::collections::VecDeque;
+
+use explore::{Model, explore};
 
 const CORES: usize = 2;
 const RECALLS: u8 = 3;
@@ -22,7 +27,7 @@ const RECALLS: u8 = 3;
 const COMMANDS: u8 = 3;
 
 /// What is wrong on purpose; `Hole::None` is the protocol as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Hole {
     None,
     /// Control does not wait for the cores.
@@ -85,6 +90,7 @@ enum Control {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
+    hole: Hole,
     fenced: bool,
     /// The recall that stands, by its number.
     standing: Option<u8>,
@@ -100,24 +106,7 @@ struct State {
     guarded: bool,
 }
 
-impl State {
-    fn first() -> Self {
-        let core = Core { left: COMMANDS, ..Core::default() };
-        Self {
-            fenced: false,
-            standing: None,
-            tripped: None,
-            locked: false,
-            recalls: 0,
-            recaller: Recaller::Idle,
-            control: Control::Idle,
-            mail: VecDeque::new(),
-            cores: [core; CORES],
-            guarded: true,
-        }
-    }
-
-    /// What must hold in every state.
+impl Model for State {
     fn broken(&self) -> Option<&'static str> {
         let busy = |core: &Core| core.out > 0;
         if !self.guarded && self.cores.iter().any(busy) {
@@ -130,14 +119,33 @@ impl State {
         None
     }
 
-    fn next(&self, hole: Hole) -> Vec<Self> {
-        let mut all = Vec::new();
+    fn next(&self) -> Vec<Self> {
+        let (hole, mut all) = (self.hole, Vec::new());
         self.recall(hole, &mut all);
         self.control(hole, &mut all);
         for index in 0..CORES {
             self.core(hole, index, &mut all);
         }
         all
+    }
+}
+
+impl State {
+    fn first(hole: Hole) -> Self {
+        let core = Core { left: COMMANDS, ..Core::default() };
+        Self {
+            hole,
+            fenced: false,
+            standing: None,
+            tripped: None,
+            locked: false,
+            recalls: 0,
+            recaller: Recaller::Idle,
+            control: Control::Idle,
+            mail: VecDeque::new(),
+            cores: [core; CORES],
+            guarded: true,
+        }
     }
 
     fn with(&self, change: impl FnOnce(&mut Self)) -> Self {
@@ -268,37 +276,9 @@ impl State {
     }
 }
 
-/// Every state that can be reached; the first one that breaks a promise, with the way to it.
-fn explore(hole: Hole) -> Result<usize, (&'static str, Vec<State>)> {
-    let first = State::first();
-    let mut seen = HashSet::from([first.clone()]);
-    let mut trail: Vec<(State, Option<usize>)> = vec![(first, None)];
-    let mut at = 0;
-    while at < trail.len() {
-        let state = trail[at].0.clone();
-        if let Some(why) = state.broken() {
-            let mut way = Vec::new();
-            let mut step = Some(at);
-            while let Some(index) = step {
-                way.push(trail[index].0.clone());
-                step = trail[index].1;
-            }
-            way.reverse();
-            return Err((why, way));
-        }
-        for next in state.next(hole) {
-            if seen.insert(next.clone()) {
-                trail.push((next, Some(at)));
-            }
-        }
-        at += 1;
-    }
-    Ok(trail.len())
-}
-
 #[test]
 fn nothing_is_on_the_device_after_the_guard_let_go_and_no_recall_is_lost() {
-    match explore(Hole::None) {
+    match explore(State::first(Hole::None)) {
         Ok(states) => {
             println!("{states} states");
             assert!(states > 10_000, "the search has not met everybody: {states} states");
@@ -310,7 +290,7 @@ fn nothing_is_on_the_device_after_the_guard_let_go_and_no_recall_is_lost() {
 #[test]
 fn every_hole_is_found() {
     for hole in [Hole::NoDrain, Hole::EarlyAnswer, Hole::OneLook, Hole::LateFence, Hole::UnlockedClear] {
-        let (why, way) = explore(hole).expect_err("the hole is there");
+        let (why, way) = explore(State::first(hole)).expect_err("the hole is there");
         println!("{hole:?}: {why}, after {} steps", way.len() - 1);
         assert!(way.len() > 3);
     }

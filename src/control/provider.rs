@@ -13,8 +13,8 @@ use crate::block::nvme::Reach;
 use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
-    Baseline, CommandsHold, ExtentError, FrozenMap, HandedOver, Incident, OnRecall, PinOptions, PinStep,
-    PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, WatchReport, pin,
+    Baseline, CommandsHold, ExtentError, FrozenMap, HandedOver, Incident, OnRecall, Oversight, PinOptions,
+    PinStep, PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, WatchReport, pin,
 };
 use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
 use crate::units::{BlockSize, ByteLen};
@@ -182,6 +182,8 @@ pub(super) struct Provider {
     /// Guards and watches all files; from the first one on.
     warden: Option<Arc<Warden>>,
     watch: WatchOptions,
+    /// What the warden and the cores tell each other.
+    oversight: Arc<Oversight>,
     disks: Disks,
     /// Files with commands on a device that may never come back: pinned until the target ends.
     undrained: BTreeSet<PathBuf>,
@@ -195,15 +197,24 @@ impl Provider {
         reach: Arc<dyn Reach>,
         commands: Arc<CommandsHold>,
         config: &Config,
-    ) -> Self {
+    ) -> Result<Self, ExtentError> {
+        let oversight =
+            Oversight::new().map_err(|source| ExtentError::io("guard the files of", state.path(), source))?;
+        let oversight = Arc::new(oversight);
         let (files, undrained) = (BTreeMap::new(), BTreeSet::new());
         let disks = Disks::new(target, events.clone(), reach, commands, config.cores.len());
         let watch = WatchOptions { share: config.watch.part(), ..WatchOptions::default() };
-        Self { state, target: Arc::downgrade(target), events, files, warden: None, watch, disks, undrained }
+        let target = Arc::downgrade(target);
+        Ok(Self { state, target, events, files, warden: None, watch, oversight, disks, undrained })
     }
 
     pub(super) const fn state(&self) -> &StateDir {
         &self.state
+    }
+
+    /// Whom a core asks after a pause.
+    pub(super) const fn oversight(&self) -> &Arc<Oversight> {
+        &self.oversight
     }
 
     /// How the watch over the file of this map is doing; `None` when it is not watched.
@@ -328,11 +339,13 @@ impl Provider {
         if let Some(warden) = &self.warden {
             return Ok(Arc::clone(warden));
         }
-        let warden = Warden::start(self.watch).map_err(|source| ExtentError::Guard {
-            path: path.to_owned(),
-            guard: "open-permission",
-            problem: "cannot be set",
-            source: Some(source),
+        let warden = Warden::start_with(self.watch, Arc::clone(&self.oversight)).map_err(|source| {
+            ExtentError::Guard {
+                path: path.to_owned(),
+                guard: "open-permission",
+                problem: "cannot be set",
+                source: Some(source),
+            }
         })?;
         self.warden = Some(Arc::clone(&warden));
         Ok(warden)

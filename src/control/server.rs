@@ -19,7 +19,9 @@ use super::still::open_state_reaching;
 use crate::block::BlockDevice as _;
 use crate::block::nvme::{Epoch, NvmeChange, Reach, Standing};
 use crate::config::{Config, PollMode};
-use crate::extent::{Baseline, CommandsHold, ExtentError, Incident, PinStep, Progress, RecallReason};
+use crate::extent::{
+    Baseline, CommandsHold, ExtentError, Incident, Oversight, PinStep, Progress, RecallReason,
+};
 use crate::fabrics::{Export, FenceReason, Grant, PortId, PortSpec, Target, TargetOptions};
 use crate::reactor::{ConnectionFactory, CoreGauges, CoreOptions, Cores, IdlePolicy};
 use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
@@ -70,7 +72,7 @@ impl Server {
         let target = Target::new(TargetOptions::default());
         let counters = Arc::new(TcpCounters::default());
         let mut provider =
-            Provider::new(state, &target, events.clone(), reach, Arc::clone(&commands), &config);
+            Provider::new(state, &target, events.clone(), reach, Arc::clone(&commands), &config)?;
         let backings = match provider.back(&config, &Backings::default(), progress) {
             Ok(backings) => backings,
             Err(error) => {
@@ -81,7 +83,7 @@ impl Server {
         };
         let factory = TcpFactory::new(Arc::clone(&target), Arc::clone(&counters), TcpTimeouts::default());
         let factory: Arc<dyn ConnectionFactory> = Arc::new(factory);
-        let started = start_cores(&config, &factory, &commands).and_then(|cores| {
+        let started = start_cores(&config, &factory, &commands, provider.oversight()).and_then(|cores| {
             match publish(&target, &cores, &backings, &config, &ports) {
                 Ok(_) => Ok(cores),
                 Err(error) => {
@@ -463,6 +465,7 @@ fn start_cores(
     config: &Config,
     factory: &Arc<dyn ConnectionFactory>,
     hold: &CommandsHold,
+    oversight: &Arc<Oversight>,
 ) -> Result<Cores, ServeError> {
     let idle = match config.poll {
         PollMode::Always => IdlePolicy::AlwaysPoll,
@@ -479,6 +482,7 @@ fn start_cores(
         idle,
         connections_max: CONNECTIONS_PER_CORE,
         hold: Some(Arc::new(hold)),
+        oversight: Some(Arc::clone(oversight)),
     };
     let cpus: Vec<usize> = config.cores.iter().map(|&cpu| cpu as usize).collect();
     Ok(Cores::start(&cpus, &options, factory)?)

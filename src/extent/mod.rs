@@ -75,7 +75,9 @@ pub use explain::{
 pub use facts::FileFacts;
 pub(crate) use facts::unescape_octal;
 pub use fiemap::{FiemapFlags, RawExtent};
-pub use guard::{Baseline, Doubt, Incident, OnRecall, RecallReason, RecallWatch, Warden, WatchReport};
+pub use guard::{
+    Baseline, Doubt, Incident, OnRecall, Oversight, RecallReason, RecallWatch, Warden, WatchReport,
+};
 pub use handover::{HandedOver, is_let_go, stored_pin, take_over, verify_on_device};
 pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};
 pub use lookup::{LookupCursor, Segment, Segments};

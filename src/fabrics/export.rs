@@ -114,6 +114,11 @@ impl Export {
         self.grant.load(Ordering::Acquire) == LIVE
     }
 
+    /// Whether the map may not be that of the living file any more, whatever else stands in the way.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.grant.load(Ordering::Acquire) & MAP_IN_DOUBT != 0
+    }
+
     /// Refuses new commands with a retryable status. Whether they were let in before.
     pub(crate) fn fence(&self, reason: FenceReason) -> bool {
         self.grant.fetch_or(reason.bit(), Ordering::AcqRel) == LIVE

@@ -10,10 +10,11 @@ use hugepage_alloc::{BufferPool, RegionOptions};
 use super::engine::{DEVICE_QUEUE_DEPTH, IoEngine};
 use super::gauges::{CoreGauges, CoreStats};
 use super::mailbox::{Accepted, Letter, Mailbox};
+use super::pause::{CoreFailure, PauseWatch};
 use super::slab::{Key, Slab};
 use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
 use crate::fabrics::{ExportSlot, PortId};
-use crate::ring::{FileRef, Ring, RingClient, RingError, RingOptions, RingResource, Socket, Wait};
+use crate::ring::{FileRef, Ring, RingClient, RingOptions, RingResource, Socket, Wait};
 
 /// Socket completions handed out in one turn.
 const RING_BUDGET: usize = 256;
@@ -74,6 +75,7 @@ pub struct Core {
     /// The mailbox's eventfd, as the ring watches it.
     bell: FileRef,
     bell_armed: bool,
+    pause: PauseWatch,
     gauges: Arc<CoreGauges>,
 }
 
@@ -147,6 +149,7 @@ impl Core {
             last_work: now,
             bell,
             bell_armed: false,
+            pause: PauseWatch::new(options.oversight.clone()),
             gauges,
         })
     }
@@ -155,10 +158,18 @@ impl Core {
     /// no device operation of this core can still change anything.
     ///
     /// # Errors
-    /// When the ring itself fails: nothing can be served on this core any more.
-    pub fn run(mut self) -> Result<bool, RingError> {
+    /// When the ring itself fails, or the core was stopped and a file is not what it was: nothing can be served on this core
+    /// any more.
+    pub fn run(mut self) -> Result<bool, CoreFailure> {
         loop {
-            self.step()?;
+            if let Err(failure) = self.step() {
+                if failure.forbids_submission() {
+                    // Dropping the ring or a device queue would submit what is queued. The kernel takes both apart with the
+                    // process.
+                    std::mem::forget(self);
+                }
+                return Err(failure);
+            }
             if let Some(clean) = self.stopped() {
                 return Ok(clean);
             }
@@ -169,13 +180,14 @@ impl Core {
     /// much was done.
     ///
     /// # Errors
-    /// When the ring itself fails.
-    pub fn step(&mut self) -> Result<usize, RingError> {
+    /// As [`Core::run`].
+    pub fn step(&mut self) -> Result<usize, CoreFailure> {
         self.arm();
         let wait = self.wait();
+        self.pause.look(&self.cx.engine)?;
         let mut work = self.ring.turn(wait)?;
         self.cx.engine.disarm();
-        self.cx.now = Instant::now();
+        self.cx.now = self.pause.look(&self.cx.engine)?;
         work += self.own_completions();
         work += self.socket_completions();
         work += self.device_completions();

@@ -12,7 +12,9 @@ use hugepage_alloc::AllocError;
 use super::core::Spread;
 use super::gauges::CoreGauges;
 use super::mailbox::{Accepted, Letter, Mailbox};
+use super::pause::CoreFailure;
 use super::{ConnectionFactory, Core, IdlePolicy};
+use crate::extent::Oversight;
 use crate::fabrics::{Export, ExportSlot, PortId};
 use crate::ring::RingError;
 use crate::units::ByteLen;
@@ -36,6 +38,8 @@ pub struct CoreOptions {
     /// A file of which each core's ring keeps a copy open: the kernel closes it, also after SIGKILL, only when all
     /// commands of the core are done.
     pub hold: Option<Arc<OwnedFd>>,
+    /// Whom a core asks, when it was away for a while, whether the files under the exports are what they were.
+    pub oversight: Option<Arc<Oversight>>,
 }
 
 /// Why the cores cannot run, or cannot do what was asked.
@@ -89,7 +93,7 @@ struct CoreHandle {
     cpu: usize,
     mailbox: Mailbox,
     gauges: Arc<CoreGauges>,
-    thread: JoinHandle<Result<bool, RingError>>,
+    thread: JoinHandle<Result<bool, CoreFailure>>,
 }
 
 /// The running cores.

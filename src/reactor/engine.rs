@@ -211,6 +211,11 @@ impl IoEngine {
         self.exports.get(slot.0 as usize).and_then(Option::as_ref).map_or(0, |held| held.in_flight)
     }
 
+    /// Whether commands are in flight of an export whose map is in doubt.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.exports.iter().flatten().any(|held| held.in_flight > 0 && held.export.is_in_doubt())
+    }
+
     /// Starts a command. Its end, also an immediate one, arrives by [`IoEngine::next_done`].
     ///
     /// `buf` holds the data of a write (or the ranges of a Dataset Management), or takes that of a read; its

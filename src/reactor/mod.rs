@@ -15,6 +15,8 @@
 //!             sleeps in ring.turn() when there was nothing to do for a while
 //! ```
 //!
+//! A core that was stopped for a while makes sure of the files before it goes on: see `pause`.
+//!
 //! A connection lives on the core that adopted it until it ends. The loop knows connections only by the
 //! [`Connection`] trait; what they speak is decided by the [`ConnectionFactory`] that the control part passes in.
 //!
@@ -25,6 +27,7 @@ mod cores;
 mod engine;
 mod gauges;
 mod mailbox;
+mod pause;
 mod slab;
 
 use std::time::Instant;
@@ -36,6 +39,7 @@ pub use self::cores::{CoreOptions, Cores, CoresError};
 pub use self::engine::{IoDone, IoEngine};
 pub use self::gauges::{CoreGauges, CoreStats};
 pub use self::mailbox::{Accepted, Letter, Mailbox};
+pub use self::pause::CoreFailure;
 pub use self::slab::{Key, Slab};
 use crate::ring::{RingClient, RingDone};
 

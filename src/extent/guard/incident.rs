@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -135,6 +136,8 @@ pub(super) struct RecallSignal {
     standing: Mutex<Standing>,
     event: OwnedFd,
     on_recall: Option<OnRecall>,
+    /// The number of the last recall that was told on.
+    told: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -152,7 +155,7 @@ impl fmt::Debug for RecallSignal {
 impl RecallSignal {
     pub(super) fn new(on_recall: Option<OnRecall>) -> std::io::Result<Self> {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { standing: Mutex::default(), event, on_recall })
+        Ok(Self { standing: Mutex::default(), event, on_recall, told: AtomicU64::new(0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Standing> {
@@ -185,6 +188,13 @@ impl RecallSignal {
         if let Some(on_recall) = &self.on_recall {
             on_recall(&incident);
         }
+        self.told.fetch_max(incident.number, Ordering::AcqRel);
+    }
+
+    /// Whether whoever has to know of the recall that stands, if one does, knows it.
+    pub(super) fn is_settled(&self) -> bool {
+        let number = self.lock().now.as_ref().map_or(0, |incident| incident.number);
+        self.told.load(Ordering::Acquire) >= number
     }
 
     /// A doubt was cleared. Whether it was the one that stands.
@@ -200,8 +210,6 @@ impl RecallSignal {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
 
     #[test]

@@ -14,10 +14,12 @@
 
 mod incident;
 mod opens;
+mod oversight;
 pub(super) mod post;
 pub(super) mod warden;
 
 pub use incident::{Doubt, Incident, OnRecall, RecallReason, RecallWatch};
+pub use oversight::Oversight;
 pub use post::{Baseline, WatchReport};
 pub(super) use post::{Guard, Post};
 pub use warden::Warden;

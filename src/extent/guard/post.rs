@@ -112,7 +112,7 @@ impl WatchState {
 }
 
 /// What a busy host may delay a look by without that it counts as late.
-const LATE_GRACE: Duration = Duration::from_secs(2);
+pub(in crate::extent) const LATE_GRACE: Duration = Duration::from_secs(2);
 
 /// After how long without a look a file counts as changed whose map is looked at every `interval`.
 pub(in crate::extent) const fn bound_of(interval: Duration) -> Duration {
@@ -151,11 +151,17 @@ impl Post {
         self.signal.signal.is_raised()
     }
 
-    /// Whether the map is watched and was not looked at for too long.
-    pub(super) fn is_late(&self) -> Option<Duration> {
+    /// Whether nobody has to be told of a recall any more.
+    pub(in crate::extent) fn is_settled(&self) -> bool {
+        self.signal.signal.is_settled()
+    }
+
+    /// Whether the map is watched and was not looked at for too long; not counting a pause of the whole process.
+    pub(super) fn is_late(&self, pause: Duration) -> Option<Duration> {
         self.map.get()?;
         let report = self.watch.report();
-        (report.last_check_ago > report.bound).then_some(report.last_check_ago)
+        let ago = report.last_check_ago.saturating_sub(pause);
+        (ago > report.bound).then_some(report.last_check_ago)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The threads that guard all pinned files of a process.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -7,17 +8,21 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use super::incident::{Doubt, RecallReason};
 use super::opens::{self, Opens};
-use super::post::Post;
+use super::oversight::Oversight;
+use super::post::{LATE_GRACE, Post};
 use crate::extent::sys::{self, ThreadId};
 use crate::extent::watch::{Watch, WatchOptions};
 
 /// How often the guard thread looks whether the watch thread keeps its promises.
-const OVERSIGHT: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+const OVERSIGHT: Duration = Duration::from_millis(500);
+/// A thread that had no turn for so much longer than it asked for was stopped, with the whole process perhaps.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// Guards files: as many as one likes, with two threads. Ends when the last file and the last owner are gone.
 pub struct Warden {
@@ -33,6 +38,7 @@ pub(in crate::extent) struct Shared {
     stop: OwnedFd,
     posts: Mutex<BTreeMap<u64, Arc<Post>>>,
     next: AtomicU64,
+    pub(in crate::extent) oversight: Arc<Oversight>,
 }
 
 impl Shared {
@@ -58,11 +64,19 @@ impl Warden {
     /// When the kernel gives no fanotify group or descriptors (fanotify with permission events takes `CAP_SYS_ADMIN`),
     /// or no threads.
     pub fn start(options: WatchOptions) -> io::Result<Arc<Self>> {
+        Self::start_with(options, Arc::new(Oversight::new()?))
+    }
+
+    /// The same, for cores that ask `oversight` before they go on after a pause.
+    ///
+    /// # Errors
+    /// As [`Warden::start`].
+    pub fn start_with(options: WatchOptions, oversight: Arc<Oversight>) -> io::Result<Arc<Self>> {
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (group, next) = (sys::fanotify_group()?, AtomicU64::new(0));
-        let shared = Arc::new(Shared { group, stop, posts: Mutex::default(), next });
+        let shared = Arc::new(Shared { group, stop, posts: Mutex::default(), next, oversight });
         let (ready, started) = mpsc::channel();
-        let body = Body(Arc::clone(&shared));
+        let body = Body::new(&shared);
         let guard =
             thread::Builder::new().name("fastice-guard".to_owned()).spawn(move || body.run(&ready))?;
         let signals_to = match started.recv() {
@@ -113,6 +127,7 @@ impl fmt::Debug for Warden {
 
 impl Drop for Warden {
     fn drop(&mut self) {
+        self.shared.oversight.keep(false);
         if let Err(error) = rustix::io::write(&self.shared.stop, &1_u64.to_ne_bytes()) {
             // Only a full counter refuses, and then the thread has been told already.
             tracing::error!(%error, "cannot stop a guard thread by eventfd");
@@ -124,7 +139,12 @@ impl Drop for Warden {
 }
 
 /// What runs on the guard thread. Recalls all files when it ends without having been told to, by a panic too.
-struct Body(Arc<Shared>);
+struct Body {
+    shared: Arc<Shared>,
+    last_turn: Cell<Instant>,
+    /// The last time that this thread, and all others perhaps, had no turn: until when, and for how long.
+    pause: Cell<(Instant, Duration)>,
+}
 
 enum Turn {
     Goon,
@@ -132,6 +152,15 @@ enum Turn {
 }
 
 impl Body {
+    fn new(shared: &Arc<Shared>) -> Self {
+        let now = Instant::now();
+        Self {
+            shared: Arc::clone(shared),
+            last_turn: Cell::new(now),
+            pause: Cell::new((now, Duration::ZERO)),
+        }
+    }
+
     fn run(self, ready: &mpsc::Sender<io::Result<ThreadId>>) {
         let signals = match sys::take_signals() {
             Ok((signals, id)) => {
@@ -144,7 +173,7 @@ impl Body {
                 return;
             }
         };
-        let alarm = Alarm(&self.0, "the guard thread has ended");
+        let alarm = Alarm(&self.shared, "the guard thread has ended");
         loop {
             match self.turn(&signals) {
                 Ok(Turn::Goon) => {}
@@ -162,13 +191,14 @@ impl Body {
 
     /// Waits for what comes first and deals with it.
     fn turn(&self, signals: &OwnedFd) -> io::Result<Turn> {
-        let shared = &*self.0;
+        let shared = &*self.shared;
+        let timeout = Timespec { tv_sec: 0, tv_nsec: OVERSIGHT.subsec_nanos().into() };
         let mut fds = [
             PollFd::new(&shared.group, PollFlags::IN),
             PollFd::new(signals, PollFlags::IN),
             PollFd::new(&shared.stop, PollFlags::IN),
         ];
-        match rustix::event::poll(&mut fds, Some(&OVERSIGHT)) {
+        match rustix::event::poll(&mut fds, Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => return Ok(Turn::Goon),
             result => result?,
         };
@@ -187,13 +217,27 @@ impl Body {
         if (opens | breaks).intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
             return Err(io::Error::other("a descriptor of the guard went bad"));
         }
-        for (_, post) in shared.posts() {
-            if let Some(late) = post.is_late() {
+        self.look_after_the_watch();
+        Ok(if stop.is_empty() { Turn::Goon } else { Turn::Stop })
+    }
+
+    /// Recalls what the watch has not looked at for too long. A process that was stopped could not look, and its cores
+    /// wait until it has: the watch is given the time to.
+    fn look_after_the_watch(&self) {
+        let now = Instant::now();
+        let gap = now.duration_since(self.last_turn.replace(now));
+        if gap > OVERSIGHT + PAUSE_MIN {
+            self.pause.set((now, gap));
+            self.shared.oversight.want(now);
+        }
+        let (until, pause) = self.pause.get();
+        let excused = if now.duration_since(until) < LATE_GRACE { pause } else { Duration::ZERO };
+        for (_, post) in self.shared.posts() {
+            if let Some(late) = post.is_late(excused) {
                 let detail = format!("the last look was {} ms ago", late.as_millis());
                 post.recall(RecallReason::Doubt(Doubt::WatchLate), detail);
             }
         }
-        Ok(if stop.is_empty() { Turn::Goon } else { Turn::Stop })
     }
 }
 
@@ -203,6 +247,8 @@ pub(in crate::extent) struct Alarm<'a>(pub(in crate::extent) &'a Shared, pub(in 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         self.0.recall_all(RecallReason::GuardFailed, self.1);
+        // Nothing is let in that a proof could be wanted for.
+        self.0.oversight.keep(false);
     }
 }
 

@@ -20,12 +20,11 @@ mod pace;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 pub use check::SecondLook;
 use check::look;
@@ -33,9 +32,12 @@ pub(in crate::extent) use check::{baseline_of, cost_of};
 
 use pace::{Pace, QUICK_INTERVAL_MIN};
 
-use super::guard::Post;
 use super::guard::post::bound_of;
 use super::guard::warden::{Alarm, Shared};
+use super::guard::{Oversight, Post};
+
+/// How long the watch waits for another thread to tell of a recall, before it says that nothing was missed.
+const PROOF_PAUSE: Duration = Duration::from_millis(1);
 
 /// How files are watched.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,7 +81,7 @@ pub struct WatchPlan {
 /// The thread that watches.
 #[derive(Debug)]
 pub(in crate::extent) struct Watch {
-    wake: Option<Arc<OwnedFd>>,
+    wake: Option<Arc<Oversight>>,
     stop: Arc<std::sync::atomic::AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -92,26 +94,25 @@ impl Watch {
 
     /// Starts it.
     pub(in crate::extent) fn begin(&mut self, shared: Arc<Shared>, options: WatchOptions) -> io::Result<()> {
-        let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let oversight = Arc::clone(&shared.oversight);
         let body = Body {
             shared,
             pace: Pace::new(options),
-            wake: Arc::clone(&wake),
             stop: Arc::clone(&self.stop),
             mounts: File::open("/proc/self/mountinfo")?,
             swaps: File::open("/proc/swaps")?,
         };
         self.thread =
             Some(thread::Builder::new().name("fastice-watch".to_owned()).spawn(move || body.run())?);
-        self.wake = Some(wake);
+        oversight.keep(true);
+        self.wake = Some(oversight);
         Ok(())
     }
 
     /// Makes it look at what is new.
     pub(in crate::extent) fn wake(&self) {
         if let Some(wake) = &self.wake {
-            // Refused only by a full counter, which wakes as well.
-            let _ = rustix::io::write(&**wake, &1_u64.to_ne_bytes());
+            wake.wake();
         }
     }
 }
@@ -129,7 +130,6 @@ impl Drop for Watch {
 struct Body {
     shared: Arc<Shared>,
     pace: Pace,
-    wake: Arc<OwnedFd>,
     stop: Arc<std::sync::atomic::AtomicBool>,
     mounts: File,
     swaps: File,
@@ -157,13 +157,16 @@ impl Body {
     /// Waits until a file is due or something happens, and looks.
     fn turn(&mut self) -> io::Result<()> {
         let posts = self.watched();
+        let oversight = Arc::clone(&self.shared.oversight);
         let pause = self.pace.pause(Instant::now(), &posts);
+        // A proof that waits for somebody else to be told of a recall.
+        let pause = if oversight.is_wanted() { Some(PROOF_PAUSE) } else { pause };
         let timeout = pause.map(|pause| Timespec {
             tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: pause.subsec_nanos().into(),
         });
         let mut fds = [
-            PollFd::new(&*self.wake, PollFlags::IN),
+            PollFd::new(&*oversight, PollFlags::IN),
             PollFd::new(&self.mounts, PollFlags::PRI),
             PollFd::new(&self.swaps, PollFlags::PRI),
         ];
@@ -173,13 +176,16 @@ impl Body {
         };
         let [wake, mounts, swaps] = fds.map(|fd| fd.revents());
         if wake.contains(PollFlags::IN) {
-            let mut count = [0_u8; 8];
-            // Whoever woke us is seen in the list.
-            let _ = rustix::io::read(&*self.wake, &mut count);
+            // Before the list is read: whoever woke us is in it.
+            oversight.awake();
         }
         // Always with POLLERR, by which the kernel tells of a change of these files (`fs/namespace.c`, `mm/swapfile.c`).
         if (mounts | swaps).contains(PollFlags::PRI) {
             tracing::debug!("mounts or swap files changed: looking at all pinned files");
+            self.pace.all_due();
+        }
+        let begun = oversight.is_wanted().then(Instant::now);
+        if begun.is_some() {
             self.pace.all_due();
         }
         let posts = self.watched();
@@ -194,6 +200,9 @@ impl Body {
                 look(post);
                 self.pace.done(*id, Instant::now());
             }
+        }
+        if let Some(begun) = begun.filter(|_| self.shared.posts().iter().all(|(_, post)| post.is_settled())) {
+            oversight.proven(begun);
         }
         Ok(())
     }

@@ -89,6 +89,7 @@ impl World {
         let counters = Arc::new(TcpCounters::default());
         let factory = Factory { target, counters, timeouts };
         let options = CoreOptions {
+            oversight: None,
             share_buffers: false,
             buffer_memory: ByteLen(6 << 20),
             idle: IdlePolicy::AlwaysPoll,
