@@ -27,5 +27,7 @@ mod refusals;
 mod reload;
 #[path = "serve/stop.rs"]
 mod stop;
+#[path = "serve/stopped.rs"]
+mod stopped;
 #[path = "serve/watch.rs"]
 mod watch;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 
 /// A model: its states are what they are, and what may follow.
-pub trait Model: Clone + Eq + Hash {
+pub(crate) trait Model: Clone + Eq + Hash {
     /// What must hold in every state, when it does not.
     fn broken(&self) -> Option<&'static str>;
     /// Every state that one step of one of the threads leads to.
@@ -12,7 +12,7 @@ pub trait Model: Clone + Eq + Hash {
 }
 
 /// How many states there are, or the first one that breaks a promise, with a shortest way to it.
-pub fn explore<M: Model>(first: M) -> Result<usize, (&'static str, Vec<M>)> {
+pub(crate) fn explore<M: Model>(first: M) -> Result<usize, (&'static str, Vec<M>)> {
     let mut seen = HashSet::from([first.clone()]);
     let mut trail: Vec<(M, Option<usize>)> = vec![(first, None)];
     let mut at = 0;

@@ -22,7 +22,7 @@ use super::loopfs::{self, Spec};
 const LET_GO_MAX: Duration = Duration::from_secs(15);
 
 /// Clears the immutable flag of `path` through the descriptor that process `pid` has of it.
-fn clear_immutable_behind(pid: Pid, path: &Path) {
+pub(crate) fn clear_immutable_behind(pid: Pid, path: &Path) {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("root reads it");
     let entry = entries
         .map(|entry| entry.expect("an entry"))
@@ -36,7 +36,7 @@ fn clear_immutable_behind(pid: Pid, path: &Path) {
 }
 
 /// truncate(2): by path, without opening the file; how long it took.
-fn truncate(path: &Path, len: u64) -> Duration {
+pub(crate) fn truncate(path: &Path, len: u64) -> Duration {
     let started = Instant::now();
     let script = "truncate($ARGV[0], $ARGV[1]) or die \"truncate: $!\\n\"";
     let mut perl = Command::new("perl");
