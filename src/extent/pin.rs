@@ -448,6 +448,9 @@ impl PinnedFile {
     /// The first failure. What needs this process is let go all the same; the record stays if the flag could not be
     /// cleared, for [`unpin`](super::unpin).
     pub fn release(mut self) -> Result<(), ExtentError> {
+        // Nobody may use the blocks any more, so that whoever waits for the lease need not wait for a busy disk as well:
+        // what follows flushes. Until the record is gone the lock keeps all others of our kind away.
+        self.let_go_of_guards();
         let alone = self.state.lock()?;
         let path = self.path().to_path_buf();
         if self.clear_immutable {
@@ -461,11 +464,8 @@ impl PinnedFile {
                 tracing::warn!(path = %path.display(), %error, "the modification time is not set");
             }
         }
-        // The record goes before the guards: whoever gets in after them finds an ordinary file.
         self.state.remove(&self.map.identity().key())?;
-        let lock = self.lock.take();
-        self.let_go();
-        if let Some(lock) = lock {
+        if let Some(lock) = self.lock.take() {
             lock.remove(&alone);
         }
         self.note(PinStep::Released, "");
@@ -474,6 +474,11 @@ impl PinnedFile {
     }
 
     fn let_go(&mut self) {
+        self.let_go_of_guards();
+        self.lock = None;
+    }
+
+    fn let_go_of_guards(&mut self) {
         if let Some(guard) = self.guard.take() {
             // Whatever this process read through the filesystem meanwhile is older than what hosts wrote since.
             if let Err(error) = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed) {
@@ -483,7 +488,6 @@ impl PinnedFile {
             lease::drop_lease(&guard);
             drop(guard);
         }
-        self.lock = None;
     }
 }
 
