@@ -17,6 +17,8 @@ mod leftover;
 mod load;
 #[path = "serve/nvme.rs"]
 mod nvme;
+#[path = "serve/policy.rs"]
+mod policy;
 #[path = "serve/read.rs"]
 mod read;
 #[path = "serve/recall.rs"]

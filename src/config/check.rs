@@ -17,6 +17,7 @@ use super::{
     DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, WatchShare,
     format_size, parse_size,
 };
+use crate::fabrics::FencePolicy;
 use crate::units::{BlockSize, ByteLen};
 
 /// Buffers are carved out of hugepages of this size.
@@ -384,8 +385,12 @@ impl Checker<'_> {
             let device = raw.device.as_ref().map(Spanned::span);
             let prepare = raw.prepare.as_ref().map(Spanned::span);
             let mtime = raw.update_mtime.as_ref().map(Spanned::span);
-            for span in device.into_iter().chain(prepare).chain(mtime) {
-                self.refuse(span, "device, prepare and update_mtime have a meaning for a file only");
+            let fence = raw.on_fence.as_ref().map(Spanned::span);
+            for span in device.into_iter().chain(prepare).chain(mtime).chain(fence) {
+                self.refuse(
+                    span,
+                    "device, prepare, update_mtime and on_fence have a meaning for a file only",
+                );
             }
         }
         let backing = if let Some(file) = raw.file {
@@ -408,7 +413,16 @@ impl Checker<'_> {
         } else {
             Backing::Null { len: self.device_size(raw.null?, block_size)? }
         };
-        Some(Namespace { nsid: 0, backing, read_only: raw.read_only, block_size })
+        let on_fence = self.on_fence(raw.on_fence, raw.read_only);
+        Some(Namespace { nsid: 0, backing, read_only: raw.read_only, on_fence, block_size })
+    }
+
+    fn on_fence(&mut self, policy: Option<Spanned<FencePolicy>>, read_only: bool) -> FencePolicy {
+        let Some(policy) = policy else { return FencePolicy::default() };
+        if read_only && *policy.get_ref() == FencePolicy::WriteProtect {
+            self.refuse(policy.span(), "read_only is write protected already: leave on_fence out");
+        }
+        policy.into_inner()
     }
 
     fn device_way(&mut self, device: Option<Spanned<DeviceWay>>) -> DeviceWay {

@@ -36,6 +36,7 @@ pub use size::{SizeError, format_size, parse_size};
 
 use crate::block::nvme::NvmeWay;
 use crate::extent::NamespaceIdentity;
+use crate::fabrics::FencePolicy;
 use crate::units::{BlockSize, ByteLen};
 
 /// Where `fastice` keeps its records when the configuration does not say.
@@ -208,6 +209,8 @@ pub struct Namespace {
     pub backing: Backing,
     /// Hosts may not write.
     pub read_only: bool,
+    /// What hosts see of a fence.
+    pub on_fence: FencePolicy,
     /// The logical block size; `None` means that of the device (4096 for `memory` and `null`).
     pub block_size: Option<BlockSize>,
 }

@@ -9,6 +9,7 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;
 
 use super::{DeviceWay, LogFormat, LogLevel};
+use crate::fabrics::FencePolicy;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,6 +82,7 @@ pub(super) struct RawNamespace {
     pub(super) device: Option<Spanned<DeviceWay>>,
     #[serde(default)]
     pub(super) read_only: bool,
+    pub(super) on_fence: Option<Spanned<FencePolicy>>,
     pub(super) block_size: Option<Spanned<i64>>,
     pub(super) prepare: Option<Spanned<bool>>,
     pub(super) update_mtime: Option<Spanned<bool>>,

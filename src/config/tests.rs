@@ -306,7 +306,7 @@ file = "relative"
     17: no host may connect: list them, hosts = ["nqn…"], or say allow_any_host = true
     20: nsid 0 is not from 1 to 1024
     24: 1000 B is no multiple of the block size 4096
-    28: device, prepare and update_mtime have a meaning for a file only
+    28: device, prepare, update_mtime and on_fence have a meaning for a file only
     30: nsid 3 is used twice in nqn.2026-11.io.fastice:b
     33: file must be an absolute path
     "#);
@@ -341,6 +341,32 @@ fn one_backing_exactly() {
     assert_eq!(reasons(&with("null = 4096\nmemory = 4096")), [format!("7: {reason}")]);
     assert_eq!(reasons(&with("null = 4096\nblock_size = 1024")), ["9: block_size is 512 or 4096, not 1024"]);
     assert_eq!(reasons(&with("null = -1")), ["8: a size is not negative"]);
+}
+
+#[test]
+fn what_hosts_see_of_a_fence_is_chosen_by_namespace() {
+    let policy = |text: &str| good(&with(text)).subsystems[0].namespaces.last().map(|it| it.on_fence);
+    assert_eq!(policy("file = \"/srv/a.img\""), Some(FencePolicy::NotReady));
+    for (word, expected) in [
+        ("not-ready", FencePolicy::NotReady),
+        ("ana", FencePolicy::Ana),
+        ("write-protect", FencePolicy::WriteProtect),
+    ] {
+        assert_eq!(policy(&format!("file = \"/srv/a.img\"\non_fence = {word:?}")), Some(expected));
+    }
+    assert!(bad(&with("file = \"/srv/a.img\"\non_fence = \"read-only\"")).contains("unknown variant"));
+    let twice = "file = \"/srv/a.img\"\nread_only = true\non_fence = \"write-protect\"";
+    assert_eq!(reasons(&with(twice)), ["10: read_only is write protected already: leave on_fence out"]);
+    let memory = "memory = 4096\non_fence = \"ana\"";
+    let reason = "device, prepare, update_mtime and on_fence have a meaning for a file only";
+    assert_eq!(reasons(&with(memory)), [format!("9: {reason}")]);
+    assert!(
+        !Config::changes(
+            &good(&with("file = \"/srv/a.img\"")),
+            &good(&with("file = \"/srv/a.img\"\non_fence = \"ana\""))
+        )
+        .is_empty()
+    );
 }
 
 #[test]

@@ -166,6 +166,7 @@ impl Backed {
             map: self.map.clone(),
             device: Arc::clone(&self.device),
             read_only: self.namespace.read_only,
+            on_fence: self.namespace.on_fence,
             block_size: self.namespace.block_size.unwrap_or(info.logical_block_size),
             len: self.map.as_ref().map_or(info.len, |map| map.len()),
             identity: self.identity.clone(),

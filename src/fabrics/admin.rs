@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nvme_spec::fabrics::{FabricsCommandType, PropertyGetCommand, PropertySetCommand};
+use nvme_spec::log::LogPageId;
 use nvme_spec::{AdminOpcode, Cid, Status, SubmissionQueueEntry};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -137,8 +138,8 @@ impl AdminQueue {
     fn look(&mut self, now: Instant) {
         self.ended = self.controller.ended();
         self.advance(now);
-        let (namespace, discovery) = self.controller.take_notices();
-        self.events.note(namespace, discovery);
+        let changes = self.controller.take_notices();
+        self.events.note(changes);
     }
 
     /// Ends the controller when its time is up.
@@ -222,6 +223,7 @@ impl AdminQueue {
                 self.controller.changed_namespaces(true);
                 self.features = Features::default();
                 self.controller.set_retries_later(false);
+                self.controller.set_knows_ana(false);
                 self.events.reset();
                 // Parked requests complete in the next poll.
                 self.controller.call_admin();
@@ -243,6 +245,9 @@ impl AdminQueue {
         let page = logs::page(&self.target, &self.controller, &self.arrival, &request)?;
         let part = request.part_of(page)?;
         let begin = reply(sqe, part)?;
+        if request.page == LogPageId::ANA {
+            self.controller.set_knows_ana(true);
+        }
         if !request.retain_event && self.events.acknowledge(request.page) {
             self.controller.changed_namespaces(true);
         }

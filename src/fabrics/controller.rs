@@ -21,7 +21,9 @@ use nvme_spec::Nsid;
 
 use super::beat::{Beat, Traffic};
 use super::error_log::ErrorLog;
+use super::events::{Change, Changes};
 use super::exchange::{CloseReason, Waker};
+use super::export::{Export, FencePolicy};
 use super::provision::PortId;
 use super::subsystem::Subsystem;
 use super::target::ControllerInfo;
@@ -53,6 +55,10 @@ pub(super) struct Controller {
     attention: AtomicBool,
     /// The host takes CRD.
     retries_later: AtomicBool,
+    /// It shows ANA: fixed when it was made, for what a controller can does not change under its host.
+    shows_ana: bool,
+    /// The host has read the ANA log.
+    knows_ana: AtomicBool,
     shared: Mutex<Shared>,
 }
 
@@ -87,10 +93,8 @@ struct IoEntry {
 pub(super) struct Notices {
     /// Namespaces that changed since the changed namespace list was read.
     pub(super) changed: BTreeSet<u32>,
-    /// A namespace changed since the admin queue looked.
-    pub(super) namespace: bool,
-    /// The discovery log changed since the admin queue looked.
-    pub(super) discovery: bool,
+    /// What changed since the admin queue looked.
+    pub(super) changes: Changes,
 }
 
 /// Why an I/O queue cannot join its controller.
@@ -107,6 +111,7 @@ pub(super) enum JoinError {
 impl Controller {
     /// A controller that its host has not enabled yet.
     pub(super) fn new(id: u16, subsystem: Arc<Subsystem>, seed: ControllerSeed) -> Self {
+        let shows_ana = subsystem.table().iter().any(|export| export.on_fence == FencePolicy::Ana);
         Self {
             epoch: Epoch(AtomicU32::new(1)),
             id,
@@ -116,6 +121,8 @@ impl Controller {
             admin_waker: seed.waker,
             attention: AtomicBool::new(false),
             retries_later: AtomicBool::new(false),
+            shows_ana,
+            knows_ana: AtomicBool::new(false),
             shared: Mutex::new(Shared {
                 ended: None,
                 admin_open: true,
@@ -288,21 +295,35 @@ impl Controller {
     pub(super) fn note_namespaces(&self, nsids: impl IntoIterator<Item = Nsid>) {
         let mut shared = self.lock();
         shared.notices.changed.extend(nsids.into_iter().map(|nsid| nsid.0));
-        shared.notices.namespace = true;
+        shared.notices.changes.add(Change::Namespace);
         drop(shared);
+        self.call_admin();
+    }
+
+    /// Tells the host, if it wants to hear it, that a fence of `export` fell or was taken back.
+    pub(super) fn note_fence(&self, export: &Export) {
+        if self.shows_ana && export.on_fence == FencePolicy::Ana {
+            self.note_ana();
+        } else {
+            self.note_namespaces([export.nsid]);
+        }
+    }
+
+    /// Tells the host, if it wants to hear it, that the ANA state of a namespace changed.
+    pub(super) fn note_ana(&self) {
+        self.lock().notices.changes.add(Change::Ana);
         self.call_admin();
     }
 
     /// Tells the host, if it wants to hear it, that the discovery log changed.
     pub(super) fn note_discovery(&self) {
-        self.lock().notices.discovery = true;
+        self.lock().notices.changes.add(Change::Discovery);
         self.call_admin();
     }
 
-    /// Which notices arrived since the last call: (namespace, discovery).
-    pub(super) fn take_notices(&self) -> (bool, bool) {
-        let notices = &mut self.lock().notices;
-        (std::mem::take(&mut notices.namespace), std::mem::take(&mut notices.discovery))
+    /// What changed since the last call.
+    pub(super) fn take_notices(&self) -> Changes {
+        std::mem::take(&mut self.lock().notices.changes)
     }
 
     /// The changed namespaces, which are forgotten when `clear`.
@@ -322,6 +343,20 @@ impl Controller {
 
     pub(super) fn retries_later(&self) -> bool {
         self.retries_later.load(Ordering::Relaxed)
+    }
+
+    /// Whether it reports asymmetric namespace access.
+    pub(super) const fn shows_ana(&self) -> bool {
+        self.shows_ana
+    }
+
+    /// Whether the host has read the ANA log since it was enabled, and so knows what a path status is.
+    pub(super) fn set_knows_ana(&self, knows_ana: bool) {
+        self.knows_ana.store(knows_ana, Ordering::Relaxed);
+    }
+
+    pub(super) fn knows_ana(&self) -> bool {
+        self.knows_ana.load(Ordering::Relaxed)
     }
 
     /// Whether something happened that the admin queue has to look at; asked at every poll, so without the lock.

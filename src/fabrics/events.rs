@@ -15,6 +15,55 @@ use nvme_spec::{Cid, Status};
 use super::exchange::{Completion, SessionEvent};
 use super::options::AER_MAX;
 
+/// What hosts can be told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// A namespace came, went, or is another one.
+    Namespace,
+    /// The ANA state of a namespace.
+    Ana,
+    /// The discovery log.
+    Discovery,
+}
+
+impl Change {
+    const ALL: [Self; 3] = [Self::Namespace, Self::Ana, Self::Discovery];
+
+    /// Its bit of Asynchronous Event Configuration.
+    const fn enable_bit(self) -> u32 {
+        match self {
+            Self::Namespace => config::NAMESPACE_ATTRIBUTE,
+            Self::Ana => config::ANA_CHANGE,
+            Self::Discovery => config::DISCOVERY_LOG_CHANGE,
+        }
+    }
+
+    /// What the event says, and the log page that shows it.
+    const fn event(self) -> (NoticeEvent, LogPageId) {
+        match self {
+            Self::Namespace => (NoticeEvent::NAMESPACE_ATTRIBUTE_CHANGED, LogPageId::CHANGED_NAMESPACES),
+            Self::Ana => (NoticeEvent::ANA_CHANGE, LogPageId::ANA),
+            Self::Discovery => (NoticeEvent::DISCOVERY_LOG_CHANGE, LogPageId::DISCOVERY),
+        }
+    }
+}
+
+/// A set of [`Change`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes(u8);
+
+impl Changes {
+    /// Adds one.
+    pub(super) fn add(&mut self, change: Change) {
+        self.0 |= 1 << change as u8;
+    }
+
+    /// Whether `change` is one of them.
+    pub(super) const fn has(self, change: Change) -> bool {
+        self.0 & 1 << change as u8 != 0
+    }
+}
+
 /// How far one kind of event is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Notice {
@@ -30,8 +79,8 @@ pub(super) struct Events {
     enabled: u32,
     parked: VecDeque<Cid>,
     aborted: VecDeque<(Cid, Status)>,
-    namespace: Notice,
-    discovery: Notice,
+    /// By the number of the [`Change`].
+    notices: [Notice; Change::ALL.len()],
 }
 
 impl Events {
@@ -43,11 +92,10 @@ impl Events {
     /// Sets Asynchronous Event Configuration. An event that is pending and no longer wanted is forgotten.
     pub(super) fn enable(&mut self, enabled: u32) {
         self.enabled = enabled;
-        if enabled & config::NAMESPACE_ATTRIBUTE == 0 && self.namespace == Notice::Pending {
-            self.namespace = Notice::Idle;
-        }
-        if enabled & config::DISCOVERY_LOG_CHANGE == 0 && self.discovery == Notice::Pending {
-            self.discovery = Notice::Idle;
+        for (change, notice) in Change::ALL.into_iter().zip(&mut self.notices) {
+            if enabled & change.enable_bit() == 0 && *notice == Notice::Pending {
+                *notice = Notice::Idle;
+            }
         }
     }
 
@@ -62,31 +110,24 @@ impl Events {
 
     /// Whether [`Events::next`] would give something.
     pub(super) fn is_due(&self) -> bool {
-        let pending = self.namespace == Notice::Pending || self.discovery == Notice::Pending;
-        pending && !self.parked.is_empty()
+        self.notices.contains(&Notice::Pending) && !self.parked.is_empty()
     }
 
     /// Something happened.
-    pub(super) fn note(&mut self, namespace: bool, discovery: bool) {
-        if namespace && self.enabled & config::NAMESPACE_ATTRIBUTE != 0 && self.namespace == Notice::Idle {
-            self.namespace = Notice::Pending;
-        }
-        if discovery && self.enabled & config::DISCOVERY_LOG_CHANGE != 0 && self.discovery == Notice::Idle {
-            self.discovery = Notice::Pending;
+    pub(super) fn note(&mut self, changes: Changes) {
+        for (change, notice) in Change::ALL.into_iter().zip(&mut self.notices) {
+            let is_wanted = self.enabled & change.enable_bit() != 0;
+            if changes.has(change) && is_wanted && *notice == Notice::Idle {
+                *notice = Notice::Pending;
+            }
         }
     }
 
     /// The next event to tell.
     pub(super) fn next(&mut self) -> Option<SessionEvent> {
-        if !self.is_due() {
-            return None;
-        }
-        let (information, page, notice) = if self.namespace == Notice::Pending {
-            let changed = NoticeEvent::NAMESPACE_ATTRIBUTE_CHANGED;
-            (changed, LogPageId::CHANGED_NAMESPACES, &mut self.namespace)
-        } else {
-            (NoticeEvent::DISCOVERY_LOG_CHANGE, LogPageId::DISCOVERY, &mut self.discovery)
-        };
+        let mut notices = Change::ALL.into_iter().zip(&mut self.notices);
+        let (change, notice) = notices.find(|(_, notice)| **notice == Notice::Pending)?;
+        let (information, page) = change.event();
         let cid = self.parked.pop_front()?;
         *notice = Notice::Told;
         let dw0 = event_dw0(AsyncEventType::NOTICE, information.0, page.0);
@@ -102,10 +143,10 @@ impl Events {
     /// A log page was read with Retain Asynchronous Event clear: its event may be told anew. Gives whether it was the
     /// changed namespace list, which the reading empties.
     pub(super) fn acknowledge(&mut self, page: LogPageId) -> bool {
-        match page {
-            LogPageId::CHANGED_NAMESPACES => self.namespace = Notice::Idle,
-            LogPageId::DISCOVERY => self.discovery = Notice::Idle,
-            _ => {}
+        for (change, notice) in Change::ALL.into_iter().zip(&mut self.notices) {
+            if change.event().1 == page {
+                *notice = Notice::Idle;
+            }
         }
         page == LogPageId::CHANGED_NAMESPACES
     }
@@ -122,6 +163,7 @@ impl Events {
     pub(super) fn reset(&mut self) {
         let ended = self.parked.drain(..).map(|cid| (cid, Status::ABORTED_SQ_DELETION));
         self.aborted.extend(ended);
-        (self.enabled, self.namespace, self.discovery) = (0, Notice::Idle, Notice::Idle);
+        self.enabled = 0;
+        self.notices = <[Notice; Change::ALL.len()]>::default();
     }
 }

@@ -125,6 +125,17 @@ pub enum IoKind {
     },
 }
 
+impl IoKind {
+    /// Whether it changes blocks.
+    #[must_use]
+    pub const fn is_write(self) -> bool {
+        match self {
+            Self::Write | Self::WriteZeroes { .. } | Self::DatasetManagement { .. } => true,
+            Self::Read | Self::Flush => false,
+        }
+    }
+}
+
 /// What a session wants between commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionEvent {

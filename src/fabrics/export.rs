@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use nvme_spec::Nsid;
+use nvme_spec::{Nsid, Status};
+use serde::{Deserialize, Serialize};
 
+use super::status::of_grant;
 use crate::block::BlockDevice;
 use crate::extent::FrozenMap;
 use crate::units::{BlockSize, ByteLen};
@@ -27,12 +29,27 @@ pub enum FenceReason {
     Operator,
 }
 
+/// What hosts see of a fence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FencePolicy {
+    /// Commands end with Namespace Not Ready: a Linux host tries five more times and then reports an error.
+    #[default]
+    NotReady,
+    /// The namespace is in the ANA Inaccessible state: a host with native multipath keeps its commands until it is
+    /// accessible again. For other hosts as [`FencePolicy::NotReady`].
+    Ana,
+    /// The namespace is write protected: writes end at once with Namespace is Write Protected, reads as with
+    /// [`FencePolicy::NotReady`], for a block that may be another file's must not be read either.
+    WriteProtect,
+}
+
 /// Whether hosts may use an export now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// Yes.
     Live,
-    /// No, but a host may try again: commands end with Namespace Not Ready.
+    /// No, but that may pass: commands end as its [`FencePolicy`] says.
     Fenced(FenceReason),
     /// No, and never again: commands end with Invalid Namespace or Format, Do Not Retry.
     Removed,
@@ -69,6 +86,8 @@ pub struct Export {
     pub device: Arc<dyn BlockDevice>,
     /// Hosts may not write.
     pub read_only: bool,
+    /// What hosts see of a fence.
+    pub on_fence: FencePolicy,
     /// The logical block size of the namespace: that of the device or a multiple of it.
     pub block_size: BlockSize,
     /// The length of the namespace: a multiple of `block_size`.
@@ -78,6 +97,8 @@ pub struct Export {
     /// The namespace's EUI64.
     pub eui64: [u8; 8],
     pub(super) grant: AtomicU8,
+    /// The change count of the ANA log when its state changed last.
+    pub(super) ana_changed: AtomicU64,
 }
 
 impl Export {
@@ -102,7 +123,8 @@ impl Export {
         };
         same_map
             && Arc::ptr_eq(&self.device, &other.device)
-            && (&self.subsystem, self.nsid, self.read_only) == (&other.subsystem, other.nsid, other.read_only)
+            && (&self.subsystem, self.nsid) == (&other.subsystem, other.nsid)
+            && (self.read_only, self.on_fence) == (other.read_only, other.on_fence)
             && (self.block_size, self.len) == (other.block_size, other.len)
             && (self.nguid, self.eui64) == (other.nguid, other.eui64)
             && self.grant() != Grant::Removed
@@ -119,7 +141,27 @@ impl Export {
         self.grant.load(Ordering::Acquire) & MAP_IN_DOUBT != 0
     }
 
-    /// Refuses new commands with a retryable status. Whether they were let in before.
+    /// The status of a command that may not start now; `None` when it may.
+    pub(crate) fn refusal(&self, is_write: bool) -> Option<Status> {
+        of_grant(self.grant(), self.on_fence, is_write)
+    }
+
+    /// Whether writes end with Namespace is Write Protected now.
+    pub(super) fn is_write_protected(&self) -> bool {
+        self.read_only || (self.on_fence == FencePolicy::WriteProtect && !self.is_live())
+    }
+
+    /// The change count of the ANA log when its state changed last.
+    pub(super) fn ana_changed(&self) -> u64 {
+        self.ana_changed.load(Ordering::Relaxed)
+    }
+
+    /// Its ANA state changed, with the change `count` of the ANA log.
+    pub(super) fn note_ana_change(&self, count: u64) {
+        self.ana_changed.fetch_max(count, Ordering::Relaxed);
+    }
+
+    /// Refuses new commands for now. Whether they were let in before.
     pub(crate) fn fence(&self, reason: FenceReason) -> bool {
         self.grant.fetch_or(reason.bit(), Ordering::AcqRel) == LIVE
     }
@@ -142,6 +184,7 @@ impl fmt::Debug for Export {
             .field("subsystem", &self.subsystem)
             .field("nsid", &self.nsid.0)
             .field("read_only", &self.read_only)
+            .field("on_fence", &self.on_fence)
             .field("block_size", &self.block_size)
             .field("len", &self.len)
             .field("grant", &self.grant())

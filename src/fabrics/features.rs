@@ -340,7 +340,10 @@ fn both(count: u16) -> u32 {
 
 fn known_events(controller: &Controller) -> u32 {
     match controller.subsystem.kind {
-        SubsystemKind::Nvm => config::SMART_CRITICAL | config::NAMESPACE_ATTRIBUTE,
+        SubsystemKind::Nvm => {
+            let ana = if controller.shows_ana() { config::ANA_CHANGE } else { 0 };
+            config::SMART_CRITICAL | config::NAMESPACE_ATTRIBUTE | ana
+        }
         SubsystemKind::Discovery => config::DISCOVERY_LOG_CHANGE,
     }
 }

@@ -18,8 +18,8 @@ use super::io::dsm_ranges;
 use super::options::TRANSFER_BYTES_MAX;
 use super::provision::DISCOVERY_NQN;
 use super::{
-    Arrival, Begin, Export, HostPolicy, Identity, IoCommand, IoKind, NamespaceSpec, PortId, PortSpec,
-    QueueSession, SessionEvent, SubsystemSpec, Target, TargetOptions, Waker, data_location,
+    Arrival, Begin, Export, FencePolicy, HostPolicy, Identity, IoCommand, IoKind, NamespaceSpec, PortId,
+    PortSpec, QueueSession, SessionEvent, SubsystemSpec, Target, TargetOptions, Waker, data_location,
 };
 use crate::block::{BlockDevice, NullDevice};
 use crate::units::{BlockSize, ByteLen};
@@ -277,6 +277,7 @@ fn subsystems() -> Option<Vec<SubsystemSpec>> {
         map: None,
         device: Arc::clone(&device),
         read_only,
+        on_fence: if read_only { FencePolicy::WriteProtect } else { FencePolicy::Ana },
         block_size: BlockSize::B512,
         len: LEN,
         identity: Identity::named("null"),

@@ -10,15 +10,17 @@ use nvme_spec::fabrics::nqn_field;
 use nvme_spec::identify::{
     CSI_NVM, Cns, ControllerType, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyNamespace,
     IdentifyNamespaceIndependent, LbaFormat, NAMESPACE_LIST_MAX, NamespaceIdDescriptor, NamespaceIdType,
-    cmic, ctratt, lpa, nsfeat, oncs, sgls, vwc,
+    cmic, ctratt, lpa, nsattr, nsfeat, nstat, oncs, sgls, vwc,
 };
+use nvme_spec::log::AnaState;
 use nvme_spec::{Nsid, Status, SubmissionQueueEntry, aer, ascii_padded};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
+use super::ana;
 use super::command::{CommandError, at};
 use super::controller::Controller;
-use super::export::Export;
+use super::export::{Export, FencePolicy};
 use super::options::{ABORT_MAX, AER_MAX, ERROR_LOG_ENTRIES, KAS, MDTS, NSID_MAX, VERSION};
 use super::status::RETRY_DELAYS_100MS;
 use super::subsystem::NamespaceTable;
@@ -49,7 +51,9 @@ pub(super) fn nvm(
         return Err(CommandError::field(at::CDW11));
     }
     match cns {
-        Cns::NAMESPACE => Ok(or_zeroes(valid(&table, nsid)?, |export| namespace(export).as_bytes().to_vec())),
+        Cns::NAMESPACE => {
+            Ok(or_zeroes(valid(&table, nsid)?, |export| namespace(controller, export).as_bytes().to_vec()))
+        }
         Cns::CONTROLLER => Ok(io_controller(target, controller, &table).as_bytes().to_vec()),
         Cns::ACTIVE_NAMESPACES | Cns::IO_ACTIVE_NAMESPACES => active(&table, nsid),
         Cns::NAMESPACE_DESCRIPTORS => descriptors(existing(&table, nsid)?),
@@ -57,7 +61,7 @@ pub(super) fn nvm(
         Cns::IO_NAMESPACE => Ok(or_zeroes(valid(&table, nsid)?, |_| Vec::new())),
         Cns::IO_CONTROLLER => Ok(io_controller_nvm().as_bytes().to_vec()),
         Cns::INDEPENDENT_NAMESPACE => {
-            Ok(or_zeroes(valid(&table, nsid)?, |export| independent(export).as_bytes().to_vec()))
+            Ok(or_zeroes(valid(&table, nsid)?, |export| independent(controller, export).as_bytes().to_vec()))
         }
         Cns::IO_COMMAND_SETS => Ok(padded(1u64.to_le_bytes().to_vec())),
         _ => Err(CommandError::field(at::CDW10)),
@@ -123,6 +127,10 @@ fn io_controller(target: &Target, controller: &Controller, table: &NamespaceTabl
     data.iorcsz_16b = U32::new(1);
     data.msdbd = 1;
     data.ofcs = U16::new(DISCONNECT);
+    if controller.shows_ana() {
+        data.oaes = U32::new(data.oaes.get() | aer::config::ANA_CHANGE);
+        ana::show(&mut data);
+    }
     data
 }
 
@@ -144,7 +152,7 @@ fn io_controller_nvm() -> IdentifyControllerNvm {
     IdentifyControllerNvm::zeroed()
 }
 
-fn namespace(export: &Export) -> IdentifyNamespace {
+fn namespace(controller: &Controller, export: &Export) -> IdentifyNamespace {
     let info = export.device.info();
     let blocks = U64::new(export.block_size.blocks_in(export.len).map_or(0, |blocks| blocks.0));
     let granularity = info.physical_block_bytes / export.block_size.bytes();
@@ -156,7 +164,14 @@ fn namespace(export: &Export) -> IdentifyNamespace {
     data.dlfeat = if info.deallocate { DEALLOCATE_IN_WRITE_ZEROES } else { 0 };
     (data.npwg_z, data.npwa_z, data.nows_z) = (granularity_z, granularity_z, granularity_z);
     (data.npdg_z, data.npda_z) = (granularity_z, granularity_z);
-    data.nsattr = u8::from(export.read_only);
+    data.nsattr = attributes(export);
+    if controller.shows_ana() {
+        data.anagrpid = ana::group_of(export.nsid);
+        if ana::state_of(export) == AnaState::INACCESSIBLE {
+            // NUSE is not to be known there (NVM Command Set section 4.1.5.1).
+            data.nuse = U64::new(0);
+        }
+    }
     data.nguid = export.nguid;
     data.eui64 = export.eui64;
     if let Some(format) = data.lbaf.first_mut() {
@@ -165,14 +180,31 @@ fn namespace(export: &Export) -> IdentifyNamespace {
     data
 }
 
-fn independent(export: &Export) -> IdentifyNamespaceIndependent {
+fn independent(controller: &Controller, export: &Export) -> IdentifyNamespaceIndependent {
     let mut data = IdentifyNamespaceIndependent::zeroed();
     data.nsfeat = if export.device.info().volatile_write_cache { 0 } else { VWC_NOT_PRESENT };
     data.nmic = 1;
-    data.nsattr = u8::from(export.read_only);
-    // NRDY: commands are taken. A fenced namespace answers Namespace Not Ready, and says so here too.
-    data.nstat = u8::from(export.is_live());
+    data.nsattr = attributes(export);
+    if controller.shows_ana() {
+        data.anagrpid = ana::group_of(export.nsid);
+    }
+    data.nstat = if is_ready(controller, export) { nstat::READY } else { 0 };
     data
+}
+
+fn attributes(export: &Export) -> u8 {
+    if export.is_write_protected() { nsattr::WRITE_PROTECTED } else { 0 }
+}
+
+/// NRDY. A fenced namespace answers Namespace Not Ready, and says so here too; but where a fence is told in another way,
+/// a host must go on to look at it: Linux leaves what is not ready as it was.
+fn is_ready(controller: &Controller, export: &Export) -> bool {
+    export.is_live()
+        || match export.on_fence {
+            FencePolicy::NotReady => false,
+            FencePolicy::Ana => controller.shows_ana(),
+            FencePolicy::WriteProtect => true,
+        }
 }
 
 /// EUI64, NGUID and the command set; no UUID, so that kernels name the namespace by its NGUID.

@@ -18,7 +18,6 @@ use super::exchange::{Begin, CloseReason, Completion, IoCommand, IoKind};
 use super::export::{Export, Grant};
 use super::options::TRANSFER_BYTES_MAX;
 use super::sgl::{self, DataLocation};
-use super::status::of_grant;
 use super::subsystem::{NamespaceTable, Subsystem};
 use crate::units::{BlockCount, BlockSize, ByteLen, ByteOffset, Lba};
 
@@ -134,7 +133,7 @@ impl IoQueue {
     #[inline]
     fn read(&mut self, sqe: &SubmissionQueueEntry) -> Result<Begin, CommandError> {
         let in_capsule_bytes = self.in_capsule_bytes;
-        let command = transfer(self.export(sqe.nsid())?, sqe, IoKind::Read, in_capsule_bytes)?;
+        let command = transfer(self.export(sqe.nsid(), false)?, sqe, IoKind::Read, in_capsule_bytes)?;
         self.beat.read(command.len.0);
         Ok(Begin::Io(command))
     }
@@ -149,7 +148,7 @@ impl IoQueue {
 
     fn flush(&mut self, sqe: &SubmissionQueueEntry) -> Result<Begin, CommandError> {
         // VWC says that the broadcast identifier is not supported, so it is looked up, and refused, like any other.
-        let slot = self.export(sqe.nsid())?.slot;
+        let slot = self.export(sqe.nsid(), false)?.slot;
         let (start, len) = (ByteOffset(0), ByteLen(0));
         Ok(Begin::Io(IoCommand { slot, kind: IoKind::Flush, start, len, fua: false }))
     }
@@ -196,19 +195,19 @@ impl IoQueue {
 
     /// The namespace of an identifier, open to commands.
     #[inline]
-    fn export(&mut self, nsid: Nsid) -> Result<&Export, CommandError> {
+    fn export(&mut self, nsid: Nsid, is_write: bool) -> Result<&Export, CommandError> {
         if self.subsystem.generation() != self.generation {
             self.refresh();
         }
         match self.table.get(nsid) {
             Some(export) if export.is_live() => Ok(export),
-            _ => Err(self.refusal(nsid)),
+            _ => Err(self.refusal(nsid, is_write)),
         }
     }
 
     #[inline]
     fn writable(&mut self, sqe: &SubmissionQueueEntry) -> Result<&Export, CommandError> {
-        let export = self.export(sqe.nsid())?;
+        let export = self.export(sqe.nsid(), true)?;
         if export.read_only { Err(write_protected()) } else { Ok(export) }
     }
 
@@ -220,17 +219,15 @@ impl IoQueue {
 
     /// Why a namespace takes no commands.
     #[cold]
-    fn refusal(&self, nsid: Nsid) -> CommandError {
+    fn refusal(&self, nsid: Nsid, is_write: bool) -> CommandError {
         // An export that was replaced under this very command has a successor: then trying again is right.
         let now = self.subsystem.table();
         let exports = self.table.get(nsid).into_iter().chain(now.get(nsid));
-        for grant in exports.map(|export| export.grant()) {
-            match grant {
-                Grant::Live => return CommandError::retryable(Status::NAMESPACE_NOT_READY),
-                Grant::Fenced(_) => {
-                    return CommandError::retryable(of_grant(grant).unwrap_or(Status::NAMESPACE_NOT_READY));
-                }
-                Grant::Removed => {}
+        for export in exports {
+            if export.grant() != Grant::Removed {
+                // `None`: it is open again by now.
+                let status = export.refusal(is_write).unwrap_or(Status::NAMESPACE_NOT_READY);
+                return CommandError::retryable(status);
             }
         }
         CommandError::at(Status::INVALID_NAMESPACE, at::NSID)

@@ -1,7 +1,8 @@
 //! The Get Log Page command and the pages of I/O controllers (NVM Express Base Specification 2.1, section 5.1.12).
 
 use nvme_spec::log::{
-    CHANGED_NAMESPACES_MAX, CommandsEffects, FirmwareSlot, LogPageId, SmartHealth, SupportedLogPages, effect,
+    ANA_RETURN_GROUPS_ONLY, CHANGED_NAMESPACES_MAX, CommandsEffects, FirmwareSlot, LogPageId, SmartHealth,
+    SupportedLogPages, effect,
 };
 use nvme_spec::{AdminOpcode, Nsid, NvmOpcode, Status, SubmissionQueueEntry, ascii_padded};
 use zerocopy::{FromZeros, IntoBytes};
@@ -12,7 +13,7 @@ use super::exchange::Arrival;
 use super::options::TRANSFER_BYTES_MAX;
 use super::subsystem::SubsystemKind;
 use super::target::Target;
-use super::{discovery, features, identify};
+use super::{ana, discovery, features, identify};
 
 /// NVMe-MI Commands Supported and Effects (section 5.1.12.1.19): there are none.
 const MI_EFFECTS: LogPageId = LogPageId(0x13);
@@ -80,19 +81,21 @@ pub(super) fn page(
     arrival: &Arrival,
     request: &Request,
 ) -> Result<Vec<u8>, CommandError> {
-    let kind = controller.subsystem.kind;
-    if !supported(kind).contains(&request.page) {
+    if !supported(controller).any(|id| id == request.page) {
         return Err(CommandError::at(Status::INVALID_LOG_PAGE, at::CDW10));
     }
     if request.page == LogPageId::DISCOVERY {
         // Its specific bits ask for more than one's own share, or for longer records: neither is there.
         return Ok(discovery::log(target, controller, arrival));
     }
+    if request.page == LogPageId::ANA && request.specific & !ANA_RETURN_GROUPS_ONLY == 0 {
+        return Ok(ana::log(&controller.subsystem, request.specific & ANA_RETURN_GROUPS_ONLY != 0));
+    }
     if request.specific != 0 {
         return Err(CommandError::field(at::CDW10));
     }
     Ok(match request.page {
-        LogPageId::SUPPORTED => supported_page(kind),
+        LogPageId::SUPPORTED => supported_page(controller),
         LogPageId::ERROR_INFORMATION => controller.with_errors(|errors| errors.page()),
         LogPageId::SMART_HEALTH => smart(target, controller, request.nsid)?,
         LogPageId::FIRMWARE_SLOT => firmware(target),
@@ -103,8 +106,8 @@ pub(super) fn page(
     })
 }
 
-const fn supported(kind: SubsystemKind) -> &'static [LogPageId] {
-    match kind {
+fn supported(controller: &Controller) -> impl Iterator<Item = LogPageId> {
+    let pages: &[LogPageId] = match controller.subsystem.kind {
         SubsystemKind::Nvm => &[
             LogPageId::SUPPORTED,
             LogPageId::ERROR_INFORMATION,
@@ -118,12 +121,13 @@ const fn supported(kind: SubsystemKind) -> &'static [LogPageId] {
         SubsystemKind::Discovery => {
             &[LogPageId::SUPPORTED, LogPageId::ERROR_INFORMATION, LogPageId::DISCOVERY]
         }
-    }
+    };
+    pages.iter().copied().chain(controller.shows_ana().then_some(LogPageId::ANA))
 }
 
-fn supported_page(kind: SubsystemKind) -> Vec<u8> {
+fn supported_page(controller: &Controller) -> Vec<u8> {
     let mut page = SupportedLogPages::new_zeroed();
-    for id in supported(kind) {
+    for id in supported(controller) {
         if let Some(dword) = page.lids.get_mut(usize::from(id.0)) {
             dword.set(effect::SUPPORTED);
         }

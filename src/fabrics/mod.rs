@@ -17,13 +17,14 @@
 //! command that is checked completely, and whoever drives the devices completes it, with [`of_block_error`] and
 //! [`of_lookup_error`] for the status of what fails.
 //!
-//! What it does not do: sockets, PDUs, digests, TLS, in-band authentication, reservations, asymmetric access, formats
-//! with metadata, fused commands, Compare, Copy, Verify.
+//! What it does not do: sockets, PDUs, digests, TLS, in-band authentication, reservations, more than one path to a
+//! namespace, formats with metadata, fused commands, Compare, Copy, Verify.
 //!
 //! Sources: NVM Express Base Specification 2.1, NVM Command Set Specification 1.1, NVM Express TCP Transport
 //! Specification 1.1.
 
 mod admin;
+mod ana;
 mod beat;
 mod clock;
 mod command;
@@ -53,7 +54,7 @@ mod target;
 mod tests;
 
 pub use exchange::{Arrival, Begin, CloseReason, Completion, IoCommand, IoKind, SessionEvent, Waker};
-pub use export::{Export, ExportSlot, FenceReason, Grant};
+pub use export::{Export, ExportSlot, FencePolicy, FenceReason, Grant};
 pub use fuzz::fuzz_commands;
 pub use identity::{Identity, serial_of};
 pub use io::dsm_ranges;
@@ -64,5 +65,5 @@ pub use provision::{
 pub use session::QueueSession;
 pub use sgl::{DataLocation, data_location};
 pub use stats::TargetStats;
-pub use status::{of_block_error, of_grant, of_lookup_error};
+pub use status::{of_block_error, of_lookup_error};
 pub use target::{ControllerInfo, Plan, Published, Target};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use nvme_spec::Nsid;
 
+use super::export::FencePolicy;
 use super::identity::Identity;
 use super::options::NSID_MAX;
 use crate::block::BlockDevice;
@@ -89,6 +90,8 @@ pub struct NamespaceSpec {
     pub device: Arc<dyn BlockDevice>,
     /// Hosts may not write.
     pub read_only: bool,
+    /// What hosts see of a fence.
+    pub on_fence: FencePolicy,
     /// The logical block size that hosts see: that of the device or a multiple of it.
     pub block_size: BlockSize,
     /// The length: a multiple of `block_size`, no longer than the map or the device.
@@ -102,6 +105,7 @@ impl fmt::Debug for NamespaceSpec {
         f.debug_struct("NamespaceSpec")
             .field("nsid", &self.nsid.0)
             .field("read_only", &self.read_only)
+            .field("on_fence", &self.on_fence)
             .field("block_size", &self.block_size)
             .field("len", &self.len)
             .finish_non_exhaustive()

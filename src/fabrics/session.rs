@@ -19,6 +19,7 @@ use std::time::Instant;
 use nvme_spec::{Status, SubmissionQueueEntry};
 
 use super::admin::AdminQueue;
+use super::ana;
 use super::command::CommandError;
 use super::connect::{self, ConnectError, Connected};
 use super::exchange::{Arrival, Begin, CloseReason, Completion, SessionEvent, Waker};
@@ -204,16 +205,16 @@ impl QueueSession {
         self.log_error(sqe, status, location);
     }
 
-    /// The status as the host takes it: without CRD, which is reserved, unless it has asked for that.
+    /// The status as the host takes it: without CRD, which is reserved, unless it has asked for that, and not of a path
+    /// (ANA) unless it has looked at its paths.
     #[must_use]
     pub fn told(&self, status: Status) -> Status {
         if status.crd() == 0 {
             return status;
         }
-        match &self.queue {
-            Queue::Io(io) if io.controller().retries_later() => status,
-            _ => status.with_crd(0),
-        }
+        let Queue::Io(io) = &self.queue else { return status.with_crd(0) };
+        let status = ana::told(status, io.controller().knows_ana());
+        if io.controller().retries_later() { status } else { status.with_crd(0) }
     }
 
     /// Who this is, for log lines.

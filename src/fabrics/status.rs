@@ -6,7 +6,7 @@
 
 use nvme_spec::Status;
 
-use super::export::{FenceReason, Grant};
+use super::export::{FencePolicy, FenceReason, Grant};
 use crate::block::BlockErrorKind;
 use crate::extent::LookupError;
 
@@ -19,14 +19,22 @@ const RETRY_IN_A_SECOND: u8 = 2;
 const RETRY_LATER: u8 = 3;
 
 /// The status for commands to an export that is not granted; `None` when it is.
-#[must_use]
-pub const fn of_grant(grant: Grant) -> Option<Status> {
-    match grant {
-        Grant::Live => None,
-        Grant::Fenced(FenceReason::DeviceFailed) => Some(Status::NAMESPACE_NOT_READY.with_crd(RETRY_LATER)),
-        Grant::Fenced(_) => Some(Status::NAMESPACE_NOT_READY.with_crd(RETRY_IN_A_SECOND)),
-        Grant::Removed => Some(Status::INVALID_NAMESPACE.with_dnr()),
-    }
+pub(super) const fn of_grant(grant: Grant, on_fence: FencePolicy, is_write: bool) -> Option<Status> {
+    let reason = match grant {
+        Grant::Live => return None,
+        Grant::Removed => return Some(Status::INVALID_NAMESPACE.with_dnr()),
+        Grant::Fenced(reason) => reason,
+    };
+    let status = match on_fence {
+        // To be told at once is what this policy is for.
+        FencePolicy::WriteProtect if is_write => return Some(Status::NAMESPACE_WRITE_PROTECTED.with_dnr()),
+        FencePolicy::NotReady | FencePolicy::WriteProtect => Status::NAMESPACE_NOT_READY,
+        FencePolicy::Ana => Status::ANA_INACCESSIBLE,
+    };
+    Some(status.with_crd(match reason {
+        FenceReason::DeviceFailed => RETRY_LATER,
+        FenceReason::MapInDoubt | FenceReason::Operator => RETRY_IN_A_SECOND,
+    }))
 }
 
 /// The status for an operation that failed on the device (NVM Express Base Specification 2.1, section 4.2.3; NVM
@@ -86,6 +94,29 @@ mod tests {
             let status = of_block_error(kind);
             assert_eq!((status.code().0, status.dnr()), (code, dnr), "{kind:?}");
             assert!(!status.is_success());
+        }
+    }
+
+    #[test]
+    fn every_policy_has_its_status() {
+        use FencePolicy as P;
+        let grants = [Grant::Fenced(FenceReason::MapInDoubt), Grant::Fenced(FenceReason::DeviceFailed)];
+        for (grant, crd) in grants.into_iter().zip([RETRY_IN_A_SECOND, RETRY_LATER]) {
+            for (policy, read, write) in [
+                (P::NotReady, Status::NAMESPACE_NOT_READY, Status::NAMESPACE_NOT_READY),
+                (P::Ana, Status::ANA_INACCESSIBLE, Status::ANA_INACCESSIBLE),
+                (P::WriteProtect, Status::NAMESPACE_NOT_READY, Status::NAMESPACE_WRITE_PROTECTED),
+            ] {
+                assert_eq!(of_grant(grant, policy, false), Some(read.with_crd(crd)));
+                let write = match policy {
+                    P::WriteProtect => write.with_dnr(),
+                    _ => write.with_crd(crd),
+                };
+                assert_eq!(of_grant(grant, policy, true), Some(write));
+                assert_eq!(of_grant(Grant::Live, policy, true), None);
+                let removed = Some(Status::INVALID_NAMESPACE.with_dnr());
+                assert_eq!(of_grant(Grant::Removed, policy, true), removed);
+            }
         }
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Subsystem {
     hosts: ArcSwap<HostPolicy>,
     table: ArcSwap<NamespaceTable>,
     generation: Generation,
+    /// The change count of the ANA log, from 1.
+    ana_changes: AtomicU64,
     controllers: Mutex<Controllers>,
 }
 
@@ -122,6 +124,7 @@ impl Subsystem {
             hosts: ArcSwap::from_pointee(hosts),
             table: ArcSwap::from_pointee(NamespaceTable::default()),
             generation: Generation::default(),
+            ana_changes: AtomicU64::new(1),
             controllers: Mutex::new(Controllers::default()),
         })
     }
@@ -142,6 +145,17 @@ impl Subsystem {
     pub(super) fn set_table(&self, table: NamespaceTable) {
         self.table.store(Arc::new(table));
         self.generation.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The change count of the ANA log.
+    pub(super) fn ana_changes(&self) -> u64 {
+        self.ana_changes.load(Ordering::Acquire)
+    }
+
+    /// The ANA states of `exports` changed, or their groups came.
+    pub(super) fn note_ana_changes<'a>(&self, exports: impl IntoIterator<Item = &'a Export>) {
+        let count = self.ana_changes.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        exports.into_iter().for_each(|export| export.note_ana_change(count));
     }
 
     /// Whether a host may connect.

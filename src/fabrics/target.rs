@@ -8,15 +8,16 @@
 //! Locks, in the order in which they are taken: `publishing`, a subsystem's controllers, a controller's shared state.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 
+use super::ana;
 use super::controller::{Controller, Host};
 use super::exchange::CloseReason;
-use super::export::{Export, ExportSlot, FenceReason};
+use super::export::{Export, ExportSlot, FencePolicy, FenceReason};
 use super::identity;
 use super::options::TargetOptions;
 use super::provision::{
@@ -205,7 +206,7 @@ impl Target {
         exports_of(&self.catalog.load()).collect()
     }
 
-    /// Refuses new commands to an export with a retryable status, and tells the hosts that the namespace is not ready. A
+    /// Refuses new commands to an export, and tells the hosts, both as its [`FencePolicy`] says. A
     /// core that hears of it afterwards, by a message, has stopped starting them.
     pub fn fence(&self, export: &Export, reason: FenceReason) {
         let was_live = export.fence(reason);
@@ -224,11 +225,15 @@ impl Target {
         }
     }
 
-    /// Hosts that read the namespace anew find whether it is ready (NSTAT.NRDY).
+    /// Hosts that look find whether the namespace is ready (NSTAT.NRDY), accessible (the ANA log) or write protected
+    /// (NSATTR).
     fn tell_changed(&self, export: &Export) {
         let catalog = self.catalog.load();
         let Some(subsystem) = catalog.subsystems.get(&export.subsystem) else { return };
-        subsystem.controllers().iter().for_each(|controller| controller.note_namespaces([export.nsid]));
+        if export.on_fence == FencePolicy::Ana {
+            subsystem.note_ana_changes([export]);
+        }
+        subsystem.controllers().iter().for_each(|controller| controller.note_fence(export));
     }
 
     /// Takes no Connects any more and ends every controller: each session sees [`CloseReason::TargetShutDown`].
@@ -308,11 +313,24 @@ impl Target {
         // Hosts that go are gone before the new namespaces come, and hosts that come see nothing of the old ones.
         self.revoked(living.set_hosts(living.hosts().and(&spec.hosts)));
         if !changed.is_empty() {
+            living.note_ana_changes(changed.iter().filter_map(|&nsid| after.get(nsid)).map(AsRef::as_ref));
             living.set_table(after);
         }
         living.set_hosts(spec.hosts.clone());
         if !changed.is_empty() {
-            living.controllers().iter().for_each(|it| it.note_namespaces(changed.iter().copied()));
+            let now = living.table();
+            let state = |table: &NamespaceTable, nsid| table.get(nsid).map(|export| ana::state_of(export));
+            let other_states = changed.iter().any(|&nsid| match (state(&before, nsid), state(&now, nsid)) {
+                (Some(before), Some(now)) => before != now,
+                // That it came or went is told by the event of the namespace.
+                _ => false,
+            });
+            for controller in living.controllers() {
+                controller.note_namespaces(changed.iter().copied());
+                if other_states && controller.shows_ana() {
+                    controller.note_ana();
+                }
+            }
         }
         Arc::clone(living)
     }
@@ -408,10 +426,12 @@ fn new_export(subsystem: &Arc<str>, spec: &NamespaceSpec, slot: ExportSlot) -> E
         map: spec.map.clone(),
         device: Arc::clone(&spec.device),
         read_only: spec.read_only,
+        on_fence: spec.on_fence,
         block_size: spec.block_size,
         len: spec.len,
         nguid: identity::nguid(subsystem, spec.nsid, &spec.identity),
         eui64: identity::eui64(subsystem, spec.nsid, &spec.identity),
         grant: AtomicU8::new(0),
+        ana_changed: AtomicU64::new(1),
     }
 }

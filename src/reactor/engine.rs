@@ -27,7 +27,7 @@ use nvme_spec::Status;
 use super::slab::{Key, Slab};
 use crate::block::{BlockDevice, BlockDone, BlockError, BlockErrorKind, BlockQueue};
 use crate::extent::LookupCursor;
-use crate::fabrics::{Export, ExportSlot, IoCommand, IoKind, of_block_error, of_grant};
+use crate::fabrics::{Export, ExportSlot, IoCommand, IoKind, of_block_error};
 use crate::ring::Ring;
 
 /// Operations one core keeps in flight on one device.
@@ -223,7 +223,7 @@ impl IoEngine {
     pub fn start(&mut self, owner: Key, request: u32, command: IoCommand, buf: Option<DmaBuf>) {
         let status = match self.exports.get_mut(command.slot.0 as usize).and_then(Option::as_mut) {
             None => Some(Status::INVALID_NAMESPACE.with_dnr()),
-            Some(held) => of_grant(held.export.grant()),
+            Some(held) => held.export.refusal(command.kind.is_write()),
         };
         if let Some(status) = status {
             self.done.push_back(IoDone { owner, request, status, buf });
@@ -269,7 +269,7 @@ impl IoEngine {
         let Some(job) = jobs.get_mut(key) else { return };
         let Some(Some(held)) = exports.get_mut(job.command.slot.0 as usize) else { return };
         let Some(Some(device)) = queues.get_mut(held.queue) else { return };
-        if let Some(status) = of_grant(held.export.grant()) {
+        if let Some(status) = held.export.refusal(job.command.kind.is_write()) {
             // The fence fell while the job waited for room on the device, or between its transfers and its flush.
             job.fail(status);
         }

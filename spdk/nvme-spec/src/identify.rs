@@ -9,7 +9,7 @@ use crate::fabrics::NQN_FIELD_LEN;
 
 mod namespace;
 
-pub use namespace::{IdentifyNamespace, IdentifyNamespaceIndependent, LbaFormat, nsfeat};
+pub use namespace::{IdentifyNamespace, IdentifyNamespaceIndependent, LbaFormat, nsattr, nsfeat, nstat};
 
 /// Size of every Identify data structure.
 pub const IDENTIFY_LEN: usize = 4096;
@@ -209,8 +209,24 @@ pub struct IdentifyController {
     pub hctma: [u8; 6],
     /// SANICAP.
     pub sanicap: U32,
-    /// HMMINDS to reserved byte 511.
-    pub bytes332: [u8; 180],
+    /// HMMINDS: host memory buffer minimum descriptor entry size.
+    pub hmminds: U32,
+    /// HMMAXD: host memory maximum descriptor entries.
+    pub hmmaxd: U16,
+    /// NSETIDMAX: highest NVM set identifier.
+    pub nsetidmax: U16,
+    /// ENDGIDMAX: highest endurance group identifier.
+    pub endgidmax: U16,
+    /// ANATT: the longest that a change of ANA state takes, in seconds.
+    pub anatt_s: u8,
+    /// ANACAP: asymmetric namespace access capabilities; see [`anacap`].
+    pub anacap: u8,
+    /// ANAGRPMAX: highest ANA group identifier.
+    pub anagrpmax: U32,
+    /// NANAGRPID: number of ANA groups.
+    pub nanagrpid: U32,
+    /// PELS to reserved byte 511.
+    pub bytes352: [u8; 160],
     /// SQES: required size in bits 3:0, maximum in 7:4, powers of two.
     pub sqes: u8,
     /// CQES, likewise.
@@ -276,6 +292,8 @@ const _: () = assert!(offset_of!(IdentifyController, oaes) == 92);
 const _: () = assert!(offset_of!(IdentifyController, cntrltype) == 111);
 const _: () = assert!(offset_of!(IdentifyController, oacs) == 256);
 const _: () = assert!(offset_of!(IdentifyController, kas_100ms) == 320);
+const _: () = assert!(offset_of!(IdentifyController, anatt_s) == 342);
+const _: () = assert!(offset_of!(IdentifyController, anagrpmax) == 344);
 const _: () = assert!(offset_of!(IdentifyController, sqes) == 512);
 const _: () = assert!(offset_of!(IdentifyController, nn) == 516);
 const _: () = assert!(offset_of!(IdentifyController, oncs) == 520);
@@ -293,6 +311,22 @@ pub mod cmic {
     pub const MULTI_CONTROLLER: u8 = 1 << 1;
     /// Asymmetric namespace access reporting.
     pub const ANA: u8 = 1 << 3;
+}
+
+/// ANACAP bits (Base section 5.1.13.2.1): which ANA states a controller may report, and how steady ANAGRPID is.
+pub mod anacap {
+    /// ANA Optimized.
+    pub const OPTIMIZED: u8 = 1 << 0;
+    /// ANA Non-Optimized.
+    pub const NON_OPTIMIZED: u8 = 1 << 1;
+    /// ANA Inaccessible.
+    pub const INACCESSIBLE: u8 = 1 << 2;
+    /// ANA Persistent Loss.
+    pub const PERSISTENT_LOSS: u8 = 1 << 3;
+    /// ANA Change.
+    pub const CHANGE: u8 = 1 << 4;
+    /// ANAGRPID of a namespace does not change while it is attached.
+    pub const GROUP_IS_FIXED: u8 = 1 << 6;
 }
 
 /// CTRATT bits.

@@ -7,6 +7,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::fabrics::NQN_FIELD_LEN;
 
+mod ana;
+
+pub use ana::{ANA_RETURN_GROUPS_ONLY, AnaGroupDescriptor, AnaHeader, AnaState};
+
 open_enum! {
     /// Log Page Identifier (Base section 5.1.12, figure "Get Log Page – Log Page Identifiers").
     pub struct LogPageId(u8) {

@@ -49,6 +49,7 @@ pub(super) fn namespace_on(nsid: u32, device: Arc<dyn BlockDevice>) -> Namespace
         map: None,
         device,
         read_only: false,
+        on_fence: FencePolicy::NotReady,
         block_size: BlockSize::B512,
         len: ByteLen(LEN),
         identity: Identity::named("null"),

@@ -4,6 +4,7 @@ mod admin;
 mod connect;
 mod corpus;
 mod events;
+mod fences;
 mod harness;
 mod io;
 mod lifetime;

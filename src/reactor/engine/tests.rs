@@ -11,7 +11,7 @@ use crate::extent::{
     DeviceNumber, DiskIdentity, Extent, FilesystemIdentity, FilesystemKind, FrozenMap, MapIdentity,
 };
 use crate::fabrics::{
-    FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target, TargetOptions,
+    FencePolicy, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target, TargetOptions,
 };
 use crate::ring::RingOptions;
 use crate::units::{BlockSize, ByteLen, ByteOffset};
@@ -46,6 +46,7 @@ impl Lab {
             map: None,
             device: Arc::new(device),
             read_only: false,
+            on_fence: FencePolicy::NotReady,
             block_size: BlockSize::B512,
             len: LEN,
             identity: Identity::named("memory"),
@@ -239,6 +240,7 @@ fn a_range_over_many_extents_is_one_batch() {
         map: Some(Arc::new(scattered(BLOCKS))),
         device: Arc::new(Watched { device, calls: calls.clone() }),
         read_only: false,
+        on_fence: FencePolicy::NotReady,
         block_size: BlockSize::B512,
         len: ByteLen(BLOCKS * u64::from(BLOCK)),
         identity: Identity::named("scattered"),

@@ -23,8 +23,8 @@ use self::host::Host;
 use super::{TcpConnection, TcpCounters, TcpTimeouts};
 use crate::block::{BlockDevice, MemDevice, MemOptions};
 use crate::fabrics::{
-    Arrival, HostPolicy, Identity, NamespaceSpec, PortId, PortSpec, QueueSession, SubsystemSpec, Target,
-    TargetOptions,
+    Arrival, FencePolicy, HostPolicy, Identity, NamespaceSpec, PortId, PortSpec, QueueSession, SubsystemSpec,
+    Target, TargetOptions,
 };
 use crate::reactor::{
     Accepted, Connection, ConnectionFactory, Core, CoreContext, CoreOptions, CoreStats, IdlePolicy, Letter,
@@ -186,6 +186,7 @@ fn subsystem() -> SubsystemSpec {
             map: None,
             device: Arc::new(device) as Arc<dyn BlockDevice>,
             read_only,
+            on_fence: FencePolicy::Ana,
             block_size: BlockSize::B4096,
             len,
             identity: Identity::named("memory"),

@@ -98,7 +98,7 @@ pub struct IdentifyNamespace {
     pub anagrpid: U32,
     /// Reserved.
     pub reserved96: [u8; 3],
-    /// NSATTR: bit 0 set when write protected.
+    /// NSATTR; see [`nsattr`].
     pub nsattr: u8,
     /// NVMSETID.
     pub nvmsetid: U16,
@@ -131,6 +131,18 @@ pub mod nsfeat {
     pub const OPTIMAL_PERFORMANCE: u8 = 1 << 4;
 }
 
+/// NSATTR bits.
+pub mod nsattr {
+    /// The namespace is write protected now, for whatever reason.
+    pub const WRITE_PROTECTED: u8 = 1 << 0;
+}
+
+/// NSTAT bits.
+pub mod nstat {
+    /// NRDY: the namespace is ready.
+    pub const READY: u8 = 1 << 0;
+}
+
 /// I/O Command Set Independent Identify Namespace (Base section 5.1.13.2.8, CNS 08h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -145,7 +157,7 @@ pub struct IdentifyNamespaceIndependent {
     pub fpi: u8,
     /// ANAGRPID.
     pub anagrpid: U32,
-    /// NSATTR.
+    /// NSATTR; see [`nsattr`].
     pub nsattr: u8,
     /// Reserved.
     pub reserved9: u8,
@@ -153,7 +165,7 @@ pub struct IdentifyNamespaceIndependent {
     pub nvmsetid: U16,
     /// ENDGID.
     pub endgid: U16,
-    /// NSTAT: bit 0 NRDY.
+    /// NSTAT; see [`nstat`].
     pub nstat: u8,
     /// KPIOS and the rest.
     pub reserved15: [u8; 4081],
