@@ -286,3 +286,46 @@ fn ctrl_c_leaves_nothing_behind() {
     assert_eq!(told["explained"][0]["not_probed"], "it was interrupted");
     lab.assert_clean(&file);
 }
+
+#[test]
+fn with_the_swap_file_guard_no_descriptor_from_before_is_let_through() {
+    for (name, spec) in [("xfs", Spec::XFS), ("ext4", Spec::EXT4)] {
+        let Some(lab) = Lab::new("with_the_swap_file_guard_no_descriptor_is_let_through", &spec) else {
+            return;
+        };
+        let file = lab.file();
+        // Somebody has it open, which is in the way of the default guards only.
+        let user = File::options().write(true).open(&file).expect("the file");
+        let args = ["pin", "--explain", "--guard", "swap-file", "--json"];
+        let document = document(&lab.command(&args, &file).output().expect("the binary runs"));
+        assert_fit(&document, name);
+        assert_eq!((&document["guard"], &document["not_probed"]), (&"swap-file".into(), &Value::Null));
+        for (operation_name, call, errno) in [
+            ("open-write", "open", libc::EPERM),
+            ("unlink", "unlink", libc::EPERM),
+            ("swapoff", "swapoff", libc::EPERM),
+            ("truncate-unflagged", "truncate", libc::ETXTBSY),
+        ] {
+            let tried = operation(&document, operation_name);
+            assert_eq!((&tried["verdict"], &tried["probed"]), (&"refused".into(), &true.into()), "{tried}");
+            let told = (tried["call"].as_str(), tried["errno"].as_i64());
+            assert_eq!(told, (Some(call), Some(errno.into())), "{tried}");
+        }
+        let before = operation(&document, "opened-before");
+        assert_eq!(
+            (&before["verdict"], &before["call"]),
+            (&"refused".into(), &"ftruncate".into()),
+            "{before}"
+        );
+        let within = operation(&document, "clone-within");
+        let expected = if name == "xfs" { ("refused", "swap area") } else { ("impossible", "") };
+        assert_eq!(
+            (within["verdict"].as_str(), within["by"].as_str().unwrap_or("")),
+            (Some(expected.0), expected.1)
+        );
+        let swaps = fs::read_to_string("/proc/swaps").expect("it is there");
+        assert!(!swaps.contains(lab.fs.root().to_str().expect("plain")), "{swaps}");
+        drop(user);
+        lab.assert_clean(&file);
+    }
+}

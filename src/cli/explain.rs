@@ -16,7 +16,8 @@ use super::out::Out;
 use super::sys::StopSignals;
 use crate::config::format_size;
 use crate::extent::{
-    Finding, Operation, Outlook, Probe, SharedHole, WatchOptions, WatchPlan, attempt, outlook, probe,
+    Finding, GuardMode, Operation, Outlook, Probe, SharedHole, WatchOptions, WatchPlan, attempt, outlook,
+    probe,
 };
 
 /// The name of the hidden command.
@@ -55,6 +56,8 @@ pub(super) fn run_probe(args: &ProbeArgs) -> Outcome {
 struct Explained {
     path: String,
     kernel: String,
+    /// The guards that it is told of.
+    guard: GuardMode,
     /// `None` when the file cannot be opened, as another process guards it.
     #[serde(flatten)]
     file: Option<FileDocument>,
@@ -108,7 +111,7 @@ struct OperationDocument {
 ///
 /// # Errors
 /// When there is no terminal to write to; what is wrong with single files is told, and decides the exit status.
-pub(super) fn run(files: &[PathBuf], state_dir: &Path, json: bool) -> Outcome {
+pub(super) fn run(files: &[PathBuf], guard: Option<GuardMode>, state_dir: &Path, json: bool) -> Outcome {
     // Before any thread starts: Ctrl-C ends the attempts, and the scratch files go all the same.
     let signals = StopSignals::take()?;
     let asked = Cell::new(false);
@@ -118,7 +121,7 @@ pub(super) fn run(files: &[PathBuf], state_dir: &Path, json: bool) -> Outcome {
     };
     let mut out = Out::stdout();
     let results = each(files, json, |path| {
-        let document = explain(path, state_dir, &stop)?;
+        let document = explain(path, guard.unwrap_or_default(), state_dir, &stop)?;
         if !json {
             tell(&document, &mut out)?;
             out.flush()?;
@@ -132,10 +135,15 @@ pub(super) fn run(files: &[PathBuf], state_dir: &Path, json: bool) -> Outcome {
     Ok(if asked.get() { Exit::Failed } else { results.exit() })
 }
 
-fn explain(path: &Path, state_dir: &Path, stop: &dyn Fn() -> bool) -> Result<Explained, Failure> {
+fn explain(
+    path: &Path,
+    guard: GuardMode,
+    state_dir: &Path,
+    stop: &dyn Fn() -> bool,
+) -> Result<Explained, Failure> {
     let (outlook, in_the_way) = match outlook(path) {
         Ok(outlook) => {
-            let in_the_way = obstacles(&outlook);
+            let in_the_way = obstacles(&outlook, guard);
             (Some(outlook), in_the_way)
         }
         Err(error) if is_denied(&error) => match held(path, state_dir)? {
@@ -144,9 +152,10 @@ fn explain(path: &Path, state_dir: &Path, stop: &dyn Fn() -> bool) -> Result<Exp
         },
         Err(error) => return Err(error.into()),
     };
-    let probed = probe(path, &another_process, stop)?;
+    let probed = probe(path, guard, &another_process, stop)?;
     Ok(Explained {
         path: path.display().to_string(),
+        guard,
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         file: outlook.map(describe),
         can_be_pinned: in_the_way.is_empty(),
@@ -166,7 +175,7 @@ fn another_process(operation: Operation, path: &Path) -> Command {
 }
 
 /// Every reason why the file cannot be pinned now.
-fn obstacles(outlook: &Outlook) -> Vec<Obstacle> {
+fn obstacles(outlook: &Outlook, guard: GuardMode) -> Vec<Obstacle> {
     let violations = outlook.survey.violations.iter().map(|violation| Obstacle {
         name: violation.name(),
         message: violation.to_string(),
@@ -177,6 +186,8 @@ fn obstacles(outlook: &Outlook) -> Vec<Obstacle> {
         message: format!("{holder} has it open"),
         remedy: "end whoever has it open, or have it close the file".to_owned(),
     });
+    // With the swap-file guard the kernel refuses what others try through their descriptors.
+    let holders = holders.filter(|_| guard != GuardMode::SwapFile);
     violations.chain(holders).collect()
 }
 
@@ -229,7 +240,7 @@ fn ms(duration: Duration) -> f64 {
 }
 
 fn tell(explained: &Explained, out: &mut Out) -> std::io::Result<()> {
-    let Explained { path, kernel, file, in_the_way, .. } = explained;
+    let Explained { path, kernel, guard, file, in_the_way, .. } = explained;
     if let Some(file) = file {
         let (size, count) = (format_size(file.size_bytes), file.extents);
         let options = file.mount_options.as_deref().unwrap_or("options not known");
@@ -240,6 +251,7 @@ fn tell(explained: &Explained, out: &mut Out) -> std::io::Result<()> {
     } else {
         out.line(format!("{path}: cannot be looked at, Linux {kernel}"))?;
     }
+    out.line(format!("  with the {guard} guard"))?;
     out.line(if in_the_way.is_empty() { "  can be pinned now" } else { "  cannot be pinned now:" })?;
     for Obstacle { message, remedy, .. } in in_the_way.iter().take(TOLD_MAX) {
         out.line(format!("    {message}: {remedy}"))?;

@@ -17,7 +17,7 @@ use super::out::{JsonFlag, Out};
 use super::sys::{StopSignals, Wake};
 use crate::config::format_size;
 use crate::control::open_state;
-use crate::extent::{PinOptions, PinnedFile, RecallWatch, Warden, WatchOptions, pin};
+use crate::extent::{GuardMode, PinOptions, PinnedFile, RecallWatch, Warden, WatchOptions, pin};
 use crate::units::BlockSize;
 
 /// Pin files: prove that they are fit, and make them immutable
@@ -32,6 +32,21 @@ pub struct PinArgs {
     /// First make them fit: write zeros where nothing was written, unshare, pad to the block
     #[arg(long)]
     pub prepare: bool,
+    /// Which guards hold the file [default: those of its record, or `default`]
+    ///
+    /// default: open-permission mark, immutable flag, lease.
+    ///
+    /// swap-file: the file becomes a swap area of one page, so that the kernel refuses every change of its map, also through
+    /// descriptors and mappings from before the pin, and goes on to do so when fastice is killed. THE FIRST 8 KiB OF THE FILE ARE
+    /// DESTROYED AND NEVER SERVED: the namespace begins at byte 8192 (--prepare gives up what they hold; zeros are given up
+    /// without). Limits: the whole system takes some 28 swap areas; the filesystem cannot be unmounted or remounted
+    /// read-only while the file is pinned; it takes CAP_SYS_ADMIN; the pin ends with a reboot, and the next start sets it again.
+    /// Hazards: if the filesystem or its disk fails meanwhile, only a reboot ends the swap area, so removable and
+    /// network disks, filesystems with errors and the one that the host hibernates to are refused, and a loop device is
+    /// warned of; memory of this host may be swapped to the second page, when all other swap is full: it is never served,
+    /// and wiped at the end. Holes and shared blocks are refused, encryption and copy-on-write filesystems too.
+    #[arg(long, value_name = "MODE")]
+    pub guard: Option<GuardMode>,
     /// With --prepare: pad the size to a multiple of this [default: the device's logical block]
     #[arg(long, value_name = "BYTES", requires = "prepare", value_parser = block_size)]
     pub block_size: Option<BlockSize>,
@@ -74,6 +89,9 @@ struct Pinned {
     size_bytes: u64,
     extents: usize,
     checksum: String,
+    guard: GuardMode,
+    /// At the beginning of the file, and not served.
+    reserved_bytes: u64,
     guards: Vec<GuardDocument>,
 }
 
@@ -93,7 +111,7 @@ struct GuardDocument {
 /// When the state directory cannot be used; what is wrong with single files is told, and decides the exit status.
 pub fn run(args: &PinArgs) -> Outcome {
     if args.explain {
-        return explain::run(&args.files, &args.state.state_dir, args.json.json);
+        return explain::run(&args.files, args.guard, &args.state.state_dir, args.json.json);
     }
     // Before any thread starts.
     let signals = if args.hold { Some(StopSignals::take()?) } else { None };
@@ -101,6 +119,7 @@ pub fn run(args: &PinArgs) -> Outcome {
     let state = open_state(&args.state.state_dir)?;
     let options = PinOptions {
         prepare: args.prepare,
+        guard: args.guard,
         block_size: args.block_size,
         // What the operator had not pinned by himself goes on to end with whoever serves it.
         keep: !args.resume,
@@ -156,9 +175,11 @@ fn describe(pinned: &PinnedFile, held: bool) -> Pinned {
     Pinned {
         path: pinned.path().display().to_string(),
         generation: map.generation(),
-        size_bytes: map.len().get(),
+        size_bytes: map.identity().size.get(),
         extents: map.extent_count(),
         checksum: hex(&map.checksum()),
+        guard: pinned.guard_mode(),
+        reserved_bytes: map.identity().reserved.get(),
         guards: guards.collect(),
     }
 }
@@ -169,6 +190,10 @@ fn tell(pinned: &Pinned, out: &mut Out) -> std::io::Result<()> {
         "{}: pinned, {size} in {count} extent(s), generation {}",
         pinned.path, pinned.generation
     ))?;
+    if pinned.reserved_bytes > 0 {
+        let (reserved, guard) = (pinned.reserved_bytes, pinned.guard);
+        out.line(format!("    served from byte {reserved} on: what is before is the {guard} guard's"))?;
+    }
     out.flush()
 }
 

@@ -12,7 +12,7 @@ use super::files::existing_state;
 use super::out::{JsonFlag, Out};
 use crate::config::format_size;
 use crate::extent::{
-    ExtentError, Owner, PinEvent, StateDir, StateProblem, StoredIncident, StoredPin, VerifyReport,
+    ExtentError, GuardMode, Owner, PinEvent, StateDir, StateProblem, StoredIncident, StoredPin, VerifyReport,
     verify_stored,
 };
 
@@ -35,9 +35,9 @@ pub struct PinsArgs {
 pub(super) enum PinState {
     /// A living process holds every guard.
     Guarded,
-    /// No process: the immutable flag keeps the map, which is the recorded one.
+    /// No process: the immutable flag, and what the guard mode adds to it, keep the map, which is the recorded one.
     Immutable,
-    /// The map is the recorded one, but nothing keeps it: the immutable flag was cleared.
+    /// The map is the recorded one, but a guard is gone: the immutable flag was cleared, or the swap area ended.
     Unguarded,
     /// The living map is not the recorded one.
     Changed,
@@ -82,6 +82,9 @@ pub(super) struct PinRow {
     pub(super) rebooted: bool,
     pub(super) generation: u64,
     pub(super) size_bytes: u64,
+    /// Which guards hold it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) guard: Option<GuardMode>,
     pub(super) extents: usize,
     /// For what its last grant was ended.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,6 +112,7 @@ pub fn run(args: &PinsArgs) -> Outcome {
         let cells = |row: &PinRow| {
             [
                 row.state.word().to_owned(),
+                row.guard.map_or_else(|| "-".to_owned(), |guard| guard.to_string()),
                 row.generation.to_string(),
                 row.extents.to_string(),
                 format_size(row.size_bytes),
@@ -117,7 +121,7 @@ pub fn run(args: &PinsArgs) -> Outcome {
             ]
         };
         let table: Vec<_> = rows.iter().map(cells).collect();
-        out.table(["state", "generation ", "extents ", "size ", "file", ""], &table)?;
+        out.table(["state", "guard", "generation ", "extents ", "size ", "file", ""], &table)?;
         for row in &rows {
             tell_more(row, &mut out)?;
         }
@@ -182,6 +186,7 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool) -
                 rebooted: false,
                 generation: 0,
                 size_bytes: 0,
+                guard: None,
                 extents: 0,
                 incident: None,
                 events: Vec::new(),
@@ -203,6 +208,7 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool) -
         rebooted: pin.owner.boot_id != Owner::this_process().boot_id,
         generation: pin.generation,
         size_bytes: pin.identity.size.get(),
+        guard: Some(pin.guard),
         extents: pin.map.as_ref().map_or(0, |map| map.extents.len()),
         incident,
         events,
@@ -260,11 +266,16 @@ fn judge_report(pin: &StoredPin, report: &VerifyReport) -> (PinState, String) {
         );
         return (PinState::Changed, first);
     }
-    if report.immutable {
+    if report.is_held() {
         let why = if pin.kept { "kept until unpinned" } else { "left by a run that did not end in order" };
         (PinState::Immutable, why.to_owned())
     } else {
-        (PinState::Unguarded, "the immutable flag is gone: pin it again".to_owned())
+        let gone = if report.guard_holds {
+            "the immutable flag is gone".to_owned()
+        } else {
+            format!("the {} guard is gone, as after a reboot", report.guard)
+        };
+        (PinState::Unguarded, format!("{gone}: pin it again"))
     }
 }
 

@@ -1,7 +1,7 @@
 //! `fastice read`: the current bytes of a file that is being served.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -40,7 +40,7 @@ pub fn run(args: &ReadArgs) -> Outcome {
         read_pinned(&pin, &state, &mut output, &mut stages)?
     } else {
         // Nobody denies it, and nobody writes behind the filesystem's back.
-        copy(&args.file, &mut output)?;
+        copy(&args.file, pin.identity.reserved.get(), &mut output)?;
         ReadOutcome::Whole
     };
     output.finish()?;
@@ -54,9 +54,12 @@ pub fn run(args: &ReadArgs) -> Outcome {
     }
 }
 
-fn copy(path: &Path, to: &mut Output) -> Result<(), ExtentError> {
+/// What of the file is served, from byte `first` of it on.
+fn copy(path: &Path, first: u64, to: &mut Output) -> Result<(), ExtentError> {
     let failed = |source| ExtentError::Io { action: "read", path: path.to_owned(), source };
-    io::copy(&mut File::open(path).map_err(failed)?, to).map(drop).map_err(failed)
+    let mut file = File::open(path).map_err(failed)?;
+    file.seek(SeekFrom::Start(first)).map_err(failed)?;
+    io::copy(&mut file, to).map(drop).map_err(failed)
 }
 
 /// Where the bytes go.

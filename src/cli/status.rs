@@ -50,7 +50,10 @@ fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
     let Status { version, pid, uptime_s, addresses, fences, .. } = target;
     out.line(format!("process {pid}, fastice {version}, up {uptime_s} s, at {}", addresses.join(", ")))?;
     let rows: Vec<_> = target.exports.iter().map(cells).collect();
-    out.table(["grant", "nsid ", "generation ", "extents ", "looked at", "file", "subsystem"], &rows)?;
+    out.table(
+        ["grant", "nsid ", "generation ", "extents ", "guard", "looked at", "file", "subsystem"],
+        &rows,
+    )?;
     if !target.hosts.is_empty() {
         let cells = |host: &crate::control::HostStatus| {
             [
@@ -80,7 +83,7 @@ fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
     Ok(())
 }
 
-fn cells(export: &ExportStatus) -> [String; 7] {
+fn cells(export: &ExportStatus) -> [String; 8] {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     let grant = match &export.reason {
         Some(reason) => format!("{}: {reason}", export.grant),
@@ -91,6 +94,7 @@ fn cells(export: &ExportStatus) -> [String; 7] {
         export.nsid.to_string(),
         number(export.generation),
         number(export.extents.and_then(|extents| u64::try_from(extents).ok())),
+        export.guard.map_or_else(|| "-".to_owned(), |guard| guard.to_string()),
         export.watch.map_or_else(|| "-".to_owned(), |watch| watched(&watch)),
         export.path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
         export.subsystem.clone(),

@@ -12,7 +12,7 @@ use super::many::each;
 use super::out::{JsonFlag, Out};
 use crate::extent::{ExtentError, StateProblem, UnpinReport, unpin};
 
-/// Unpin files: clear the immutable flag that fastice set, remove the record
+/// Unpin files: clear the immutable flag that fastice set, end a swap area, remove the record
 ///
 /// A file that is being served cannot be unpinned: end `fastice serve`, or take it out of its configuration.
 #[derive(Clone, Debug, Args)]
@@ -36,6 +36,7 @@ pub struct UnpinArgs {
 struct Unpinned {
     path: String,
     immutable_cleared: bool,
+    swap_ended: bool,
     /// Whether the map was the recorded one to the end; absent when there was none to compare.
     #[serde(skip_serializing_if = "Option::is_none")]
     map_was_true: Option<bool>,
@@ -52,8 +53,9 @@ pub fn run(args: &UnpinArgs) -> Outcome {
     let results = each(&args.files, json, |path| {
         let missing = || ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing };
         let report = unpin(path, state.as_ref().ok_or_else(missing)?, args.force)?;
-        let UnpinReport { immutable_cleared, map_was_true } = report;
-        let unpinned = Unpinned { path: path.display().to_string(), immutable_cleared, map_was_true };
+        let UnpinReport { immutable_cleared, swap_ended, map_was_true } = report;
+        let unpinned =
+            Unpinned { path: path.display().to_string(), immutable_cleared, swap_ended, map_was_true };
         if !json {
             out.line(text(&unpinned))?;
         }
@@ -69,10 +71,11 @@ pub fn run(args: &UnpinArgs) -> Outcome {
 fn text(unpinned: &Unpinned) -> String {
     let flag =
         if unpinned.immutable_cleared { "immutable flag cleared" } else { "immutable flag left as it is" };
+    let swap = if unpinned.swap_ended { ", swap area ended" } else { "" };
     let map = match unpinned.map_was_true {
         Some(true) => "the map was the same to the end",
         Some(false) => "THE MAP HAD CHANGED, or the file was gone",
         None => "there was no map to compare",
     };
-    format!("{}: unpinned, {flag}, {map}", unpinned.path)
+    format!("{}: unpinned, {flag}{swap}, {map}", unpinned.path)
 }

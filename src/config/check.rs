@@ -386,10 +386,11 @@ impl Checker<'_> {
             let prepare = raw.prepare.as_ref().map(Spanned::span);
             let mtime = raw.update_mtime.as_ref().map(Spanned::span);
             let fence = raw.on_fence.as_ref().map(Spanned::span);
-            for span in device.into_iter().chain(prepare).chain(mtime).chain(fence) {
+            let guard = raw.guard.as_ref().map(Spanned::span);
+            for span in device.into_iter().chain(prepare).chain(mtime).chain(fence).chain(guard) {
                 self.refuse(
                     span,
-                    "device, prepare, update_mtime and on_fence have a meaning for a file only",
+                    "device, prepare, update_mtime, on_fence and guard have a meaning for a file only",
                 );
             }
         }
@@ -405,9 +406,16 @@ impl Checker<'_> {
             if let (DeviceWay::HandedOver, Some(mtime)) = (device, &raw.update_mtime) {
                 self.refuse(mtime.span(), "update_mtime takes a mounted filesystem");
             }
+            if let (DeviceWay::HandedOver, Some(guard)) = (device, &raw.guard) {
+                self.refuse(
+                    guard.span(),
+                    "guard works while the filesystem is mounted: `fastice pin --guard`",
+                );
+            }
+            let guard = raw.guard.map(Spanned::into_inner);
             let [prepare, update_mtime] =
                 [raw.prepare, raw.update_mtime].map(|flag| flag.is_some_and(Spanned::into_inner));
-            Backing::File { path, device, prepare, update_mtime }
+            Backing::File { path, device, prepare, update_mtime, guard }
         } else if let Some(size) = raw.memory {
             Backing::Memory { len: self.device_size(size, block_size)? }
         } else {

@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use size::{SizeError, format_size, parse_size};
 
 use crate::block::nvme::NvmeWay;
+use crate::extent::GuardMode;
 use crate::extent::NamespaceIdentity;
 use crate::fabrics::FencePolicy;
 use crate::units::{BlockSize, ByteLen};
@@ -228,6 +229,8 @@ pub enum Backing {
         prepare: bool,
         /// Set the file's modification time when it is let go: what hosts wrote does not change it.
         update_mtime: bool,
+        /// Which guards hold the file; `None` leaves it to its record, if there is one.
+        guard: Option<GuardMode>,
     },
     /// Memory, lost when the target ends: for benches.
     Memory {

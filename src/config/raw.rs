@@ -9,6 +9,7 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;
 
 use super::{DeviceWay, LogFormat, LogLevel};
+use crate::extent::GuardMode;
 use crate::fabrics::FencePolicy;
 
 #[derive(Deserialize)]
@@ -86,6 +87,7 @@ pub(super) struct RawNamespace {
     pub(super) block_size: Option<Spanned<i64>>,
     pub(super) prepare: Option<Spanned<bool>>,
     pub(super) update_mtime: Option<Spanned<bool>>,
+    pub(super) guard: Option<Spanned<GuardMode>>,
 }
 
 /// `cores = 4` or `cores = [0, 2]`.

@@ -55,7 +55,7 @@ fn defaults_are_filled_in() {
     let path = PathBuf::from("/srv/vm1.img");
     assert_eq!(
         namespace.backing,
-        Backing::File { path, device: DeviceWay::Uring, prepare: false, update_mtime: false }
+        Backing::File { path, device: DeviceWay::Uring, prepare: false, update_mtime: false, guard: None }
     );
     assert_eq!(config.files().collect::<Vec<_>>(), [(Path::new("/srv/vm1.img"), false)]);
 }
@@ -100,6 +100,7 @@ nsid = 7
 file = "/a//./b"
 device = "uring"
 prepare = true
+guard = "swap-file"
 "#,
     );
     assert_eq!(config.cores, [0, 4]);
@@ -116,7 +117,13 @@ prepare = true
     let path = PathBuf::from("/a/b");
     assert_eq!(
         namespaces[2].backing,
-        Backing::File { path, device: DeviceWay::Uring, prepare: true, update_mtime: false }
+        Backing::File {
+            path,
+            device: DeviceWay::Uring,
+            prepare: true,
+            update_mtime: false,
+            guard: Some(GuardMode::SwapFile)
+        }
     );
 }
 
@@ -155,7 +162,7 @@ serial = "S4EVNX0R654321"
     let backing = &config.subsystems[0].namespaces[0].backing;
     assert_eq!(
         *backing,
-        Backing::File { path, device: DeviceWay::Nvme, prepare: false, update_mtime: false }
+        Backing::File { path, device: DeviceWay::Nvme, prepare: false, update_mtime: false, guard: None }
     );
 }
 
@@ -306,7 +313,7 @@ file = "relative"
     17: no host may connect: list them, hosts = ["nqn…"], or say allow_any_host = true
     20: nsid 0 is not from 1 to 1024
     24: 1000 B is no multiple of the block size 4096
-    28: device, prepare, update_mtime and on_fence have a meaning for a file only
+    28: device, prepare, update_mtime, on_fence and guard have a meaning for a file only
     30: nsid 3 is used twice in nqn.2026-11.io.fastice:b
     33: file must be an absolute path
     "#);

@@ -13,8 +13,9 @@ use crate::block::nvme::Reach;
 use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
-    Baseline, CommandsHold, ExtentError, FrozenMap, HandedOver, Incident, OnRecall, Oversight, PinOptions,
-    PinStep, PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, WatchReport, pin,
+    Baseline, CommandsHold, ExtentError, FrozenMap, GuardMode, HandedOver, Incident, OnRecall, Oversight,
+    PinOptions, PinStep, PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, WatchReport,
+    pin,
 };
 use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
 use crate::units::{BlockSize, ByteLen};
@@ -226,6 +227,14 @@ impl Provider {
         })
     }
 
+    /// Which guards hold the file of this map; `None` when none does, as its filesystem is not mounted.
+    pub(super) fn guard_mode(&self, map: &Arc<FrozenMap>) -> Option<GuardMode> {
+        self.files.values().find_map(|held| match held {
+            Held::Pinned { pinned, .. } if Arc::ptr_eq(pinned.map(), map) => Some(pinned.guard_mode()),
+            _ => None,
+        })
+    }
+
     /// The disks under the files.
     pub(super) fn disks(&mut self) -> &mut Disks {
         &mut self.disks
@@ -287,9 +296,10 @@ impl Provider {
                 let name = name_of(&map);
                 (device, Some(map), name)
             }
-            Backing::File { path, prepare, device, update_mtime } => {
+            Backing::File { path, prepare, device, update_mtime, guard } => {
                 let wanted = PinOptions {
                     prepare: *prepare,
+                    guard: *guard,
                     block_size: namespace.block_size,
                     update_mtime: *update_mtime && !namespace.read_only,
                     ..PinOptions::default()
@@ -318,7 +328,14 @@ impl Provider {
         progress: &mut dyn Progress,
     ) -> Result<Arc<FrozenMap>, ServeError> {
         if let Some(held) = self.files.get(path) {
-            return Ok(Arc::clone(held.map()));
+            return match (held, wanted.guard) {
+                (Held::Pinned { pinned, .. }, Some(guard)) if pinned.guard_mode() != guard => {
+                    let problem = "it is served with other guards: take it out of the configuration, reload, and add it again";
+                    let path = path.to_owned();
+                    Err(ExtentError::Guard { path, guard: guard.name(), problem, source: None }.into())
+                }
+                _ => Ok(Arc::clone(held.map())),
+            };
         }
         let tripwire = Arc::new(Tripwire {
             path: path.to_owned(),
@@ -516,4 +533,5 @@ impl Provider {
 fn name_of(map: &FrozenMap) -> Identity {
     let identity = map.identity();
     Identity::of_file(&identity.filesystem.uuid, identity.inode, identity.inode_generation)
+        .from_byte(identity.reserved.get())
 }

@@ -172,6 +172,7 @@ impl Server {
             reason,
             generation: map.map(|map| map.generation()),
             extents: map.map(|map| map.extent_count()),
+            guard: map.and_then(|map| self.provider.guard_mode(map)),
             watch: map.and_then(|map| self.provider.watched(map)).map(WatchStatus::from),
         }
     }

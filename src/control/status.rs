@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::extent::WatchReport;
+use crate::extent::{GuardMode, WatchReport};
 
 /// A running target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct ExportStatus {
     /// Its extents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extents: Option<usize>,
+    /// Which guards hold the file; none when its filesystem is not mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardMode>,
     /// How the watch over the file is doing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<WatchStatus>,

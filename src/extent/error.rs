@@ -301,6 +301,10 @@ fn guard_remedy(guard: &str, source: Option<&io::Error>) -> String {
         Some(io::ErrorKind::ReadOnlyFilesystem) => {
             "remount the filesystem read-write while pinning".to_owned()
         }
+        _ if guard == super::mode::swap_file::SWAP_FILE => {
+            "see \"Guards\" in the manual; another guard may do: --guard, or `guard` of the namespace"
+                .to_owned()
+        }
         None if guard == IMMUTABLE => {
             "see whether it is pinned (`fastice pins`); otherwise `chattr -i` it and try again".to_owned()
         }
@@ -395,6 +399,10 @@ pub enum MapFault {
     WrongLength { mapped: ByteLen, size: ByteLen },
     #[error("device offset {device_offset} belongs to file offsets {} and {}", file_offsets[0], file_offsets[1])]
     OverlapOnDevice { device_offset: ByteOffset, file_offsets: [ByteOffset; 2] },
+    #[error(
+        "the first {reserved} bytes, which are never served, are not whole logical blocks, or leave nothing of {size}"
+    )]
+    Reserved { reserved: ByteLen, size: ByteLen },
     #[error("the kernel's answer is cut short: {got} of {expected} bytes")]
     Truncated { expected: usize, got: usize },
     #[error("the record at file offset {file_offset} has no length or goes backwards")]

@@ -118,6 +118,7 @@ impl FileFacts {
             inode: self.inode,
             inode_generation: self.inode_generation,
             size: self.size,
+            reserved: ByteLen(0),
             filesystem: FilesystemIdentity {
                 kind,
                 uuid,
@@ -239,7 +240,7 @@ fn journaled_data(
 }
 
 /// Whether the inode is one of the swap files of `/proc/swaps`.
-fn is_swap(inode: u64, device: DeviceNumber) -> io::Result<bool> {
+pub(super) fn is_swap(inode: u64, device: DeviceNumber) -> io::Result<bool> {
     let table = match fs::read("/proc/swaps") {
         Ok(table) => table,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

@@ -136,6 +136,10 @@ pub struct MapIdentity {
     pub inode_generation: u32,
     /// The file's size (`i_size`), which is also the length of the map.
     pub size: ByteLen,
+    /// How many bytes at the beginning of the file are never served: what the guard of the pin needs for itself. The
+    /// extents of the map hold them too, as they must not move either; lookups begin behind them.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub reserved: ByteLen,
     /// The filesystem.
     pub filesystem: FilesystemIdentity,
     /// The whole disk.
@@ -164,6 +168,17 @@ impl MapIdentity {
         hasher.update(self.size.get().to_le_bytes());
         hasher.update(self.disk.partition_start.get().to_le_bytes());
         hasher.update(self.disk.logical_block_size.bytes().to_le_bytes());
+        // Maps without it have the checksum that they had before there was any.
+        if self.reserved.get() != 0 {
+            hasher.update(b"reserved");
+            hasher.update(self.reserved.get().to_le_bytes());
+        }
+    }
+
+    /// How many bytes can be served: all but what is [`reserved`](Self::reserved).
+    #[must_use]
+    pub fn served(&self) -> ByteLen {
+        ByteLen(self.size.get().saturating_sub(self.reserved.get()))
     }
 
     /// A name for this file that is safe in a file name and independent of path and boot: 32 hexadecimal digits.
@@ -177,6 +192,11 @@ impl MapIdentity {
         let digest = hasher.finalize();
         to_hex(digest.get(..16).unwrap_or_default())
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+const fn is_nothing(len: &ByteLen) -> bool {
+    len.0 == 0
 }
 
 /// Lower-case hexadecimal.

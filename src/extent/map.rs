@@ -3,6 +3,7 @@
 //! ```text
 //!   extents, ordered by file offset, no gaps       file   0 ........ 8192 .... 20480 ......... len
 //!   { file_offset, device_offset, len }            disk   [1064960) [73728 )  [5242880       )
+//!   what is served                         namespace           0 .............. len() = size - reserved
 //!   24 bytes each, native byte order, in a memfd sealed against write, grow, shrink and unsealing,
 //!   mapped read-only: no code of this process, however wrong, can alter it.
 //! ```
@@ -105,16 +106,23 @@ impl FrozenMap {
         self.checksum
     }
 
-    /// The bytes of the file, which is what can be served.
+    /// How many bytes can be served: those of the file, but for what is [`reserved`](MapIdentity::reserved) at its
+    /// beginning.
     #[must_use]
     pub fn len(&self) -> ByteLen {
-        self.identity.size
+        self.identity.served()
     }
 
     /// Whether there is nothing to serve. Never true: an empty file is refused.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.identity.size.get() == 0
+        self.len().get() == 0
+    }
+
+    /// Where a byte of the file is in what is served; `None` for a reserved one.
+    #[must_use]
+    pub fn served_offset(&self, file_offset: ByteOffset) -> Option<ByteOffset> {
+        file_offset.get().checked_sub(self.identity.reserved.get()).map(ByteOffset)
     }
 
     /// The logical block size of the disk.
@@ -137,8 +145,9 @@ impl FrozenMap {
         <[Extent]>::ref_from_bytes(self.extents.bytes()).unwrap_or_default()
     }
 
-    /// The device segments that hold `len` bytes of the file from `range_start`. O(log n), O(1) when `cursor` guesses
-    /// right, allocates nothing.
+    /// The device segments that hold `len` bytes of what is served, from `range_start` in it: the first byte that is
+    /// served is at 0, and at [`reserved`](MapIdentity::reserved) in the file, which is where the segments count from.
+    /// O(log n), O(1) when `cursor` guesses right, allocates nothing.
     ///
     /// # Errors
     /// [`LookupError::OutOfRange`] and [`LookupError::Misaligned`] for ranges that the map cannot serve.
@@ -157,7 +166,9 @@ impl FrozenMap {
         if (range_start.get() | len.get()) & mask != 0 {
             return Err(LookupError::Misaligned { file_offset: range_start, len });
         }
-        Segments::new(self.extents(), cursor, range_start.get(), end)
+        // The range ends within the file, so neither sum overflows.
+        let reserved = self.identity.reserved.get();
+        Segments::new(self.extents(), cursor, reserved + range_start.get(), reserved + end)
     }
 
     /// Proves from the sealed extents alone that `segment` is what the map says. O(1); shares no code with the lookup.
@@ -165,8 +176,8 @@ impl FrozenMap {
     /// To be called, in release builds too, for every segment that goes to a device.
     ///
     /// # Errors
-    /// [`LookupError::Disagrees`] when the segment is empty, is not aligned, does not lie in the extent it names, or
-    /// lies elsewhere on the device.
+    /// [`LookupError::Disagrees`] when the segment is empty, is not aligned, does not lie in the extent it names, lies
+    /// elsewhere on the device, or begins in what is reserved.
     pub fn check(&self, segment: &Segment) -> Result<(), LookupError> {
         let disagrees = LookupError::Disagrees { segment: *segment };
         let Some(extent) = usize::try_from(segment.extent_index).ok().and_then(|at| self.extents().get(at))
@@ -183,7 +194,8 @@ impl FrozenMap {
         let mask = u64::from(self.logical_block_size().bytes()) - 1;
         let aligned =
             (segment.file_offset.get() | segment.device_offset.get() | segment.len.get()) & mask == 0;
-        if into_file == into_device && fits && aligned && segment.len.get() != 0 {
+        let is_served = segment.file_offset.get() >= self.identity.reserved.get();
+        if into_file == into_device && fits && aligned && is_served && segment.len.get() != 0 {
             Ok(())
         } else {
             Err(disagrees)
@@ -210,6 +222,10 @@ pub(super) fn validate(identity: &MapIdentity, extents: &[Extent]) -> Result<(),
     let block = u64::from(disk.logical_block_size.bytes());
     if extents.is_empty() || identity.size.get() == 0 {
         return Err(MapFault::Empty);
+    }
+    let reserved = identity.reserved.get();
+    if !reserved.is_multiple_of(block) || reserved >= identity.size.get() {
+        return Err(MapFault::Reserved { reserved: identity.reserved, size: identity.size });
     }
     if u32::try_from(extents.len()).is_err() {
         return Err(MapFault::TooMany { count: extents.len() });

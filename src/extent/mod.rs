@@ -5,7 +5,7 @@
 //!                   |
 //!    prepare        |   optional: write zeros into holes, unshare, pad       (alters the file, before the pin)
 //!                   v
-//!    guard    open-permission mark, immutable flag, lease                    (the kernel now refuses or delays)
+//!    guard    open-permission mark, immutable flag, lease; or another mode   (the kernel now refuses or delays)
 //!                   v
 //!    fiemap   FIEMAP with SYNC  ->  records        <- facts, device: size, flags, swap, disk, partition
 //!                   v
@@ -43,6 +43,7 @@ mod identity;
 mod lease;
 mod lookup;
 mod map;
+mod mode;
 mod nvme_identity;
 pub mod ondisk;
 mod owner;
@@ -82,9 +83,10 @@ pub use handover::{HandedOver, is_let_go, stored_pin, take_over, verify_on_devic
 pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};
 pub use lookup::{LookupCursor, Segment, Segments};
 pub use map::{Extent, FrozenMap};
+pub use mode::{GuardMode, GuardReport};
 pub use nvme_identity::{IdentityVerdict, NamespaceIdentity, parse_identifier};
 pub use owner::Owner;
-pub use pin::{GuardReport, PinOptions, PinnedFile, pin};
+pub use pin::{PinOptions, PinnedFile, pin};
 pub use places::{Driven, Still, StillError};
 pub use prepare::{PrepareReport, prepare};
 pub use progress::{NoProgress, Progress};

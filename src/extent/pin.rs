@@ -1,4 +1,4 @@
-//! The default pin: guards first, then the map, then the guards again.
+//! Pinning: guards first, then the map, then the guards again.
 //!
 //! ```text
 //!   fsync                       what was written is on the device
@@ -13,6 +13,7 @@
 //!   frozen map, record          sealed in memory, stored on disk
 //! ```
 //!
+//! With other guards than the default ones (see `mode`) a swap area takes the place of the lease, before the flag.
 //! A failure undoes, last first, what was done so far.
 
 use std::fs::File;
@@ -31,6 +32,8 @@ use super::guard::{Baseline, Guard, OnRecall, RecallWatch, Warden, WatchReport};
 use super::identity::MapIdentity;
 use super::lease;
 use super::map::FrozenMap;
+use super::mode::swap_file::{self, SwapArea, SwapPlan};
+use super::mode::{GuardMode, GuardReport};
 use super::owner::Owner;
 use super::prepare::prepare;
 use super::progress::Progress;
@@ -50,6 +53,9 @@ use crate::units::BlockSize;
 pub struct PinOptions {
     /// Whether to make the file fit to serve first: see [`prepare`].
     pub prepare: bool,
+    /// Which guards hold the map. Without it those of the record, if there is one, and else the default ones. The swap-file
+    /// guard destroys the first 8 KiB of the file; what they hold is given up by `prepare`.
+    pub guard: Option<GuardMode>,
     /// The block to pad the size to when preparing; the disk's logical block if that is larger.
     pub block_size: Option<BlockSize>,
     /// The pin is to stay when this process lets go of it: `fastice pin`. A pin that once was meant so stays so.
@@ -68,9 +74,11 @@ pub struct PinOptions {
 
 impl std::fmt::Debug for PinOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { prepare, block_size, keep, accept_change, update_mtime, warden: _, on_recall } = self;
+        let Self { prepare, guard, block_size, keep, accept_change, update_mtime, warden: _, on_recall } =
+            self;
         f.debug_struct("PinOptions")
             .field("prepare", prepare)
+            .field("guard", guard)
             .field("block_size", block_size)
             .field("keep", keep)
             .field("accept_change", accept_change)
@@ -79,45 +87,6 @@ impl std::fmt::Debug for PinOptions {
             .finish()
     }
 }
-
-/// What one guard of a pin does, for display.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GuardReport {
-    /// Its name.
-    pub name: &'static str,
-    /// Which operations of others it refuses.
-    pub refuses: &'static str,
-    /// Which it delays, and for how long.
-    pub delays: &'static str,
-    /// Which it only detects.
-    pub detects: &'static str,
-    /// Whether it outlives this process.
-    pub outlives_process: bool,
-}
-
-const GUARDS: [GuardReport; 3] = [
-    GuardReport {
-        name: "open-permission mark",
-        refuses: "every open of the file by another process (cat, cp --reflink, chattr -i), with EPERM",
-        delays: "",
-        detects: "",
-        outlives_process: false,
-    },
-    GuardReport {
-        name: "immutable flag",
-        refuses: "write, truncate, fallocate, unlink, rename, link, chmod, setxattr, with EPERM",
-        delays: "",
-        detects: "that it was cleared (statx)",
-        outlives_process: true,
-    },
-    GuardReport {
-        name: "read lease",
-        refuses: "",
-        delays: "an open for writing, or a truncation, by up to /proc/sys/fs/lease-break-time seconds",
-        detects: "that one is tried, before it happens",
-        outlives_process: false,
-    },
-];
 
 /// A pinned file: its guards and its frozen map.
 ///
@@ -131,9 +100,18 @@ pub struct PinnedFile {
     guard: Option<Guard>,
     lock: Option<PinLock>,
     state: StateDir,
-    clear_immutable: bool,
+    /// How to let go of what outlives this process.
+    held: Held,
     kept: bool,
     update_mtime: bool,
+}
+
+/// The guards of a pin that outlive the process, and whose they are.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    mode: GuardMode,
+    clear_immutable: bool,
+    header_written: bool,
 }
 
 /// Pins the file at `path`, and records the pin in `state`.
@@ -157,7 +135,10 @@ pub fn pin(
     progress.stage("pinning");
     let _alone = state.lock()?;
     let file = Arc::new(open_read(&path)?);
-    let before = survey_file(&file, &path)?;
+    let mut before = survey_file(&file, &path)?;
+    // Whether it is to be one is told by the record.
+    let is_our_swap = before.facts.swap && swap_file::is_ours(&file);
+    before.violations.retain(|violation| !is_our_swap || *violation != Violation::Swap);
     refuse_violations(&path, before.violations)?;
     let identity = before.facts.identity().map_err(|first| refusal(&path, first, 1))?;
     let key = identity.key();
@@ -169,9 +150,15 @@ pub fn pin(
     if let Some(previous) = &previous {
         state.await_commands_of(&previous.owner, &path)?;
     }
-    let attempt = Attempt { file: &file, facts: &before.facts, state, options };
+    let mode = mode_of(&path, options.guard, previous.as_ref())?;
+    if is_our_swap && mode != GuardMode::SwapFile {
+        let problem =
+            "the file is a swap area of fastice without a record: pin it so, or `fastice unpin --force` it";
+        return Err(ExtentError::Guard { path, guard: swap_file::SWAP_FILE, problem, source: None });
+    }
+    let attempt = Attempt { file: &file, facts: &before.facts, state, options, mode };
     let kept = options.keep || previous.as_ref().is_some_and(|previous| previous.kept);
-    let (guard, map, clear_immutable) = attempt.run(identity, previous, progress)?;
+    let (guard, map, held) = attempt.run(identity, previous, progress)?;
     tracing::info!(path = %path.display(), generation = map.generation(), extents = map.extent_count(), "pinned");
     let state = state.clone();
     Ok(PinnedFile {
@@ -180,10 +167,28 @@ pub fn pin(
         guard: Some(guard),
         lock: Some(lock),
         state,
-        clear_immutable,
+        held,
         kept,
         update_mtime: options.update_mtime,
     })
+}
+
+/// The guards that are asked for, which must be those of a record that there is.
+fn mode_of(
+    path: &Path,
+    asked: Option<GuardMode>,
+    previous: Option<&StoredPin>,
+) -> Result<GuardMode, ExtentError> {
+    let recorded = previous.map(|previous| previous.guard);
+    match (asked, recorded) {
+        (Some(asked), Some(recorded)) if asked != recorded => Err(ExtentError::Guard {
+            path: path.to_path_buf(),
+            guard: asked.name(),
+            problem: "it is pinned with other guards: `fastice unpin` it first",
+            source: None,
+        }),
+        _ => Ok(asked.or(recorded).unwrap_or_default()),
+    }
 }
 
 /// Whether something of the file can be mended, or its size is no multiple of the block that was asked for, which may
@@ -210,6 +215,7 @@ struct Attempt<'a> {
     facts: &'a FileFacts,
     state: &'a StateDir,
     options: &'a PinOptions,
+    mode: GuardMode,
 }
 
 impl Attempt<'_> {
@@ -220,7 +226,7 @@ impl Attempt<'_> {
         identity: MapIdentity,
         previous: Option<StoredPin>,
         progress: &mut dyn Progress,
-    ) -> Result<(Guard, Arc<FrozenMap>, bool), ExtentError> {
+    ) -> Result<(Guard, Arc<FrozenMap>, Held), ExtentError> {
         let intent_key = identity.key();
         let generation = self.state.next_generation(&intent_key)?;
         self.sync()?;
@@ -230,10 +236,13 @@ impl Attempt<'_> {
         let foreign = is_immutable(self.file, self.path())?
             && previous.as_ref().is_none_or(|previous| previous.immutable_was_set_before);
         let kept = self.options.keep || previous.as_ref().is_some_and(|previous| previous.kept);
+        let swap = self.plan_swap()?;
+        let header_written = swap.is_some_and(|swap| swap.write_header)
+            || previous.as_ref().is_some_and(|previous| previous.header_written);
         // A leftover map stays recorded, with the identity it is the map of, until it is known to be true.
         let (frozen, map) = match &previous {
             Some(StoredPin { identity, map: Some(map), .. }) => (identity.clone(), Some(map.clone())),
-            _ => (identity, None),
+            _ => (MapIdentity { reserved: self.mode.reserved(), ..identity }, None),
         };
         let intent = StoredPin {
             identity: frozen,
@@ -241,17 +250,24 @@ impl Attempt<'_> {
             owner: Owner::this_process(),
             immutable_was_set_before: foreign,
             kept,
+            guard: self.mode,
+            header_written,
             map,
         };
         let record = IntentRecord::store(self.state, &intent, previous)?;
+        let swap = swap.map(|swap| swap.carry_out(self.file, self.path(), foreign)).transpose()?;
         let flag = ImmutableFlag::set(self.file, self.path())?;
-        let lease = lease::prove_unopened(self.file, self.facts, &guard)?;
+        let takes_lease = self.mode.takes_lease();
+        let lease = takes_lease.then(|| lease::prove_unopened(self.file, self.facts, &guard)).transpose()?;
         self.sync()?;
-        lease::downgrade(&guard, self.facts)?;
+        if lease.is_some() {
+            lease::downgrade(&guard, self.facts)?;
+        }
         progress.stage("reading the extent map");
         let survey = survey_file(self.file, self.path())?;
-        refuse_violations(self.path(), survey.violations)?;
+        self.refuse_unfit(survey.violations)?;
         let identity = survey.facts.identity().map_err(|first| refusal(self.path(), first, 1))?;
+        let identity = MapIdentity { reserved: self.mode.reserved(), ..identity };
         if let Some(stored) = intent.map.as_ref().filter(|_| !self.options.accept_change) {
             self.refuse_changed(stored, &intent.identity, &identity, &survey.records)?;
         }
@@ -268,12 +284,26 @@ impl Attempt<'_> {
         // The map is the living one: whatever ended an earlier grant is over.
         self.state.clear_incident(&intent_key)?;
         record.disarm();
+        swap.into_iter().for_each(SwapArea::disarm);
         flag.disarm();
-        lease.disarm();
+        lease.into_iter().for_each(lease::LeaseHold::disarm);
         self.state.note(&intent_key, generation, PinStep::Pinned, format!("{} extents", map.extent_count()));
         let map = Arc::new(map);
         guard.watch_over(&map, baseline);
-        Ok((guard, map, !foreign))
+        let held = Held { mode: self.mode, clear_immutable: !foreign, header_written };
+        Ok((guard, map, held))
+    }
+
+    /// What has to be done for a swap area; `None` when there shall be none.
+    fn plan_swap(&self) -> Result<Option<SwapPlan>, ExtentError> {
+        let plan = || SwapPlan::make(self.file, self.facts, self.options.prepare);
+        (self.mode == GuardMode::SwapFile).then(plan).transpose()
+    }
+
+    /// Refuses what is not fit, but for what the guards themselves have made of it.
+    fn refuse_unfit(&self, mut violations: Vec<Violation>) -> Result<(), ExtentError> {
+        violations.retain(|found| self.mode != GuardMode::SwapFile || *found != Violation::Swap);
+        refuse_violations(self.path(), violations)
     }
 
     fn start_guard(&self) -> io::Result<Guard> {
@@ -281,7 +311,7 @@ impl Attempt<'_> {
             Some(warden) => Arc::clone(warden),
             None => Warden::start(WatchOptions::default())?,
         };
-        Guard::start(warden, self.file, self.facts.path.clone(), self.options.on_recall.clone())
+        Guard::start(warden, self.file, self.facts.path.clone(), self.mode, self.options.on_recall.clone())
     }
 
     fn path(&self) -> &Path {
@@ -324,15 +354,19 @@ impl Attempt<'_> {
         if !is_immutable(self.file, self.path())? {
             return Err(self.guard_error(IMMUTABLE, "it was cleared meanwhile", None));
         }
-        let report = verify_file(map.identity(), map.extents(), self.file)?;
+        let report =
+            verify_file(map.identity(), map.extents(), self.file)?.under(self.mode, map.identity())?;
+        if !report.guard_holds {
+            return Err(self.guard_error(self.mode.name(), "it was taken away meanwhile", None));
+        }
         if let Some(difference) = report.comparison.first {
             return Err(ExtentError::Changed { path: self.path().to_path_buf(), difference });
         }
         if !report.size_is_frozen {
             let path = self.path().to_path_buf();
-            return Err(ExtentError::Resized { path, frozen: map.len(), living: report.size });
+            return Err(ExtentError::Resized { path, frozen: map.identity().size, living: report.size });
         }
-        if !lease::is_held(self.file) || guard.watch().reason().is_some() {
+        if (self.mode.takes_lease() && !lease::is_held(self.file)) || guard.watch().reason().is_some() {
             return Err(self.guard_error("lease", "it was broken meanwhile", None));
         }
         Ok(())
@@ -355,7 +389,13 @@ impl PinnedFile {
     /// What each guard refuses, delays or only detects.
     #[must_use]
     pub fn guards(&self) -> &[GuardReport] {
-        &GUARDS
+        self.held.mode.guards()
+    }
+
+    /// Which guards it has.
+    #[must_use]
+    pub const fn guard_mode(&self) -> GuardMode {
+        self.held.mode
     }
 
     /// Whether the operator asked for this pin by itself ([`PinOptions::keep`], now or in the record that was
@@ -388,15 +428,18 @@ impl PinnedFile {
     /// # Errors
     /// [`ExtentError::Io`] when the filesystem does not answer, which is no reason to trust the map.
     pub fn verify(&self) -> Result<VerifyReport, ExtentError> {
-        let report = verify_file(self.map.identity(), self.map.extents(), &self.file)?;
+        let identity = self.map.identity();
+        let report =
+            verify_file(identity, self.map.extents(), &self.file)?.under(self.held.mode, identity)?;
         let recalled = self.guard.as_ref().and_then(|guard| guard.watch().reason());
-        Ok(VerifyReport { lease_held: Some(lease::is_held(&self.file)), recalled, ..report })
+        let lease_held = self.held.mode.takes_lease().then(|| lease::is_held(&self.file));
+        Ok(VerifyReport { lease_held, recalled, ..report })
     }
 
-    /// Whether the lease is being, or was, broken.
+    /// Whether the lease is being, or was, broken. Never without one.
     #[must_use]
     pub fn lease_broken(&self) -> bool {
-        !lease::is_held(&self.file)
+        self.held.mode.takes_lease() && !lease::is_held(&self.file)
     }
 
     /// Sees the recall of this pin, also after the pin is gone. After a recall: stop new I/O, drain, fence, then
@@ -453,10 +496,13 @@ impl PinnedFile {
         self.let_go_of_guards();
         let alone = self.state.lock()?;
         let path = self.path().to_path_buf();
-        if self.clear_immutable {
+        if self.held.clear_immutable {
             change_flag(&self.file, false)
                 .and_then(|()| self.file.sync_all())
                 .map_err(|error| ExtentError::io("clear the immutable flag of", &path, error))?;
+        }
+        if self.held.mode == GuardMode::SwapFile {
+            swap_file::end(&self.file, &path, self.held.header_written)?;
         }
         if self.update_mtime {
             // Not while the flag is set. Without it the file is as good; a backup by time misses it.

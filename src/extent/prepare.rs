@@ -20,6 +20,7 @@ use super::facts::FileFacts;
 use super::fiemap::{self, FiemapFlags, RawExtent};
 use super::guard::{Guard, Warden};
 use super::lease::{prove_unopened, still_unopened};
+use super::mode::GuardMode;
 use super::progress::Progress;
 use super::survey::absolute;
 use super::watch::WatchOptions;
@@ -79,7 +80,7 @@ pub fn prepare(
 
 /// For the moment of the preparing.
 fn start_guard(file: &Arc<File>, path: &Path) -> io::Result<Guard> {
-    Guard::start(Warden::start(WatchOptions::default())?, file, path.to_owned(), None)
+    Guard::start(Warden::start(WatchOptions::default())?, file, path.to_owned(), GuardMode::Default, None)
 }
 
 fn open_write(path: &Path) -> Result<File, ExtentError> {

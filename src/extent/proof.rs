@@ -202,7 +202,8 @@ impl Witness {
             of: SampleOf::Superblock,
             expected: Expected::Superblock { kind: identity.filesystem.kind, uuid: identity.filesystem.uuid },
         });
-        let blocks = identity.size.get().div_ceil(reader.block_len);
+        // Of what is served: the rest is the kernel's to change.
+        let blocks = identity.served().get().div_ceil(reader.block_len);
         samples.extend(reader.sample(0)?);
         samples.extend(reader.sample(blocks.saturating_sub(1))?);
         let random = RandomState::new();
@@ -217,7 +218,8 @@ impl Witness {
     }
 }
 
-/// Reads blocks of the file by direct I/O. A block is one of the filesystem: it lies in one extent.
+/// Reads blocks of the file by direct I/O. A block is as long as one of the filesystem; where it crosses extents, its first
+/// part is looked at.
 struct Reader<'a> {
     witness: &'a Witness,
     direct: File,
@@ -238,14 +240,15 @@ impl<'a> Reader<'a> {
         Ok(Self { witness, direct, block_len: block_len.into() })
     }
 
-    /// The sample of a block; `None` for one that the map does not have, which only a broken map could bring about.
+    /// The sample of a block of what is served; `None` for one that the map does not have, which only a broken map could bring about.
     fn sample(&self, block: u64) -> Result<Option<Sample>, ExtentError> {
         let map = &self.witness.map;
-        let file_offset = ByteOffset(block.saturating_mul(self.block_len));
-        let len = ByteLen(self.block_len.min(map.len().get().saturating_sub(file_offset.get())));
+        let start = ByteOffset(block.saturating_mul(self.block_len));
+        let len = ByteLen(self.block_len.min(map.len().get().saturating_sub(start.get())));
         let mut cursor = LookupCursor::default();
-        let segment = map.segments(&mut cursor, file_offset, len).ok().and_then(|mut found| found.next());
+        let segment = map.segments(&mut cursor, start, len).ok().and_then(|mut found| found.next());
         let Some(segment) = segment else { return Ok(None) };
+        let file_offset = segment.file_offset;
         let bytes = self
             .read(file_offset, segment.len)
             .map_err(|source| ExtentError::io("read", &map.identity().path, source))?;

@@ -28,7 +28,7 @@ const CHUNK_LEN: usize = 1 << 20;
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadOutcome {
-    /// All bytes of the file.
+    /// All bytes that are served: the file, but for what is reserved.
     Whole,
     /// The pin was let go, fenced or made anew meanwhile: what was read may be of another file.
     LetGo,
@@ -49,13 +49,16 @@ pub fn read_pinned(
     let disk = &pin.identity.disk;
     let failed = |error| ExtentError::io("read by its map", pin.path(), error);
     let device = open_disk(pin).map_err(|error| ExtentError::io("open the disk", &disk.node, error))?;
-    let size = pin.identity.size.get();
+    let (size, reserved) = (pin.identity.served().get(), pin.identity.reserved.get());
     let block = u64::from(disk.logical_block_size.bytes());
     let mut buffer = AlignedBuffer::new(CHUNK_LEN);
     let mut done = 0;
     progress.stage("reading by the map");
     for extent in &map.extents {
-        let (mut at, mut left) = (extent.device_offset.get(), extent.len.get().min(size - done));
+        // What is reserved, at the beginning of the file, is not for readers either.
+        let skipped = reserved.saturating_sub(extent.file_offset.get()).min(extent.len.get());
+        let at = extent.device_offset.get() + skipped;
+        let (mut at, mut left) = (at, (extent.len.get() - skipped).min(size - done));
         while left > 0 {
             let len = left.min(CHUNK_LEN as u64);
             let whole = usize::try_from(len.next_multiple_of(block)).map_err(|_| failed(too_large()))?;

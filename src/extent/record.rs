@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::error::StateProblem;
 use super::identity::{MapIdentity, hex_bytes};
 use super::map::{Extent, FrozenMap, checksum_of, validate};
+use super::mode::GuardMode;
 use super::owner::Owner;
 
 const FORMAT: &str = "fastice-pin";
@@ -41,8 +42,19 @@ pub struct StoredPin {
     /// Whether the operator asked for the pin by itself: it then outlives whoever serves the file.
     #[serde(default)]
     pub kept: bool,
+    /// Which guards hold the map. Records of releases that knew one mode only have none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub guard: GuardMode,
+    /// Whether fastice wrote the swap header into the file, which is wiped when the pin ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub header_written: bool,
     /// The map; `None` when the pinning process died before it was frozen.
     pub map: Option<StoredMap>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_default(guard: &GuardMode) -> bool {
+    *guard == GuardMode::Default
 }
 
 impl StoredPin {

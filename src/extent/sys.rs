@@ -1,9 +1,9 @@
 //! The system calls that no safe crate offers: FIEMAP and the inode ioctls, attributes by path, leases, fanotify, signals to a thread,
-//! sealed memory. The one module of `extent` with unsafe code; each function is safe to call and returns errno.
+//! swap areas, sealed memory. The one module of `extent` with unsafe code; each function is safe to call and returns errno.
 
 #![expect(unsafe_code, reason = "ioctl, fcntl, fanotify, signalfd and mmap have no safe wrapper")]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -198,6 +198,31 @@ pub(super) fn has_file_setattr() -> bool {
     let answer =
         unsafe { libc::syscall(FILE_SETATTR, libc::AT_FDCWD, c"".as_ptr(), nothing, 0_usize, 0_u32) };
     answer == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
+}
+
+// ---- swap areas ----------------------------------------------------------------------------------------------
+
+/// Makes `file` a swap area, of the lowest priority: areas that were there before are filled first. Found through the
+/// descriptor, whatever the file is called by now; the kernel opens it for writing.
+pub(super) fn swap_on(file: BorrowedFd<'_>) -> io::Result<()> {
+    let path = own_path(file)?;
+    // SAFETY: swapon reads a string that ends in a null byte, which a CString is.
+    check(unsafe { libc::swapon(path.as_ptr(), 0) }).map(drop)
+}
+
+/// Ends the swap area on `file`, which the kernel opens for writing. EINTR when a signal came.
+pub(super) fn swap_off(file: BorrowedFd<'_>) -> io::Result<()> {
+    swap_off_by_path(&own_path(file)?)
+}
+
+/// Ends the swap area on the file at `path`.
+pub(super) fn swap_off_by_path(path: &CStr) -> io::Result<()> {
+    // SAFETY: as in `swap_on`.
+    check(unsafe { libc::swapoff(path.as_ptr()) }).map(drop)
+}
+
+fn own_path(file: BorrowedFd<'_>) -> io::Result<CString> {
+    Ok(CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
 }
 
 // ---- leases --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ pub(super) fn identity(size: u64) -> MapIdentity {
         inode: 131,
         inode_generation: 0xDEAD_BEEF,
         size: ByteLen(size),
+        reserved: ByteLen(0),
         filesystem: FilesystemIdentity {
             kind: FilesystemKind::Xfs,
             uuid: *b"0123456789abcdef",
@@ -67,8 +68,14 @@ fn extents(lens_and_ranks: &[(u64, u32)]) -> Vec<Extent> {
 }
 
 fn map_of(extents: Vec<Extent>) -> FrozenMap {
+    reserving(extents, 0)
+}
+
+/// A map whose first `reserved` bytes are not served.
+fn reserving(extents: Vec<Extent>, reserved: u64) -> FrozenMap {
     let size = extents.iter().map(|extent| extent.len.get()).sum();
-    FrozenMap::from_extents(identity(size), 1, extents).unwrap()
+    let identity = MapIdentity { reserved: ByteLen(reserved), ..identity(size) };
+    FrozenMap::from_extents(identity, 1, extents).unwrap()
 }
 
 fn layouts() -> impl Strategy<Value = Vec<Extent>> {
@@ -116,6 +123,44 @@ proptest! {
                 }
             }
             prop_assert_eq!(at as u64, start as u64 + blocks);
+        }
+    }
+
+    #[test]
+    fn what_is_reserved_is_no_part_of_what_is_served(
+        layout in layouts(),
+        reserved in any::<prop::sample::Index>(),
+        ranges in proptest::collection::vec((any::<prop::sample::Index>(), 1..30_u64), 1..20),
+    ) {
+        let whole = map_of(layout.clone());
+        let blocks = whole.len().get() / BLOCK;
+        prop_assume!(blocks > 1);
+        let reserved = (1 + reserved.index(usize::try_from(blocks).unwrap() - 1) as u64) * BLOCK;
+        let map = reserving(layout, reserved);
+        prop_assert_eq!(map.len().get() + reserved, whole.len().get());
+        prop_assert_ne!(map.checksum(), whole.checksum());
+        let (mut cursor, mut other) = (LookupCursor::default(), LookupCursor::default());
+        for (start, count) in ranges {
+            let start = start.index(usize::try_from(blocks).unwrap()) as u64 * BLOCK;
+            let len = ByteLen(count * BLOCK);
+            let from_file: Result<Vec<_>, _> =
+                whole.segments(&mut cursor, ByteOffset(start + reserved), len).map(Iterator::collect);
+            let served = map.segments(&mut other, ByteOffset(start), len).map(Iterator::collect);
+            prop_assert_eq!(served.is_ok(), start + len.get() <= map.len().get());
+            prop_assert_eq!(served.ok(), from_file.ok(), "the same bytes of the file, counted from behind the reserve");
+        }
+        // Whatever a lookup may say: no segment that begins in it passes.
+        for segment in whole.segments(&mut cursor, ByteOffset(0), whole.len()).unwrap() {
+            for at in (0..segment.len.get()).step_by(512) {
+                let piece = Segment {
+                    file_offset: ByteOffset(segment.file_offset.get() + at),
+                    device_offset: ByteOffset(segment.device_offset.get() + at),
+                    len: ByteLen(segment.len.get() - at),
+                    ..segment
+                };
+                prop_assert_eq!(map.check(&piece).is_ok(), piece.file_offset.get() >= reserved);
+                prop_assert_eq!(map.served_offset(piece.file_offset).is_some(), piece.file_offset.get() >= reserved);
+            }
         }
     }
 
@@ -225,12 +270,44 @@ fn stored(layout: Vec<Extent>, generation: u64, frozen: bool) -> StoredPin {
     let map = map_of(layout);
     StoredPin {
         kept: false,
+        guard: GuardMode::Default,
+        header_written: false,
         identity: map.identity().clone(),
         generation,
         owner: Owner { pid: 4711, start_time_ticks: 99, boot_id: "b00t".to_owned() },
         immutable_was_set_before: false,
         map: frozen.then(|| StoredMap::from(&map)),
     }
+}
+
+#[test]
+fn a_reserve_must_be_whole_blocks_and_leave_something() {
+    let layout = extents(&[(4, 0)]);
+    for (reserved, fits) in [(0, true), (BLOCK, true), (3 * BLOCK, true), (4 * BLOCK, false), (100, false)] {
+        let identity = MapIdentity { reserved: ByteLen(reserved), ..identity(4 * BLOCK) };
+        assert_eq!(validate(&identity, &layout).is_ok(), fits, "{reserved}");
+    }
+}
+
+#[test]
+fn records_of_the_default_guards_are_those_of_releases_that_knew_no_others() {
+    let pin = stored(extents(&[(20, 1), (4, 0)]), 2, true);
+    let text = String::from_utf8(written(&pin)).unwrap();
+    for word in ["guard", "header_written", "reserved"] {
+        assert!(!text.contains(word), "{word}: {text}");
+    }
+    let map = reserving(pin.map.as_ref().unwrap().extents.clone(), 16 * BLOCK);
+    let swap = StoredPin {
+        guard: GuardMode::SwapFile,
+        header_written: true,
+        identity: map.identity().clone(),
+        map: Some(StoredMap::from(&map)),
+        ..pin
+    };
+    let bytes = written(&swap);
+    assert_eq!(record::parse(&bytes).unwrap(), swap);
+    let less = String::from_utf8(bytes).unwrap().replace("\"reserved\": 8192", "\"reserved\": 4096");
+    assert!(record::parse(less.as_bytes()).is_err(), "the checksum is over the reserve too");
 }
 
 fn written(pin: &StoredPin) -> Vec<u8> {

@@ -6,13 +6,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::error::{ExtentError, StateProblem};
-use super::facts::{FileFacts, is_immutable, number_of};
+use super::facts::{FileFacts, number_of};
+use super::mode::{self, Undone};
 use super::pin::no_record;
 use super::record::StoredPin;
 use super::state::StateDir;
 use super::survey::open_read;
 use super::timeline::PinStep;
-use super::undo::change_flag;
 use super::verify::verify_file;
 
 /// What unpinning did.
@@ -20,11 +20,14 @@ use super::verify::verify_file;
 pub struct UnpinReport {
     /// Whether the immutable flag was cleared; not when it was set before fastice pinned the file, or not set.
     pub immutable_cleared: bool,
+    /// Whether a swap area on the file was ended.
+    pub swap_ended: bool,
     /// Whether the living map is the recorded one; `None` when there was none to compare.
     pub map_was_true: Option<bool>,
 }
 
-/// Undoes the leftover pin of a run that has ended: clears the immutable flag if fastice set it, removes the record.
+/// Undoes the leftover pin of a run that has ended: clears the immutable flag if fastice set it, ends a swap area, removes
+/// the record.
 ///
 /// `force` also gives up a pin whose map has changed, whose file is gone or replaced, or whose record is damaged. With a
 /// damaged record nobody knows who set the immutable flag, so it is cleared.
@@ -63,23 +66,32 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
             }
             return Err(ExtentError::State { path, problem: StateProblem::OtherFile });
         }
+        Ok(None) if force && mode::swap_file::is_ours(&file) => {
+            // A swap area that nobody recorded is told by its header, and nothing but root's swapoff ends it else.
+            state.await_commands_of_the_dead(&path)?;
+            return Ok(report(mode::undo_all(&file, &path)?, None));
+        }
         Ok(None) => return Err(no_record(&path)),
         Err(ExtentError::State { .. }) if force => {
             // It does not say whose it is.
             state.await_commands_of_the_dead(&path)?;
-            let immutable_cleared = clear_flag(&file, &path, false)?;
+            let undone = mode::undo_all(&file, &path)?;
             state.remove(&key)?;
-            return Ok(UnpinReport { immutable_cleared, map_was_true: None });
+            return Ok(report(undone, None));
         }
         Err(error) => return Err(error),
     };
     state.await_commands_of(&record.owner, &path)?;
     let map_was_true = compare_map(&record, &file, force)?;
-    let immutable_cleared = clear_flag(&file, &path, record.immutable_was_set_before)?;
+    let undone = mode::undo(&record, &file, &path)?;
     state.remove(&key)?;
     state.clear_incident(&key)?;
     state.note(&key, record.generation, PinStep::Unpinned, if force { "by force" } else { "" });
-    Ok(UnpinReport { immutable_cleared, map_was_true })
+    Ok(report(undone, map_was_true))
+}
+
+const fn report(undone: Undone, map_was_true: Option<bool>) -> UnpinReport {
+    UnpinReport { immutable_cleared: undone.flag_cleared, swap_ended: undone.swap_ended, map_was_true }
 }
 
 /// Compares the record's map with the file; a difference is an error unless `force`.
@@ -97,16 +109,6 @@ fn compare_map(record: &StoredPin, file: &File, force: bool) -> Result<Option<bo
     }
 }
 
-fn clear_flag(file: &File, path: &Path, was_set_before: bool) -> Result<bool, ExtentError> {
-    if was_set_before || !is_immutable(file, path)? {
-        return Ok(false);
-    }
-    change_flag(file, false)
-        .and_then(|()| file.sync_all())
-        .map_err(|error| ExtentError::io("clear the immutable flag of", path, error))?;
-    Ok(true)
-}
-
 /// Removes the record that names `path`, whose file is gone or another.
 fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentError> {
     let record = by_path(path, state)?.ok_or_else(|| no_record(path))?;
@@ -115,7 +117,7 @@ fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentEr
     state.remove(&key)?;
     state.clear_incident(&key)?;
     state.note(&key, record.generation, PinStep::Unpinned, "by force: the file is gone or another");
-    Ok(UnpinReport { immutable_cleared: false, map_was_true: Some(false) })
+    Ok(report(Undone::default(), Some(false)))
 }
 
 fn by_path(path: &Path, state: &StateDir) -> Result<Option<StoredPin>, ExtentError> {

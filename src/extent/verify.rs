@@ -10,6 +10,7 @@ use super::fiemap;
 use super::guard::RecallReason;
 use super::identity::MapIdentity;
 use super::map::Extent;
+use super::mode::GuardMode;
 use super::record::StoredPin;
 use super::survey::open_read;
 use crate::units::ByteLen;
@@ -29,13 +30,31 @@ pub struct VerifyReport {
     pub lease_held: Option<bool>,
     /// Why the pin is recalled, if it is.
     pub recalled: Option<RecallReason>,
+    /// Which guards the pin has.
+    pub guard: GuardMode,
+    /// Whether what that mode adds to the default is in force: for a swap file, that it is one.
+    pub guard_holds: bool,
 }
 
 impl VerifyReport {
     /// Whether the map is true and every guard is in place.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.map_is_true() && self.immutable && self.lease_held != Some(false) && self.recalled.is_none()
+        self.map_is_true() && self.is_held() && self.lease_held != Some(false) && self.recalled.is_none()
+    }
+
+    /// Whether the guards that need no process hold the map.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        (self.immutable || !self.guard.sets_flag()) && self.guard_holds
+    }
+
+    /// The same report of a pin with these guards.
+    pub(super) fn under(self, guard: GuardMode, identity: &MapIdentity) -> Result<Self, ExtentError> {
+        let guard_holds = guard
+            .holds(identity.inode, identity.filesystem.device)
+            .map_err(|error| ExtentError::io("look at the guards of", &identity.path, error))?;
+        Ok(Self { guard, guard_holds, ..self })
     }
 
     /// Whether every byte of the file still lies where the map says.
@@ -61,6 +80,8 @@ pub(super) fn verify_file(
         immutable: stat.stx_attributes.contains(rustix::fs::StatxAttributes::IMMUTABLE),
         lease_held: None,
         recalled: None,
+        guard: GuardMode::Default,
+        guard_holds: true,
     })
 }
 
@@ -71,9 +92,10 @@ pub(super) fn verify_file(
 /// the file is pinned by another process, which alone can then verify it.
 pub fn verify_stored(pin: &StoredPin) -> Result<VerifyReport, ExtentError> {
     let file = open_read(pin.path())?;
-    same_file(&pin.identity, &file, pin.path())?;
+    // Its numbers are those of this boot.
+    let living = same_file(&pin.identity, &file, pin.path())?;
     let extents = pin.map.as_ref().map_or(&[][..], |map| &map.extents);
-    verify_file(&pin.identity, extents, &file)
+    verify_file(&pin.identity, extents, &file)?.under(pin.guard, &living)
 }
 
 /// Makes sure that `file`, opened as `path`, is the file of `identity`.

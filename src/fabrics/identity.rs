@@ -22,6 +22,17 @@ impl Identity {
         Self(bytes)
     }
 
+    /// The same from this byte of the file on, which is another content, and so has another name. From byte 0 on it is the
+    /// file itself.
+    #[must_use]
+    pub fn from_byte(mut self, first: u64) -> Self {
+        if first > 0 {
+            self.0.extend_from_slice(b"from");
+            self.0.extend_from_slice(&first.to_le_bytes());
+        }
+        self
+    }
+
     /// Something that is no file, by a name that the caller keeps stable, e.g. `memory`.
     #[must_use]
     pub fn named(name: &str) -> Self {
@@ -89,6 +100,8 @@ mod tests {
         assert_ne!(name, nguid("nqn.2026-11.com.example:b", Nsid(1), &file));
         assert_ne!(name, nguid(NQN, Nsid(1), &Identity::of_file(&[7; 16], 134, 1)));
         assert_ne!(name, nguid(NQN, Nsid(1), &Identity::of_file(&[7; 16], 133, 2)));
+        assert_ne!(name, nguid(NQN, Nsid(1), &file.clone().from_byte(8192)));
+        assert_eq!(name, nguid(NQN, Nsid(1), &file.clone().from_byte(0)));
         assert_ne!(name[..8], eui64(NQN, Nsid(1), &file));
     }
 

@@ -133,6 +133,7 @@ impl LoopFs {
 impl Drop for LoopFs {
     fn drop(&mut self) {
         let root = self.root();
+        end_swap_areas(&root);
         let unmounted = !is_mounted(&root) || unmount(&root).is_ok();
         let lazily = (!unmounted).then(|| run(Command::new("umount").arg("--lazy").arg(root)));
         let detached = run(Command::new("losetup").args(["--detach", &self.device]));
@@ -144,6 +145,20 @@ impl Drop for LoopFs {
                 self.root().display()
             );
         }
+    }
+}
+
+/// Ends the swap areas below `root` that a failed test has left: nothing could be unmounted.
+fn end_swap_areas(root: &Path) {
+    for line in fs::read_to_string("/proc/swaps").unwrap_or_default().lines() {
+        let Some(path) =
+            line.split_ascii_whitespace().next().filter(|path| Path::new(path).starts_with(root))
+        else {
+            continue;
+        };
+        let ended = run(Command::new("chattr").args(["-i", path]))
+            .and_then(|_| run(Command::new("swapoff").arg(path)));
+        let _ = writeln!(std::io::stderr(), "a test left a swap area: {path}: {ended:?}");
     }
 }
 

@@ -18,19 +18,19 @@ use super::daemon::{Lab, any_port, eventually, is_immutable};
 use super::load::{Load, assert_in_file, connect_options, options};
 use super::loopfs::Spec;
 
-fn set_flags(path: &Path, change: impl Fn(IFlags) -> IFlags) {
+pub(crate) fn set_flags(path: &Path, change: impl Fn(IFlags) -> IFlags) {
     let file = File::open(path).expect("we may");
     let flags = rustix::fs::ioctl_getflags(&file).expect("flags");
     rustix::fs::ioctl_setflags(&file, change(flags)).expect("root may");
 }
 
-fn is_ready(host: &Controller) -> bool {
+pub(crate) fn is_ready(host: &Controller) -> bool {
     let cns = nvme_spec::identify::Cns::INDEPENDENT_NAMESPACE;
     host.identify_raw(cns, nvme_spec::Nsid(1), 0).expect("an answer")[14] == 1
 }
 
 /// The events of the only pin, by their names.
-fn steps(lab: &Lab) -> Vec<String> {
+pub(crate) fn steps(lab: &Lab) -> Vec<String> {
     let pins = lab.json(&["pins", "--events", "--json"], 0);
     let events = pins["pins"][0]["events"].as_array().cloned().unwrap_or_default();
     events.iter().filter_map(|event| event["step"].as_str()).map(str::to_owned).collect()

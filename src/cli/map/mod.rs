@@ -15,7 +15,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::files::{is_denied, required_record};
 use super::out::{JsonFlag, Out};
 use crate::config::format_size;
-use crate::extent::{Comparison, Extent, ExtentError, RawExtent, VerifyReport, verify_stored};
+use crate::extent::{Comparison, Extent, ExtentError, GuardMode, RawExtent, VerifyReport, verify_stored};
 
 /// More extents than this are summarised, unless --all asks for each.
 const LISTED_MAX: usize = 32;
@@ -173,6 +173,8 @@ struct Verdict {
     generation: u64,
     same: bool,
     immutable: bool,
+    guard: GuardMode,
+    guard_holds: bool,
     size_bytes: u64,
     frozen_size_bytes: u64,
     differing_bytes: u64,
@@ -199,6 +201,8 @@ fn verify(args: &FileArgs, out: &mut Out) -> Outcome {
         generation: pin.generation,
         same: report.map_is_true(),
         immutable: report.immutable,
+        guard: report.guard,
+        guard_holds: report.guard_holds,
         size_bytes: report.size.get(),
         frozen_size_bytes: pin.identity.size.get(),
         differing_bytes: differing.get(),
@@ -232,6 +236,9 @@ fn describe(verdict: &Verdict, out: &mut Out) -> std::io::Result<()> {
     }
     if !verdict.immutable {
         out.line(format!("{path}: its immutable flag is gone: nothing keeps the map as it is"))?;
+    }
+    if !verdict.guard_holds {
+        out.line(format!("{path}: its {} guard is gone, as after a reboot: pin it again", verdict.guard))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cli::exit::Failure;
 use crate::cli::files::{existing_state, is_denied, record_of};
 use crate::config::format_size;
-use crate::extent::{Extent, FiemapFlags, MapIdentity, StoredPin, Violation, survey};
+use crate::extent::{Extent, FiemapFlags, GuardMode, MapIdentity, StoredPin, Violation, survey};
 use crate::units::{ByteLen, ByteOffset};
 
 /// Where a map comes from.
@@ -44,6 +44,9 @@ impl View {
                 let mut view = Self::living(&survey);
                 let record = existing_state(state_dir).ok().flatten();
                 let record = record.and_then(|state| record_of(&state, path).ok().flatten());
+                if let Some(pin) = &record {
+                    view.know(pin);
+                }
                 view.note = record
                     .map(|pin| format!("pinned: generation {}, guarded by no process now", pin.generation));
                 return Ok(view);
@@ -84,6 +87,15 @@ impl View {
         }
     }
 
+    /// What the record says of a file that no process holds, beside the map.
+    fn know(&mut self, pin: &StoredPin) {
+        if let Some(identity) = &mut self.identity {
+            identity.reserved = pin.identity.reserved;
+        }
+        // It is one because it is pinned.
+        self.violations.retain(|found| pin.guard != GuardMode::SwapFile || *found != Violation::Swap);
+    }
+
     /// The map of a record.
     pub(super) fn stored(pin: &StoredPin) -> Self {
         Self {
@@ -113,6 +125,11 @@ impl View {
             let device = format!("{} ({}{start})", disk.node.display(), format_size(disk.size.get()));
             let (fs_block, block) = (fs.block_size, disk.logical_block_size);
             lines.push(format!("{} with blocks of {fs_block}, on {device} with blocks of {block}", fs.kind));
+        }
+        if let Some(reserved @ 1..) = self.identity.as_ref().map(|identity| identity.reserved.get()) {
+            lines.push(format!(
+                "served from byte {reserved} of the file on: the bytes before it are the guard's"
+            ));
         }
         if let Some(generation) = self.generation {
             let checksum = self.checksum.map(|sum| format!(", SHA-256 {}", hex(&sum))).unwrap_or_default();

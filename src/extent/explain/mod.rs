@@ -14,7 +14,8 @@
 //! for want of permission or because it would harm others (umount, kill, writes to the device), is told as it is known,
 //! and marked as not probed. The scratch files, their flags and their records are gone afterwards, but for a `kill -9`.
 //!
-//! What it does not do: touch the file itself, which is only opened for reading; try swap, freezing or remounting.
+//! What it does not do: touch the file itself, which is only opened for reading; try freezing or remounting; swap only where that is the
+//! guard that is asked about, and then it ends with the attempts.
 
 mod operation;
 mod probe;
@@ -32,15 +33,18 @@ use super::error::{ExtentError, Holder};
 use super::facts::mount_options;
 use super::guard::{Doubt, RecallReason};
 use super::holders;
+use super::mode::GuardMode;
 use super::survey::{Survey, absolute, open_read, survey_file, to_extents};
 use super::sys;
 use super::watch::{WatchOptions, WatchPlan, cost_of};
 
 const MARK: &str = "open-permission mark";
+const SWAP: &str = "swap area";
 const FLAG: &str = "immutable flag";
 const LEASE_PROOF: &str = "write lease at the pin";
 const LEASE: &str = "lease";
 const STATX: &str = "statx, every 100 ms";
+const SWAPS: &str = "/proc/swaps, at once";
 const MAP_WATCH: &str = "FIEMAP, at the watch interval";
 
 /// What becomes of an operation on a pinned file.
@@ -96,8 +100,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn of_knowledge(operation: Operation, reflink: Option<bool>) -> Self {
-        let known = operation.known();
+    fn of_knowledge(operation: Operation, mode: GuardMode, reflink: Option<bool>) -> Self {
+        let known = operation.known(mode);
         let here = match operation {
             Operation::CloneWithin => reflink != Some(false),
             Operation::SetFileAttr => sys::has_file_setattr(),
@@ -155,22 +159,27 @@ impl Probe {
 /// JSON.
 pub type Attempts<'a> = dyn Fn(Operation, &Path) -> Command + 'a;
 
-/// Finds out what a pin does on the filesystem of the file at `path`, on a scratch file beside it. `stop` is asked between
+/// Finds out what a pin with these guards does on the filesystem of the file at `path`, on a scratch file beside it. `stop` is asked between
 /// two attempts. What cannot be tried is told as it is known.
 ///
 /// # Errors
 /// [`ExtentError::Io`] when there is no file at the path.
-pub fn probe(path: &Path, attempts: &Attempts<'_>, stop: &dyn Fn() -> bool) -> Result<Probe, ExtentError> {
+pub fn probe(
+    path: &Path,
+    mode: GuardMode,
+    attempts: &Attempts<'_>,
+    stop: &dyn Fn() -> bool,
+) -> Result<Probe, ExtentError> {
     let path = absolute(path)?;
     let directory = path.parent().unwrap_or(&path);
     let mut reflink = None;
-    let (mut lab, mut not_probed) = match Lab::new(directory, attempts, &mut reflink) {
+    let (mut lab, mut not_probed) = match Lab::new(directory, mode, attempts, &mut reflink) {
         Ok(lab) => (Some(lab), None),
         Err(why) => (None, Some(why)),
     };
     let mut findings = Vec::with_capacity(Operation::ALL.len());
-    for operation in Operation::ALL {
-        let known = Finding::of_knowledge(operation, reflink);
+    for operation in Operation::ALL.into_iter().filter(|operation| operation.is_of(mode)) {
+        let known = Finding::of_knowledge(operation, mode, reflink);
         if stop() {
             (lab, not_probed) = (None, Some("it was interrupted".to_owned()));
         }
@@ -239,6 +248,7 @@ const fn detector(reason: RecallReason) -> &'static str {
         RecallReason::Doubt(
             Doubt::Resized | Doubt::FlagCleared | Doubt::Touched | Doubt::OtherGeneration | Doubt::LeaseLost,
         ) => STATX,
+        RecallReason::Doubt(Doubt::SwapOff) => SWAPS,
         RecallReason::Doubt(Doubt::DiskChanged | Doubt::NotReadable | Doubt::WatchLate) => "watch",
     }
 }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags};
 
-use super::{FLAG, LEASE, LEASE_PROOF, MAP_WATCH, MARK, STATX, Verdict};
+use super::{FLAG, LEASE, LEASE_PROOF, MAP_WATCH, MARK, STATX, SWAP, Verdict};
+use crate::extent::mode::GuardMode;
 use crate::extent::sys;
 use crate::extent::undo::change_flag;
 
@@ -33,6 +34,7 @@ pub enum Operation {
     SetFileAttr,
     TruncateUnflagged,
     CloneWithin,
+    SwapOff,
     Unmount,
     Kill,
     RawDevice,
@@ -48,7 +50,7 @@ pub(super) struct Known {
 
 impl Operation {
     /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::OpenRead,
         Self::OpenWrite,
         Self::Truncate,
@@ -65,6 +67,7 @@ impl Operation {
         Self::TruncateUnflagged,
         Self::SetFileAttr,
         Self::CloneWithin,
+        Self::SwapOff,
         Self::Kill,
         Self::RawDevice,
         Self::Offline,
@@ -89,6 +92,7 @@ impl Operation {
             Self::SetFileAttr => "file-setattr",
             Self::TruncateUnflagged => "truncate-unflagged",
             Self::CloneWithin => "clone-within",
+            Self::SwapOff => "swapoff",
             Self::Unmount => "unmount",
             Self::Kill => "kill",
             Self::RawDevice => "raw-device",
@@ -121,6 +125,7 @@ impl Operation {
             Self::SetFileAttr => "file_setattr(2) clearing the flag by path",
             Self::TruncateUnflagged => "truncate(2) after the flag was cleared",
             Self::CloneWithin => "FICLONE by a descriptor that got past the mark",
+            Self::SwapOff => "swapoff, with the immutable flag set",
             Self::Unmount => "umount",
             Self::Kill => "root kills the process that serves",
             Self::RawDevice => "root writes to the device itself",
@@ -128,7 +133,44 @@ impl Operation {
         }
     }
 
-    pub(super) const fn known(self) -> Known {
+    /// Whether there is such a thing on a file that is guarded so.
+    pub(super) fn is_of(self, mode: GuardMode) -> bool {
+        self != Self::SwapOff || mode == GuardMode::SwapFile
+    }
+
+    /// What is known of it on a file that is guarded so.
+    pub(super) const fn known(self, mode: GuardMode) -> Known {
+        match mode {
+            GuardMode::Default => self.known_by_default(),
+            GuardMode::SwapFile => self.known_of_swap(),
+        }
+    }
+
+    const fn known_of_swap(self) -> Known {
+        use Verdict::{OutOfReach, Refused};
+        let (verdict, by, text) = match self {
+            Self::OpenedBefore => {
+                (Refused, Some(SWAP), "the pin is made; what is tried through that descriptor fails")
+            }
+            Self::TruncateUnflagged | Self::CloneWithin => (Refused, Some(SWAP), ""),
+            Self::SwapOff => (Refused, Some("open-permission mark, immutable flag"), "it must open the file"),
+            Self::Unmount => (Refused, Some(SWAP), "EBUSY while pinned, served or not"),
+            Self::Kill => (
+                OutOfReach,
+                None,
+                "the mark ends with the process, and so does serving; swap area and immutable flag stay",
+            ),
+            Self::Offline => (
+                OutOfReach,
+                None,
+                "no umount while pinned; after a reboot they ignore the flag, and the next start compares the map",
+            ),
+            _ => return self.known_by_default(),
+        };
+        Known { verdict, by, text }
+    }
+
+    const fn known_by_default(self) -> Known {
         use Verdict::{Delayed, Detected, OutOfReach, Refused};
         let (verdict, by, text) = match self {
             Self::OpenRead => {
@@ -150,6 +192,7 @@ impl Operation {
             Self::Unmount => (Refused, None, "EBUSY while served, as the file is open"),
             Self::TruncateUnflagged => (Delayed, Some(LEASE), "it waits until fastice has fenced and let go"),
             Self::SetFileAttr => (Detected, Some(STATX), "Linux 6.17 and later: needs no open"),
+            Self::SwapOff => (Verdict::Impossible, None, ""),
             Self::CloneWithin => (Detected, Some(MAP_WATCH), "leaves no trace but SHARED in the map"),
             Self::Kill => (
                 OutOfReach,
@@ -184,6 +227,7 @@ impl Operation {
                 | Self::CloneFrom
                 | Self::ClearFlag
                 | Self::SetFileAttr
+                | Self::SwapOff
         )
     }
 }
@@ -247,6 +291,7 @@ fn try_it(operation: Operation, path: &Path) -> Tried {
             let file = File::open(path).map_err(told("open"))?;
             change_flag(&file, false).map_err(told("FS_IOC_SETFLAGS"))
         }
+        Operation::SwapOff => sys::swap_off_by_path(&c_path(path)?).map_err(told("swapoff")),
         Operation::SetFileAttr => sys::clear_immutable_by_path(&c_path(path)?).map_err(told("file_setattr")),
         Operation::OpenedBefore
         | Operation::CloneWithin
@@ -293,6 +338,10 @@ mod tests {
             let failed = attempt(operation, &missing).failed.expect("there is no such file");
             let without = operation == Operation::SetFileAttr && !sys::has_file_setattr();
             let expected = if without { libc::ENOSYS } else { libc::ENOENT };
+            // Without the privilege it does not come as far as the path.
+            if operation == Operation::SwapOff && failed.errno == libc::EPERM {
+                continue;
+            }
             assert_eq!(failed.errno, expected, "{operation:?}: {failed:?}");
         }
         assert_eq!(attempt(Operation::Kill, &missing).failed.map(|failed| failed.errno), Some(libc::ENOSYS));

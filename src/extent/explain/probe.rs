@@ -12,6 +12,7 @@ use super::scratch::Scratch;
 use super::{Attempts, Finding, Verdict, detector, lease_break_time};
 use crate::extent::error::ExtentError;
 use crate::extent::guard::{Incident, RecallReason, RecallWatch, Warden};
+use crate::extent::mode::GuardMode;
 use crate::extent::pin::{PinOptions, PinnedFile, pin};
 use crate::extent::progress::NoProgress;
 use crate::extent::state::StateDir;
@@ -30,6 +31,7 @@ type Why = String;
 /// A place for scratch files on the filesystem that is asked about.
 pub(super) struct Lab<'a> {
     attempts: &'a Attempts<'a>,
+    mode: GuardMode,
     warden: Arc<Warden>,
     /// The file that attempts are made on, until one goes through.
     pinned: Option<PinnedFile>,
@@ -44,6 +46,7 @@ impl<'a> Lab<'a> {
     /// Makes one in `directory`, and finds out whether there are shared blocks, which needs no privilege.
     pub(super) fn new(
         directory: &Path,
+        mode: GuardMode,
         attempts: &'a Attempts<'a>,
         reflink: &mut Option<bool>,
     ) -> Result<Self, Why> {
@@ -53,7 +56,8 @@ impl<'a> Lab<'a> {
         let state = StateDir::open(records.path()).map_err(why)?;
         let warden = Warden::start(WatchOptions::default())
             .map_err(|error| format!("the guards need root (CAP_SYS_ADMIN for fanotify): {error}"))?;
-        let mut lab = Self { attempts, warden, pinned: None, files: 0, state, _records: records, scratch };
+        let mut lab =
+            Self { attempts, mode, warden, pinned: None, files: 0, state, _records: records, scratch };
         // Whatever is in the way of a pin here is so for all attempts.
         lab.pin()?;
         Ok(lab)
@@ -96,7 +100,9 @@ impl<'a> Lab<'a> {
     }
 
     fn pin_file(&self, path: &Path) -> Result<PinnedFile, ExtentError> {
-        let options = PinOptions { warden: Some(Arc::clone(&self.warden)), ..PinOptions::default() };
+        // Scratch files hold nothing that a guard may not destroy.
+        let (warden, guard) = (Some(Arc::clone(&self.warden)), Some(self.mode));
+        let options = PinOptions { warden, guard, prepare: true, ..PinOptions::default() };
         pin(path, &options, &self.state, &mut NoProgress)
     }
 
@@ -124,19 +130,19 @@ impl<'a> Lab<'a> {
                 if recall.incident().is_some() || operation == Operation::TruncateUnflagged {
                     self.let_go();
                 }
-                Ok(refused(operation, failed))
+                Ok(self.refused(operation, failed))
             }
             Outcome::Ended(Attempted { failed: None }) => {
                 let noticed = await_recall(&recall, bound);
                 self.let_go();
-                Ok(went_through(operation, begun, noticed, bound))
+                Ok(self.went_through(operation, begun, noticed, bound))
             }
             Outcome::Waits(incident) => {
                 self.let_go();
                 let Outcome::Ended(Attempted { failed }) = attempt.watch(None)? else {
                     return Err("an attempt waits for nobody".to_owned());
                 };
-                Ok(delayed(operation, begun, &incident, failed))
+                Ok(self.delayed(operation, begun, &incident, failed))
             }
         }
     }
@@ -147,8 +153,22 @@ impl<'a> Lab<'a> {
         let path = self.file()?;
         let writer = std::fs::File::options().write(true).open(&path).map_err(|error| error.to_string())?;
         let pinned = self.pin_file(&path);
+        if self.mode == GuardMode::SwapFile && pinned.is_ok() {
+            self.pinned = pinned.ok();
+            let finding = match writer.set_len(0) {
+                Err(error) => {
+                    let errno = error.raw_os_error().unwrap_or_default();
+                    self.refused(Operation::OpenedBefore, FailedCall { call: "ftruncate".to_owned(), errno })
+                }
+                Ok(()) => finding(Operation::OpenedBefore, Verdict::Unnoticed),
+            };
+            drop(writer);
+            self.let_go();
+            return Ok(finding);
+        }
         drop(writer);
-        let mut finding = Finding { probed: true, ..Finding::of_knowledge(Operation::OpenedBefore, None) };
+        let mut finding =
+            Finding { probed: true, ..Finding::of_knowledge(Operation::OpenedBefore, self.mode, None) };
         match pinned {
             Err(ExtentError::InUse { .. }) => {}
             Err(error) => return Err(why(error)),
@@ -173,12 +193,67 @@ impl<'a> Lab<'a> {
         let finding = match cloned {
             Err((call, error)) => {
                 let errno = error.raw_os_error().unwrap_or_default();
-                refused(operation, FailedCall { call: call.to_owned(), errno })
+                self.refused(operation, FailedCall { call: call.to_owned(), errno })
             }
-            Ok(()) => went_through(operation, begun, await_recall(&recall, bound), bound),
+            Ok(()) => self.went_through(operation, begun, await_recall(&recall, bound), bound),
         };
         self.let_go();
         Ok(finding)
+    }
+
+    /// By which guard is not told by the kernel: it is the one that is known to, when the error is the one that it gives.
+    fn refused(&self, operation: Operation, failed: FailedCall) -> Finding {
+        let known = operation.known(self.mode);
+        if matches!(failed.errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY) {
+            return Finding { failed: Some(failed), ..finding(operation, Verdict::Impossible) };
+        }
+        let expected =
+            matches!(failed.errno, libc::EPERM | libc::ETXTBSY) && known.verdict == Verdict::Refused;
+        let by = known.by.filter(|_| expected);
+        let text = if expected { known.text.to_owned() } else { String::new() };
+        Finding { failed: Some(failed), by, text, ..finding(operation, Verdict::Refused) }
+    }
+
+    fn went_through(
+        &self,
+        operation: Operation,
+        begun: Instant,
+        noticed: Option<Incident>,
+        bound: Duration,
+    ) -> Finding {
+        match noticed {
+            Some(incident) => Finding {
+                by: Some(detector(incident.reason)),
+                noticed_after: Some(incident.noticed.saturating_duration_since(begun)),
+                text: operation.known(self.mode).text.to_owned(),
+                ..finding(operation, Verdict::Detected)
+            },
+            None => Finding {
+                text: format!("it went through, and {} ms later nobody had noticed", bound.as_millis()),
+                ..finding(operation, Verdict::Unnoticed)
+            },
+        }
+    }
+
+    fn delayed(
+        &self,
+        operation: Operation,
+        begun: Instant,
+        incident: &Incident,
+        failed: Option<FailedCall>,
+    ) -> Finding {
+        let limit = lease_break_time().map_or_else(String::new, |seconds| format!(", at most {seconds} s"));
+        let text = match &failed {
+            None => format!("{}{limit}", operation.known(self.mode).text),
+            Some(failed) => format!("it waits until fastice lets go{limit}; then {} failed", failed.call),
+        };
+        Finding {
+            by: Some(detector(incident.reason)),
+            noticed_after: Some(incident.noticed.saturating_duration_since(begun)),
+            text,
+            failed,
+            ..finding(operation, Verdict::Delayed)
+        }
     }
 }
 
@@ -219,48 +294,6 @@ fn finding(operation: Operation, verdict: Verdict) -> Finding {
         by: None,
         noticed_after: None,
         text: String::new(),
-    }
-}
-
-/// By which guard is not told by the kernel: it is the one that is known to, when the error is the one that it gives.
-fn refused(operation: Operation, failed: FailedCall) -> Finding {
-    let known = operation.known();
-    if matches!(failed.errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY) {
-        return Finding { failed: Some(failed), ..finding(operation, Verdict::Impossible) };
-    }
-    let expected = failed.errno == libc::EPERM && known.verdict == Verdict::Refused;
-    let by = known.by.filter(|_| expected);
-    let text = if expected { known.text.to_owned() } else { String::new() };
-    Finding { failed: Some(failed), by, text, ..finding(operation, Verdict::Refused) }
-}
-
-fn went_through(operation: Operation, begun: Instant, noticed: Option<Incident>, bound: Duration) -> Finding {
-    match noticed {
-        Some(incident) => Finding {
-            by: Some(detector(incident.reason)),
-            noticed_after: Some(incident.noticed.saturating_duration_since(begun)),
-            text: operation.known().text.to_owned(),
-            ..finding(operation, Verdict::Detected)
-        },
-        None => Finding {
-            text: format!("it went through, and {} ms later nobody had noticed", bound.as_millis()),
-            ..finding(operation, Verdict::Unnoticed)
-        },
-    }
-}
-
-fn delayed(operation: Operation, begun: Instant, incident: &Incident, failed: Option<FailedCall>) -> Finding {
-    let limit = lease_break_time().map_or_else(String::new, |seconds| format!(", at most {seconds} s"));
-    let text = match &failed {
-        None => format!("{}{limit}", operation.known().text),
-        Some(failed) => format!("it waits until fastice lets go{limit}; then {} failed", failed.call),
-    };
-    Finding {
-        by: Some(detector(incident.reason)),
-        noticed_after: Some(incident.noticed.saturating_duration_since(begun)),
-        text,
-        failed,
-        ..finding(operation, Verdict::Delayed)
     }
 }
 

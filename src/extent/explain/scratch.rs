@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::extent::error::ExtentError;
+use crate::extent::mode::undo_all;
 use crate::extent::survey::open_read;
-use crate::extent::undo::change_flag;
 
 /// Of one scratch file: some blocks, whatever the block is.
 const FILE_LEN: usize = 256 << 10;
@@ -58,9 +58,9 @@ impl Scratch {
                 continue;
             }
             if fs::remove_file(&path).is_err() {
-                // A pin that went wrong has left its flag.
+                // A pin that went wrong has left its flag, or its swap area.
                 if let Ok(file) = open_read(&path) {
-                    change_flag(&file, false)?;
+                    undo_all(&file, &path).map_err(io::Error::other)?;
                 }
                 fs::remove_file(&path)?;
             }

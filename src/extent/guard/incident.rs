@@ -42,6 +42,8 @@ pub enum Doubt {
     OtherGeneration,
     /// The lease is not held any more, and nobody was told of a break.
     LeaseLost,
+    /// The file is pinned as a swap area, and is none any more.
+    SwapOff,
     /// The disk under the filesystem is gone, or has another size.
     DiskChanged,
     /// The filesystem does not tell.
@@ -77,6 +79,7 @@ impl Doubt {
             Self::Touched => "somebody changed the inode of the file",
             Self::OtherGeneration => "the content of the file was exchanged",
             Self::LeaseLost => "the lease on the file is lost",
+            Self::SwapOff => "the swap area on the file was ended (swapoff)",
             Self::DiskChanged => "the disk under the file is gone or has another size",
             Self::NotReadable => "the filesystem does not tell the map of the file",
             Self::WatchLate => "nobody has looked at the file for longer than was promised",

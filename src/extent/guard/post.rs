@@ -12,6 +12,7 @@ use super::incident::{OnRecall, RecallReason, RecallSignal, RecallWatch};
 use super::warden::Warden;
 use crate::extent::compare::Difference;
 use crate::extent::map::FrozenMap;
+use crate::extent::mode::GuardMode;
 use crate::extent::sys::{self, Lease};
 
 /// What a file was like when its map was frozen, as far as it is cheap to look at.
@@ -28,6 +29,7 @@ pub struct Baseline {
 pub(in crate::extent) struct Post {
     pub(in crate::extent) path: PathBuf,
     pub(in crate::extent) file: Arc<File>,
+    pub(in crate::extent) mode: GuardMode,
     pub(super) signal: RecallWatch,
     /// The lease that is held; what the kernel says otherwise is a break.
     lease: Mutex<Lease>,
@@ -179,12 +181,14 @@ impl Guard {
         warden: Arc<Warden>,
         file: &Arc<File>,
         path: PathBuf,
+        mode: GuardMode,
         on_recall: Option<OnRecall>,
     ) -> io::Result<Self> {
         let signal = RecallWatch { signal: Arc::new(RecallSignal::new(on_recall)?) };
         let post = Arc::new(Post {
             path,
             file: Arc::clone(file),
+            mode,
             signal,
             lease: Mutex::new(Lease::None),
             map: OnceLock::new(),

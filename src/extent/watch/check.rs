@@ -80,7 +80,10 @@ fn quick_look(post: &Post, map: &FrozenMap) -> Result<Found, ExtentError> {
     if stat.stx_size != frozen {
         return Ok(Some((Doubt::Resized, format!("from {frozen} to {} bytes", stat.stx_size))));
     }
-    if !stat.stx_attributes.contains(StatxAttributes::IMMUTABLE) {
+    if let Some(broken) = post.mode.broken(&stat, path)? {
+        return Ok(Some(broken));
+    }
+    if post.mode.sets_flag() && !stat.stx_attributes.contains(StatxAttributes::IMMUTABLE) {
         return Ok(Some((Doubt::FlagCleared, String::new())));
     }
     let Some(was) = *post.baseline.lock().unwrap_or_else(PoisonError::into_inner) else { return Ok(None) };
@@ -90,7 +93,7 @@ fn quick_look(post: &Post, map: &FrozenMap) -> Result<Found, ExtentError> {
     }
     let lease =
         sys::get_lease(file.as_fd()).map_err(|error| ExtentError::io("ask for the lease of", path, error))?;
-    if lease != Lease::Read {
+    if post.mode.takes_lease() && lease != Lease::Read {
         return Ok(Some((Doubt::LeaseLost, String::new())));
     }
     if is.changed != was.changed {

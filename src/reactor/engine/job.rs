@@ -107,7 +107,9 @@ impl Job {
         for segment in map.segments(&mut held.cursor, start, len).map_err(failed)? {
             // The frozen map has the last word on every segment, whatever the lookup and its cache said.
             map.check(&segment).map_err(failed)?;
-            self.submit_segment(key, segment.file_offset, segment.device_offset, segment.len, queue)?;
+            let disagrees = crate::extent::LookupError::Disagrees { segment };
+            let served = map.served_offset(segment.file_offset).ok_or(disagrees).map_err(failed)?;
+            self.submit_segment(key, served, segment.device_offset, segment.len, queue)?;
         }
         if self.next == self.end {
             return Ok(());

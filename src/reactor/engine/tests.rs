@@ -217,6 +217,7 @@ fn scattered(blocks: u64) -> FrozenMap {
         inode: 1,
         inode_generation: 1,
         size: ByteLen(blocks * block),
+        reserved: ByteLen(0),
         filesystem,
         disk,
     };

@@ -1,0 +1,225 @@
+//! The guard modes: which guards of the kernel hold the map of a pinned file.
+//!
+//! ```text
+//!   mode               opens denied   lease   flag   and                                     after a kill -9
+//!   default                 x           x      x                                             flag
+//!   swap-file               x                  x     the kernel's own lock on swap files     flag, swap area
+//! ```
+//!
+//! A mode is chosen when a file is pinned, is kept in its record, and stays until it is unpinned. A file whose filesystem
+//! is not mounted needs no guard at all: see `handover`.
+//!
+//! What it does not do: deny opens, take leases, set the flag, which all are as in the default mode: see `pin`.
+
+mod danger;
+pub(super) mod swap_file;
+
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::Statx;
+use serde::{Deserialize, Serialize};
+
+use super::error::ExtentError;
+use super::facts::{is_immutable, is_swap};
+use super::guard::Doubt;
+use super::identity::DeviceNumber;
+use super::record::StoredPin;
+use super::undo::change_flag;
+use crate::units::ByteLen;
+
+/// Which guards hold the map of a pinned file.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum GuardMode {
+    /// Open-permission mark, immutable flag, lease
+    #[default]
+    Default,
+    /// The file becomes a swap area of one page: no descriptor, however old, changes its map
+    SwapFile,
+}
+
+/// What one guard of a pin does, for display.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuardReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Which operations of others it refuses.
+    pub refuses: &'static str,
+    /// Which it delays, and for how long.
+    pub delays: &'static str,
+    /// Which it only detects.
+    pub detects: &'static str,
+    /// Whether it outlives this process.
+    pub outlives_process: bool,
+}
+
+const MARK: GuardReport = GuardReport {
+    name: "open-permission mark",
+    refuses: "every open of the file by another process (cat, cp --reflink, chattr -i), with EPERM",
+    delays: "",
+    detects: "",
+    outlives_process: false,
+};
+const FLAG: GuardReport = GuardReport {
+    name: "immutable flag",
+    refuses: "write, truncate, fallocate, unlink, rename, link, chmod, setxattr, with EPERM",
+    delays: "",
+    detects: "that it was cleared (statx)",
+    outlives_process: true,
+};
+const LEASE: GuardReport = GuardReport {
+    name: "read lease",
+    refuses: "",
+    delays: "an open for writing, or a truncation, by up to /proc/sys/fs/lease-break-time seconds",
+    detects: "that one is tried, before it happens",
+    outlives_process: false,
+};
+const SWAP: GuardReport = GuardReport {
+    name: "swap area",
+    refuses: "every change of the map through any descriptor or mapping, also one opened before the pin (ETXTBSY, \
+              SIGBUS); swapoff while the immutable flag is set; umount and remount,ro of the filesystem (EBUSY)",
+    delays: "",
+    detects: "that it was ended (/proc/swaps)",
+    outlives_process: true,
+};
+
+impl GuardMode {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Default, Self::SwapFile];
+
+    /// The name in configurations, records and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::SwapFile => "swap-file",
+        }
+    }
+
+    /// How many bytes at the beginning of the file it takes for itself; they are not served.
+    #[must_use]
+    pub const fn reserved(self) -> ByteLen {
+        match self {
+            Self::Default => ByteLen(0),
+            Self::SwapFile => ByteLen(swap_file::RESERVED_LEN as u64),
+        }
+    }
+
+    /// What each of its guards refuses, delays or only detects.
+    #[must_use]
+    pub const fn guards(self) -> &'static [GuardReport] {
+        match self {
+            Self::Default => &[MARK, FLAG, LEASE],
+            Self::SwapFile => &[MARK, SWAP, FLAG],
+        }
+    }
+
+    /// Whether it holds a lease, and has the proof by lease that nobody else has the file open.
+    ///
+    /// The kernel gives no lease on a swap area, which it has open for writing itself (EAGAIN). The proof is not needed
+    /// there: what it is to rule out, changes through a descriptor or mapping from before, the swap area refuses too.
+    pub(super) const fn takes_lease(self) -> bool {
+        matches!(self, Self::Default)
+    }
+
+    /// Whether the immutable flag is one of its guards.
+    pub(super) const fn sets_flag(self) -> bool {
+        matches!(self, Self::Default | Self::SwapFile)
+    }
+
+    /// Whether what it adds to the guards of the default mode is in force.
+    pub(super) fn holds(self, inode: u64, device: DeviceNumber) -> std::io::Result<bool> {
+        match self {
+            Self::Default => Ok(true),
+            Self::SwapFile => is_swap(inode, device),
+        }
+    }
+
+    /// The same for a file that is watched: what is not as it must be.
+    pub(super) fn broken(self, stat: &Statx, path: &Path) -> Result<Option<(Doubt, String)>, ExtentError> {
+        let device = DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
+        let holds = self
+            .holds(stat.stx_ino, device)
+            .map_err(|error| ExtentError::io("look at the guards of", path, error))?;
+        Ok(match self {
+            _ if holds => None,
+            Self::Default => None,
+            Self::SwapFile => Some((Doubt::SwapOff, "it is not in /proc/swaps".to_owned())),
+        })
+    }
+}
+
+impl fmt::Display for GuardMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What undoing a mode did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Undone {
+    /// The immutable flag was cleared.
+    pub(super) flag_cleared: bool,
+    /// A swap area was ended.
+    pub(super) swap_ended: bool,
+}
+
+/// Takes away the guards of a pin that outlive a process, in the order in which the kernel lets them go, from whatever
+/// step a crash has left them at. What is done already is not done again.
+pub(super) fn undo(record: &StoredPin, file: &File, path: &Path) -> Result<Undone, ExtentError> {
+    let flag_cleared = clear_flag(file, path, record.immutable_was_set_before)?;
+    let swap_ended = match record.guard {
+        GuardMode::SwapFile => swap_file::end(file, path, record.header_written)?,
+        GuardMode::Default => false,
+    };
+    Ok(Undone { flag_cleared, swap_ended })
+}
+
+/// The same without a record that could be read: whatever can be fastice's goes.
+pub(super) fn undo_all(file: &File, path: &Path) -> Result<Undone, ExtentError> {
+    let flag_cleared = clear_flag(file, path, false)?;
+    let swap_ended = swap_file::is_ours(file) && swap_file::end(file, path, true)?;
+    Ok(Undone { flag_cleared, swap_ended })
+}
+
+fn clear_flag(file: &File, path: &Path, was_set_before: bool) -> Result<bool, ExtentError> {
+    if was_set_before || !is_immutable(file, path)? {
+        return Ok(false);
+    }
+    change_flag(file, false)
+        .and_then(|()| file.sync_all())
+        .map_err(|error| ExtentError::io("clear the immutable flag of", path, error))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    #[test]
+    fn every_mode_has_one_name_everywhere() {
+        for mode in GuardMode::ALL {
+            let json = serde_json::to_string(&mode).expect("a word");
+            assert_eq!(json, format!("\"{mode}\""));
+            assert_eq!(serde_json::from_str::<GuardMode>(&json).expect("the same"), mode);
+            assert_eq!(GuardMode::from_str(mode.name(), false).as_ref(), Ok(&mode));
+            assert_eq!(mode.guards().first().map(|guard| guard.name), Some("open-permission mark"));
+        }
+        assert_eq!(GuardMode::default().reserved(), ByteLen(0));
+    }
+
+    #[test]
+    fn only_a_mode_without_the_proof_by_lease_has_another_one() {
+        for mode in GuardMode::ALL {
+            let swap = mode.guards().iter().any(|guard| guard.name == "swap area");
+            assert_eq!(mode.takes_lease(), !swap, "{mode}");
+        }
+    }
+}
