@@ -10,7 +10,7 @@ use super::exit::Outcome;
 use super::files::existing_state;
 use super::many::each;
 use super::out::{JsonFlag, Out};
-use crate::extent::{ExtentError, StateProblem, UnpinReport, unpin};
+use crate::extent::{ExtentError, StateProblem, UnpinReport, left_behind, unpin};
 
 /// Unpin files: clear the immutable flag that fastice set, end a swap area, remove the record
 ///
@@ -18,8 +18,11 @@ use crate::extent::{ExtentError, StateProblem, UnpinReport, unpin};
 #[derive(Clone, Debug, Args)]
 pub struct UnpinArgs {
     /// The files
-    #[arg(required = true)]
+    #[arg(required_unless_present = "left_behind")]
     pub files: Vec<PathBuf>,
+    /// Unpin all that runs of `fastice serve` left behind which did not end in order; not what `fastice pin` made
+    #[arg(long, conflicts_with = "files")]
+    pub left_behind: bool,
     /// Also when the map has changed, the file is gone or replaced, or the record is damaged
     #[arg(long)]
     pub force: bool,
@@ -50,7 +53,14 @@ pub fn run(args: &UnpinArgs) -> Outcome {
     let json = args.json.json;
     let state = existing_state(&args.state.state_dir)?;
     let mut out = Out::stdout();
-    let results = each(&args.files, json, |path| {
+    let files = match &state {
+        Some(state) if args.left_behind => left_behind(state)?,
+        _ => args.files.clone(),
+    };
+    if files.is_empty() && !json {
+        out.line(format!("nothing was left behind in {}", args.state.state_dir.display()))?;
+    }
+    let results = each(&files, json, |path| {
         let missing = || ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing };
         let report = unpin(path, state.as_ref().ok_or_else(missing)?, args.force)?;
         let UnpinReport { immutable_cleared, swap_ended, map_was_true } = report;

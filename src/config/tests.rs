@@ -365,7 +365,7 @@ fn what_hosts_see_of_a_fence_is_chosen_by_namespace() {
     let twice = "file = \"/srv/a.img\"\nread_only = true\non_fence = \"write-protect\"";
     assert_eq!(reasons(&with(twice)), ["10: read_only is write protected already: leave on_fence out"]);
     let memory = "memory = 4096\non_fence = \"ana\"";
-    let reason = "device, prepare, update_mtime and on_fence have a meaning for a file only";
+    let reason = "device, prepare, update_mtime, on_fence and guard have a meaning for a file only";
     assert_eq!(reasons(&with(memory)), [format!("9: {reason}")]);
     assert!(
         !Config::changes(

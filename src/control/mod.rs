@@ -18,6 +18,7 @@ mod disks;
 mod error;
 mod event;
 mod listen;
+mod orphans;
 mod proof;
 mod provider;
 mod server;

@@ -12,6 +12,7 @@ use super::disks::{NvmeKey, exports_on};
 use super::error::{DiskError, ServeError};
 use super::event::{Event, ReloadReport};
 use super::listen::listen_patiently;
+use super::orphans;
 use super::proof::prove_again;
 use super::provider::{Backings, Provider};
 use super::status::{ExportStatus, Fences, HostStatus, Status, WatchStatus};
@@ -81,6 +82,7 @@ impl Server {
                 return Err(error);
             }
         };
+        orphans::tell(provider.state());
         let factory = TcpFactory::new(Arc::clone(&target), Arc::clone(&counters), TcpTimeouts::default());
         let factory: Arc<dyn ConnectionFactory> = Arc::new(factory);
         let started = start_cores(&config, &factory, &commands, provider.oversight()).and_then(|cores| {

@@ -68,6 +68,45 @@ fn a_pin_of_the_operator_is_kept_whatever_end_the_daemon_takes() {
 }
 
 #[test]
+fn orphans_are_told_of_before_anything_is_served_and_released_at_once() {
+    let Some(lab) = Lab::new("orphans", &Spec::XFS) else { return };
+    let (left, changed, kept) = (lab.fragmented("left"), lab.fragmented("changed"), lab.fragmented("kept"));
+    lab.fastice(&["pin"], &[&kept], 0);
+    lab.serve(&lab.open_config(any_port(), &[&left, &changed, &kept])).kill();
+    loopfs::run(Command::new("chattr").arg("-i").arg(&changed)).expect("chattr");
+    let file = OpenOptions::new().write(true).open(&changed).expect("the flag is gone");
+    file.set_len(4096).expect("shorter");
+    drop(file);
+
+    let other = lab.fragmented("other");
+    let daemon = lab.serve(&lab.open_config(any_port(), &[&other]));
+    let log = daemon.stop();
+    let line = |path: &std::path::Path| {
+        let name = path.display().to_string();
+        let lines = log.lines().filter(|line| line.contains(&name));
+        lines
+            .map(str::to_owned)
+            .find(|line| line.contains("a pin that"))
+            .unwrap_or_else(|| panic!("{name}: {log}"))
+    };
+    assert!(line(&left).contains("nobody holds") && line(&left).contains("the recorded one, and held"));
+    assert!(line(&changed).contains("NOT THE RECORDED ONE"));
+    assert!(line(&kept).contains("kept and not served"));
+    assert!(is_immutable(&left), "telling changes nothing");
+
+    // The changed one is for somebody to look at first.
+    let told = lab.command(&["unpin", "--left-behind", "--json"]).output().expect("the binary runs");
+    assert_ne!(told.status.code(), Some(0));
+    assert!(!is_immutable(&left) && is_immutable(&kept));
+    lab.fastice(&["unpin", "--left-behind", "--force"], &[], 0);
+    let pin = lab.pin().expect("that of the operator");
+    assert_eq!(pin["path"].as_str(), kept.to_str());
+    let told = lab.fastice(&["unpin", "--left-behind"], &[], 0).stdout;
+    assert!(String::from_utf8_lossy(&told).contains("nothing was left behind"));
+    lab.fastice(&["unpin"], &[&kept], 0);
+}
+
+#[test]
 fn a_map_that_changed_while_nobody_held_it_is_refused_and_the_difference_named() {
     for spec in [Spec::XFS, Spec::EXT4] {
         let Some(lab) = Lab::new("changed leftover", &spec) else { return };
