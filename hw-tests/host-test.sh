@@ -24,6 +24,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/guest" && pwd)
 source "$here/lib.sh"
 # shellcheck source=guest/harness.sh
 source "$here/harness.sh"
+# shellcheck source=guest/recall.sh
+source "$here/recall.sh"
 
 readonly address=10.0.9.1 port=4420 discovery_port=8009 guest_address=10.0.9.2/24
 readonly nqn_rw=nqn.2026-11.io.fastice:test nqn_ro=nqn.2026-11.io.fastice:guarded
@@ -150,6 +152,7 @@ RW_MIB='$rw_mib'
 RO_MIB='$ro_mib'
 PREFILL_SUM='$prefill_sum'
 RO_SUM='$ro_sum'
+$(policy_params)
 WWID_PATTERN='$target_wwid_pattern'
 AWAY_VERBS='$target_away_verbs'
 STRICT_STATUS='$target_strict_status'
@@ -160,7 +163,7 @@ obey() {
     case $1 in
         kill-restart) target_kill && target_start ;;
         restart) target_stop && target_start ;;
-        *) return 1 ;;
+        *) obey_policy "$@" ;;
     esac
 }
 
@@ -170,7 +173,7 @@ guest_said() {
     case ${1:-} in
         HOSTSUM) host_sums+=("${*:2}") ;;
         FSSUM) fs_sum=$2 ;;
-        *) return 1 ;;
+        *) guest_said_of_recall "$@" ;;
     esac
 }
 
@@ -244,6 +247,10 @@ cleanup() {
         chattr -i "$work"/mnt/*.img 2>/dev/null || true
         umount "$work/mnt" || umount -l "$work/mnt" || true
     fi
+    if ((recall_mounted)); then
+        chattr -i "$work"/recall/*.img 2>/dev/null || true
+        umount "$work/recall" || umount -l "$work/recall" || true
+    fi
     # Whatever else was started here ends with this process: it is the first of its process namespace.
 }
 
@@ -261,6 +268,7 @@ inner() {
     started=$(now_ms)
     target_check
     make_storage
+    ((!target_policies)) || make_policy_storage
     make_network
     target_configure
     target_start || die "the target did not start; see $HW_CACHE/last/target.log"
@@ -271,6 +279,7 @@ inner() {
     ((target_pins)) && judge host-pin-still-refuses pin_refuses
     judge host-target-stops target_stop
     judge host-target-releases target_release
+    ((!target_policies)) || judge_recall
     # What the filesystem cached before the target wrote underneath must not hide what is on the device.
     drop_storage
     judge host-filesystem-clean filesystem_clean

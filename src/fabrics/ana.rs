@@ -26,12 +26,18 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::export::{Export, FencePolicy, Grant};
-use super::options::NSID_MAX;
+use super::options::{NSID_MAX, TRANSFER_BYTES_MAX};
 use super::subsystem::Subsystem;
 
 /// ANATT, in seconds. No state takes time to change; it is what a host that finds no other path waits at the least
 /// before it gives up.
 const TRANSITION_S: u8 = 10;
+
+/// The length of the log page: what hosts reckon with that know NANAGRPID and MNAN only. nvme-cli reads all of it, in
+/// pieces, however many groups there are; so what is behind them is zeroes, and not beyond the end.
+const LOG_BYTES: usize =
+    size_of::<AnaHeader>() + NSID_MAX as usize * (size_of::<AnaGroupDescriptor>() + size_of::<u32>());
+const _: () = assert!(LOG_BYTES <= TRANSFER_BYTES_MAX as usize, "Linux reads it at once");
 
 /// The ANA fields of Identify Controller.
 pub(super) fn show(data: &mut IdentifyController) {
@@ -61,8 +67,8 @@ pub(super) fn log(subsystem: &Subsystem, groups_only: bool) -> Vec<u8> {
     let change_count = U64::new(subsystem.ana_changes());
     let table = subsystem.table();
     let groups = U16::new(u16::try_from(table.iter().count()).unwrap_or(u16::MAX));
-    let mut page = AnaHeader { change_count, groups, ..AnaHeader::default() }.as_bytes().to_vec();
-    page.reserve(table.iter().count() * (size_of::<AnaGroupDescriptor>() + size_of::<u32>()));
+    let mut page = Vec::with_capacity(LOG_BYTES);
+    page.extend_from_slice(AnaHeader { change_count, groups, ..AnaHeader::default() }.as_bytes());
     for export in table.iter() {
         let descriptor = AnaGroupDescriptor {
             group: group_of(export.nsid),
@@ -76,6 +82,7 @@ pub(super) fn log(subsystem: &Subsystem, groups_only: bool) -> Vec<u8> {
             page.extend_from_slice(&export.nsid.0.to_le_bytes());
         }
     }
+    page.resize(LOG_BYTES, 0);
     page
 }
 

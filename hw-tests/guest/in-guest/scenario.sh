@@ -9,6 +9,9 @@ modprobe nvme-tcp
 modprobe xfs
 export NVME_HOSTNQN="$HOST_NQN"
 
+# shellcheck source=fences.sh
+. /hw/fences.sh
+
 rw() { echo "/dev/$(block_of "$NQN_RW" 1)"; }
 rw_ctrl() { echo "/dev/$(controller_of "$NQN_RW")"; }
 
@@ -427,3 +430,5 @@ run read-only 60 t_read_only
 run klog-read-only 20 klog_judge
 run foreign-host-refused 60 t_refused "$NQN_RO" "$FOREIGN_NQN" "$FOREIGN_ID" 'is not allowed, hostnqn|Connect command failed|Connect Invalid Host'
 run unknown-subsystem-refused 60 t_refused "$NQN_RW.unknown" "$HOST_NQN" "$HOST_ID" 'Connect Invalid (Data|SQE) Parameter'
+
+[ "$POLICIES" = 0 ] || run_fences

@@ -7,6 +7,7 @@
 # The namespace's identity comes from its NGUID or EUI64, and a pin refuses what would change the file.
 target_wwid_pattern='eui.*'
 target_pins=1
+target_policies=1
 target_in_guest=0
 target_away_verbs='kill-restart kill-restart restart'
 target_strict_status=1
@@ -51,6 +52,32 @@ nsid = 1
 file = "$ro_file"
 device = "uring"
 read_only = true
+
+[[subsystem]]
+nqn = "$nqn_ana"
+hosts = ["$policy_nqn"]
+
+[[subsystem.namespace]]
+nsid = 1
+file = "$work/mnt/ana.img"
+on_fence = "ana"
+
+[[subsystem]]
+nqn = "$nqn_wp"
+hosts = ["$policy_nqn"]
+
+[[subsystem.namespace]]
+nsid = 1
+file = "$work/mnt/wp.img"
+on_fence = "write-protect"
+
+[[subsystem]]
+nqn = "$nqn_recall"
+hosts = ["$policy_nqn"]
+
+[[subsystem.namespace]]
+nsid = 1
+file = "$recall_file"
 TOML
     mkdir -p "$work/state"
 }
@@ -102,6 +129,30 @@ target_stop() {
     target_pid=
     ((code == 0)) || say "fastice ended with $code after SIGTERM"
     return "$code"
+}
+
+# target_resume FILE: the operator has looked, and takes a file whose pin was broken as it is now.
+target_resume() {
+    local seen i
+    # It can be resumed when the target has drained it and let go.
+    for ((i = 0; i < 50; i++)); do
+        ! env FASTICE_STATE_DIR=$work/state "$fastice" pin --resume "$1" >>"$target_log" 2>&1 || break
+        sleep 0.2
+    done
+    ((i < 50)) || return 1
+    seen=$(grep -c 'configuration reloaded' "$target_log" || true)
+    kill -HUP "$target_pid"
+    for ((i = 0; i < 100; i++)); do
+        (($(grep -c 'configuration reloaded' "$target_log" || true) > seen)) && return 0
+        sleep 0.1
+    done
+    return 1
+}
+
+# target_tells SINCE: its events from then on, as lines of a timeline; what it says of its fences goes to $work/status.
+target_tells() {
+    FASTICE_STATE_DIR=$work/state "$fastice" status >"$work/status" 2>&1
+    local_root events "$1" "$work"/state/*.events
 }
 
 # After the last stop: whatever still holds the files is let go. A pin that is left says so and fails.

@@ -5,6 +5,7 @@
 
 target_wwid_pattern='uuid.*'
 target_pins=0
+target_policies=0
 target_in_guest=1
 # It answers an access out of range with Internal Error.
 # A restart means a boot of 10 s and more.

@@ -149,8 +149,11 @@ fn the_ana_log_is_read_in_parts_and_not_beyond_its_end() {
     let whole = admin.data(ana_log(88, 0, 0));
     assert_eq!(admin.data(ana_log(16, 52, 0)), whole[52..68]);
     assert_eq!(admin.data(ana_log(16, 84, 0)), [&whole[84..], &[0; 12]].concat());
-    assert_eq!(admin.data(ana_log(16, 88, 0)), [0; 16], "the very end");
-    for bad in [ana_log(16, 92, 0), ana_log(16, 2, 0), ana_log(16, u32::MAX - 3, 0), ana_log(16, 0, 2)] {
+    let end = 16 + NSID_MAX * 36;
+    for (offset, what) in [(88, "behind the groups"), (end - 16, "at the end"), (end, "the very end")] {
+        assert_eq!(admin.data(ana_log(16, offset, 0)), [0; 16], "{what}");
+    }
+    for bad in [ana_log(16, end + 4, 0), ana_log(16, 2, 0), ana_log(16, u32::MAX - 3, 0), ana_log(16, 0, 2)] {
         assert_eq!(admin.status(bad), (Status::INVALID_FIELD, true));
     }
     assert_eq!(admin.status(ana_log(TRANSFER_BYTES_MAX + 4, 0, 0)), (Status::INVALID_FIELD, true));
@@ -186,7 +189,7 @@ fn a_host_that_has_looked_at_its_paths_is_told_of_a_path() {
         assert_eq!(told(&mut queue, sqe), (Status::NAMESPACE_NOT_READY, false, 0), "it knows of no ANA");
     }
     // A part of the page that is refused is no look at it.
-    assert_eq!(admin.status(ana_log(16, 92, 0)), (Status::INVALID_FIELD, true));
+    assert_eq!(admin.status(ana_log(16, 2, 0)), (Status::INVALID_FIELD, true));
     assert_eq!(told(&mut queue, read).0, Status::NAMESPACE_NOT_READY);
     admin.data(ana_log(88, 0, 0));
     for sqe in [read, write, flush] {
