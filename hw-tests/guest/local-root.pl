@@ -4,7 +4,8 @@
 #   unflag PID FILE             clears the immutable flag of FILE, which process PID serves
 #   recall PID FILE LEN THIEF   the same, truncates FILE to LEN bytes by its path, and has THIEF take every free block
 #   timeline FILE...            lines of "microseconds since 1970, tab, text", in order, counted from the first
-#   events SINCE FILE...        the target's own events (FILE: lines of JSON) from SINCE on, as lines of a timeline
+#   events SINCE FENCED FILE... the target's own events (FILE: lines of JSON) from SINCE on, as lines of a timeline. They are
+#                               to the millisecond, but some say how many microseconds after the fence, which fell at FENCED
 #   blocks IMAGE OLD_MAP LEN BEFORE ACKED THIEF_MAP
 #                               judges every block of the filesystem in IMAGE, which is not mounted
 #
@@ -74,13 +75,17 @@ sub timeline {
 }
 
 sub events {
-    my ($since, @files) = @_;
+    my ($since, $fenced, @files) = @_;
     for (lines_of(@files)) {
         my ($at) = /"at_ms":(\d+)/ or next;
         my ($step) = /"step":"([^"]+)"/ or next;
         my $detail = /"detail":"((?:[^"\\]|\\.)*)"/ ? ": $1" : '';
-        # They are written down to the millisecond: by its end at the latest.
-        print $at * 1000 + 999, "\ttarget: $step$detail\n" if $at * 1000 + 999 >= $since;
+        # By the end of its millisecond at the latest.
+        my $us = $at * 1000 + 999;
+        next if $us < $since;
+        $us = $fenced + $1 if $detail =~ /(\d+) us after it was noticed/;
+        $us = $fenced if $step eq 'recalled';
+        print "$us\ttarget: $step$detail\n";
     }
 }
 

@@ -98,7 +98,7 @@ recall_in_order() {
     told=$(after 'kernel: .*rescanning namespaces') failed=$(after 'io_u error')
     [[ -n $recalled && -n $drained && -n $released ]] || left_out "there was no recall" || return
     [[ -n $told && -n $failed ]] || { echo "the host was not told, or saw no error"; return 1; }
-    # The target's events have milliseconds.
+    # The fence is in the log a little later than it fell.
     ((recalled <= drained && drained <= released + 1000)) || { echo "let go before it was drained"; return 1; }
     ((failed > released)) || { echo "the host saw an error before the recall"; return 1; }
 }
@@ -131,7 +131,7 @@ recall_leaves_the_map() {
 tell_recall() {
     [[ -s $work/acked ]] || return 0
     echo "live recall: a guest host under fio, a local chattr -i and truncate"
-    echo "  (seconds from the chattr; events of the target to a millisecond, of the host to some 20 ms, and answers may be long on their way to it)"
+    echo "  (seconds from the chattr; of the host to some 20 ms, and answers may be long on their way to it)"
     local_root timeline "$work/timeline"
     sed 's/^/  /' "$work/blocks" "$work/status" 2>/dev/null || true
 }

@@ -1,7 +1,8 @@
-# shellcheck shell=sh disable=SC3045,SC2154  # sourced by scenario.sh; busybox has read -t; parameters
+# shellcheck shell=sh disable=SC2154  # sourced by scenario.sh; parameters
 # The host while its target fences: what it sees by each policy (on_fence), and of a live recall. The outside host
 # breaks the pins (`host_cmd break`, `recall`) and takes the files back (`resume`): see recall.sh there.
 
+# shellcheck disable=SC2034  # for attach
 as_policy_host() { HOST_NQN=$POLICY_NQN HOST_ID=$POLICY_ID; }
 
 ana_state() { cat /sys/class/nvme/"$(controller_of "$1")"/nvme*n*/ana_state; }
@@ -73,7 +74,7 @@ t_ana_without_multipath() {
     begin=$(cut -d. -f1 /proc/uptime)
     must_fail timeout 60 /bin/dd if=/tmp/data of="/dev/$disk" bs=4k count=1 oflag=direct
     took=$(($(cut -d. -f1 /proc/uptime) - begin))
-    [ $took -ge 3 ] && [ $took -le 20 ] || fail "an error after $took s, not after five tries a second apart"
+    { [ $took -ge 3 ] && [ $took -le 20 ]; } || fail "an error after $took s, not after five tries a second apart"
     host_cmd resume ana.img || fail "the file could not be resumed"
     round_trip "/dev/$disk"
     note "an error after $took s: $(tail -n 1 /tmp/must_fail | tr -d '\r')"

@@ -136,7 +136,7 @@ target_resume() {
     local seen i
     # It can be resumed when the target has drained it and let go.
     for ((i = 0; i < 50; i++)); do
-        ! env FASTICE_STATE_DIR=$work/state "$fastice" pin --resume "$1" >>"$target_log" 2>&1 || break
+        ! env FASTICE_STATE_DIR="$work/state" "$fastice" pin --resume "$1" >>"$target_log" 2>&1 || break
         sleep 0.2
     done
     ((i < 50)) || return 1
@@ -151,8 +151,12 @@ target_resume() {
 
 # target_tells SINCE: its events from then on, as lines of a timeline; what it says of its fences goes to $work/status.
 target_tells() {
+    local fenced
+    # The log has microseconds. The fence falls on another thread, just before the recall is told.
+    fenced=$(awk -v file="path=$recall_file " '/export fenced/ { at = $1 } /pin recalled/ && index($0, file) { last = at } END { print last }' "$target_log")
+    fenced=$(date -u -d "$fenced" +%s%6N) || return 1
     FASTICE_STATE_DIR=$work/state "$fastice" status >"$work/status" 2>&1
-    local_root events "$1" "$work"/state/*.events
+    local_root events "$1" "$fenced" "$work"/state/*.events
 }
 
 # After the last stop: whatever still holds the files is let go. A pin that is left says so and fails.
