@@ -131,7 +131,7 @@ recall_leaves_the_map() {
 tell_recall() {
     [[ -s $work/acked ]] || return 0
     echo "live recall: a guest host under fio, a local chattr -i and truncate"
-    echo "  (seconds from the chattr; of the host to some 20 ms, and answers may be long on their way to it)"
+    echo "  (seconds from the chattr; the host's clock to some 20 ms, and answers may be long on their way to it)"
     local_root timeline "$work/timeline"
     sed 's/^/  /' "$work/blocks" "$work/status" 2>/dev/null || true
 }

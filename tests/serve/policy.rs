@@ -102,6 +102,9 @@ fn by_ana_a_host_that_looks_is_told_of_a_path_until_the_resume() {
     let state = || it.log(LogPageId::ANA, 52)[32];
     assert_eq!(it.host.identify_controller().cmic & 0b1000, 0b1000);
     assert_eq!(state(), 1, "optimized");
+    for beyond in [36_884, 1 << 20, u64::MAX - 3] {
+        assert!(it.host.get_log_page(LogPageId::ANA.0, Nsid::ALL, beyond, 16).is_err(), "{beyond}");
+    }
     assert_eq!(it.status_of(NvmOpcode::WRITE), (Status::SUCCESS, false));
     let other = Controller::connect(&connect_options(it.running.addresses()[0])).expect("another host");
 
