@@ -296,8 +296,20 @@ fn with_the_swap_file_guard_no_descriptor_from_before_is_let_through() {
         let file = lab.file();
         // Somebody has it open, which is in the way of the default guards only.
         let user = File::options().write(true).open(&file).expect("the file");
-        let args = ["pin", "--explain", "--guard", "swap-file", "--json"];
-        let document = document(&lab.command(&args, &file).output().expect("the binary runs"));
+        let explain = || {
+            let args = ["pin", "--explain", "--guard", "swap-file", "--json"];
+            document(&lab.command(&args, &file).output().expect("the binary runs"))
+        };
+        let told = explain();
+        assert_eq!(
+            (&told["can_be_pinned"], &told["in_the_way"][0]["name"]),
+            (&false.into(), &"guard".into())
+        );
+        user.write_all_at(&[0; 8192], 0).expect("in place");
+        user.sync_all().expect("a disk");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&file, mode).expect("our own");
+        let document = explain();
         assert_fit(&document, name);
         assert_eq!((&document["guard"], &document["not_probed"]), (&"swap-file".into(), &Value::Null));
         for (operation_name, call, errno) in [

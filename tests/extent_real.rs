@@ -15,6 +15,8 @@ mod layout;
 mod pin;
 #[path = "extent_real/prepare.rs"]
 mod prepare;
+#[path = "extent_real/read_only.rs"]
+mod read_only;
 #[path = "extent_real/swap_file.rs"]
 mod swap_file;
 #[path = "extent_real/unpin.rs"]

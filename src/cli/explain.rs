@@ -141,7 +141,7 @@ fn explain(
     state_dir: &Path,
     stop: &dyn Fn() -> bool,
 ) -> Result<Explained, Failure> {
-    let (outlook, in_the_way) = match outlook(path) {
+    let (outlook, in_the_way) = match outlook(path, guard, state_dir) {
         Ok(outlook) => {
             let in_the_way = obstacles(&outlook, guard);
             (Some(outlook), in_the_way)
@@ -188,7 +188,12 @@ fn obstacles(outlook: &Outlook, guard: GuardMode) -> Vec<Obstacle> {
     });
     // With the swap-file guard the kernel refuses what others try through their descriptors.
     let holders = holders.filter(|_| guard != GuardMode::SwapFile);
-    violations.chain(holders).collect()
+    let refused = outlook.refused.iter().map(|(message, remedy)| Obstacle {
+        name: "guard",
+        message: message.clone(),
+        remedy: remedy.clone(),
+    });
+    violations.chain(refused).chain(holders).collect()
 }
 
 /// The process that guards the file, and lets nobody open it.

@@ -45,6 +45,11 @@ pub struct PinArgs {
     /// network disks, filesystems with errors and the one that the host hibernates to are refused, and a loop device is
     /// warned of; memory of this host may be swapped to the second page, when all other swap is full: it is never served,
     /// and wiped at the end. Holes and shared blocks are refused, encryption and copy-on-write filesystems too.
+    ///
+    /// read-only-mount: the filesystem is mounted read-only (its superblock, not a bind mount only), with its log replayed and without
+    /// recorded errors; hosts write to its blocks all the same. Nothing on it changes, so no flag is set; denial of opens and lease are as by
+    /// default. A remount read-write is noticed within 100 ms or so and ends the grant. The state directory must be elsewhere. --prepare the
+    /// file before; its modification time cannot be set.
     #[arg(long, value_name = "MODE")]
     pub guard: Option<GuardMode>,
     /// With --prepare: pad the size to a multiple of this [default: the device's logical block]
@@ -211,7 +216,7 @@ fn tell_guards(pinned: &Pinned, held: bool, out: &mut Out) -> std::io::Result<()
         }
     }
     if !held {
-        out.line("\nThe immutable flag and the record remain. `fastice serve` adds the rest, `fastice unpin` undoes it.")?;
+        out.line("\nWhat is in force now remains, and the record with it. `fastice serve` adds the rest, `fastice unpin` undoes it.")?;
     }
     out.flush()
 }

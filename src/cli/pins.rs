@@ -37,6 +37,8 @@ pub(super) enum PinState {
     Guarded,
     /// No process: the immutable flag, and what the guard mode adds to it, keep the map, which is the recorded one.
     Immutable,
+    /// No process: the read-only filesystem keeps the map, which is the recorded one.
+    ReadOnly,
     /// The map is the recorded one, but a guard is gone: the immutable flag was cleared, or the swap area ended.
     Unguarded,
     /// The living map is not the recorded one.
@@ -57,6 +59,7 @@ impl PinState {
         match self {
             Self::Guarded => "guarded",
             Self::Immutable => "immutable",
+            Self::ReadOnly => "read-only",
             Self::Unguarded => "unguarded",
             Self::Changed => "changed",
             Self::Missing => "missing",
@@ -247,7 +250,7 @@ fn judge_held(pin: &StoredPin, owner: &Owner) -> (PinState, String) {
         Ok(stat) if stat.stx_ino != pin.identity.inode => {
             (PinState::Replaced, format!("held {by}, but another file is at this path"))
         }
-        Ok(stat) if !stat.stx_attributes.contains(StatxAttributes::IMMUTABLE) => {
+        Ok(stat) if pin.guard.sets_flag() && !stat.stx_attributes.contains(StatxAttributes::IMMUTABLE) => {
             (PinState::Unguarded, format!("held {by}, but somebody cleared the immutable flag: restart it"))
         }
         Err(rustix::io::Errno::NOENT) => {
@@ -268,7 +271,7 @@ fn judge_report(pin: &StoredPin, report: &VerifyReport) -> (PinState, String) {
     }
     if report.is_held() {
         let why = if pin.kept { "kept until unpinned" } else { "left by a run that did not end in order" };
-        (PinState::Immutable, why.to_owned())
+        (if report.guard.sets_flag() { PinState::Immutable } else { PinState::ReadOnly }, why.to_owned())
     } else {
         let gone = if report.guard_holds {
             "the immutable flag is gone".to_owned()

@@ -17,6 +17,7 @@ use super::{
     DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, WatchShare,
     format_size, parse_size,
 };
+use crate::extent::GuardMode;
 use crate::fabrics::FencePolicy;
 use crate::units::{BlockSize, ByteLen};
 
@@ -411,6 +412,14 @@ impl Checker<'_> {
                     guard.span(),
                     "guard works while the filesystem is mounted: `fastice pin --guard`",
                 );
+            }
+            let read_only =
+                raw.guard.as_ref().is_some_and(|guard| *guard.get_ref() == GuardMode::ReadOnlyMount);
+            if let (true, Some(mtime)) = (read_only, &raw.update_mtime) {
+                self.refuse(mtime.span(), "update_mtime takes a filesystem that can be written: see guard");
+            }
+            if let (true, Some(prepare)) = (read_only, &raw.prepare) {
+                self.refuse(prepare.span(), "prepare takes a filesystem that can be written: prepare the file before it is mounted read-only");
             }
             let guard = raw.guard.map(Spanned::into_inner);
             let [prepare, update_mtime] =

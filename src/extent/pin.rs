@@ -13,7 +13,8 @@
 //!   frozen map, record          sealed in memory, stored on disk
 //! ```
 //!
-//! With other guards than the default ones (see `mode`) a swap area takes the place of the lease, before the flag.
+//! With other guards than the default ones (see `mode`) a swap area takes the place of the lease, before the flag, or a
+//! read-only filesystem that of the flag.
 //! A failure undoes, last first, what was done so far.
 
 use std::fs::File;
@@ -32,6 +33,7 @@ use super::guard::{Baseline, Guard, OnRecall, RecallWatch, Warden, WatchReport};
 use super::identity::MapIdentity;
 use super::lease;
 use super::map::FrozenMap;
+use super::mode::read_only;
 use super::mode::swap_file::{self, SwapArea, SwapPlan};
 use super::mode::{GuardMode, GuardReport};
 use super::owner::Owner;
@@ -64,7 +66,7 @@ pub struct PinOptions {
     /// generation. For the operator who has looked: `fastice pin --resume`.
     pub accept_change: bool,
     /// Whether [`PinnedFile::release`] sets the file's modification time: what hosts write goes past the filesystem, so that
-    /// backups would see no change.
+    /// backups would see no change. Not possible on a read-only filesystem.
     pub update_mtime: bool,
     /// Who guards and watches the file. Without one it gets a warden of its own, which costs two threads.
     pub warden: Option<Arc<Warden>>,
@@ -228,6 +230,9 @@ impl Attempt<'_> {
         progress: &mut dyn Progress,
     ) -> Result<(Guard, Arc<FrozenMap>, Held), ExtentError> {
         let intent_key = identity.key();
+        if self.mode == GuardMode::ReadOnlyMount {
+            read_only::refuse_unfit(self.facts, Some(self.state.path()))?;
+        }
         let generation = self.state.next_generation(&intent_key)?;
         self.sync()?;
         let guard = self
@@ -256,7 +261,8 @@ impl Attempt<'_> {
         };
         let record = IntentRecord::store(self.state, &intent, previous)?;
         let swap = swap.map(|swap| swap.carry_out(self.file, self.path(), foreign)).transpose()?;
-        let flag = ImmutableFlag::set(self.file, self.path())?;
+        let sets_flag = self.mode.sets_flag();
+        let flag = sets_flag.then(|| ImmutableFlag::set(self.file, self.path())).transpose()?;
         let takes_lease = self.mode.takes_lease();
         let lease = takes_lease.then(|| lease::prove_unopened(self.file, self.facts, &guard)).transpose()?;
         self.sync()?;
@@ -285,12 +291,12 @@ impl Attempt<'_> {
         self.state.clear_incident(&intent_key)?;
         record.disarm();
         swap.into_iter().for_each(SwapArea::disarm);
-        flag.disarm();
+        flag.into_iter().for_each(ImmutableFlag::disarm);
         lease.into_iter().for_each(lease::LeaseHold::disarm);
         self.state.note(&intent_key, generation, PinStep::Pinned, format!("{} extents", map.extent_count()));
         let map = Arc::new(map);
         guard.watch_over(&map, baseline);
-        let held = Held { mode: self.mode, clear_immutable: !foreign, header_written };
+        let held = Held { mode: self.mode, clear_immutable: sets_flag && !foreign, header_written };
         Ok((guard, map, held))
     }
 
@@ -351,7 +357,7 @@ impl Attempt<'_> {
 
     /// Whether the guards were in place all the while the map was read, and the map is still the same.
     fn check_again(&self, map: &FrozenMap, guard: &Guard) -> Result<(), ExtentError> {
-        if !is_immutable(self.file, self.path())? {
+        if self.mode.sets_flag() && !is_immutable(self.file, self.path())? {
             return Err(self.guard_error(IMMUTABLE, "it was cleared meanwhile", None));
         }
         let report =
@@ -504,7 +510,7 @@ impl PinnedFile {
         if self.held.mode == GuardMode::SwapFile {
             swap_file::end(&self.file, &path, self.held.header_written)?;
         }
-        if self.update_mtime {
+        if self.update_mtime && self.held.mode != GuardMode::ReadOnlyMount {
             // Not while the flag is set. Without it the file is as good; a backup by time misses it.
             if let Err(error) = set_modified_now(&self.file) {
                 tracing::warn!(path = %path.display(), %error, "the modification time is not set");

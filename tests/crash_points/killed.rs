@@ -39,6 +39,29 @@ fn unpin_is_killed_at_every_step() {
     }
 }
 
+#[test]
+fn with_a_swap_area_pin_and_unpin_are_killed_at_every_step() {
+    // Without what only the state directory and the log see, which the default guards have tried.
+    let calls = ["pwrite64", "swapon", "swapoff", "ioctl", "fsync", "fanotify_mark"];
+    for spec in [Spec::XFS, Spec::EXT4] {
+        let Some(lab) = Lab::for_swap("swap area, killed", &spec) else { return };
+        let pin = ["pin", "--guard", "swap-file", lab.name()];
+        let pinning = lab.every_point(&calls, &pin, |_| {}, || {});
+        let unpin = ["unpin", lab.name()];
+        let unpinning = lab.every_point(
+            &calls,
+            &unpin,
+            |lab| {
+                let output = lab.fastice(&pin).output().expect("the binary runs");
+                assert!(output.status.success(), "{output:?}");
+            },
+            || {},
+        );
+        println!("{}: {pinning} and {unpinning} points", spec.kind);
+        assert!(pinning > 10 && unpinning > 6, "{pinning} {unpinning}");
+    }
+}
+
 /// Waits for the first line, does something, then has the traced process end in order; how it ended.
 fn until_ready_then_end(mut tracer: Child, then: &dyn Fn(i32)) -> ExitStatus {
     let stdout = tracer.stdout.take().expect("piped");

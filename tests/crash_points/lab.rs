@@ -1,7 +1,7 @@
 //! A pinned file, the program that pins it, and a tracer that kills the program where it is told to.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -35,6 +35,8 @@ pub(crate) struct Lab {
     pub(crate) file: PathBuf,
     state: PathBuf,
     content: Vec<u8>,
+    /// How many bytes at the beginning a guard may have for itself until the file is given back.
+    reserved: usize,
     map: Value,
 }
 
@@ -63,7 +65,20 @@ impl Lab {
             decoy.sync_all().expect("a disk");
         }
         let content = fs::read(&file).expect("the file");
-        let mut lab = Self { fs, file, state, content, map: Value::Null };
+        let mut lab = Self { fs, file, state, content, reserved: 0, map: Value::Null };
+        lab.map = lab.living_map();
+        Some(lab)
+    }
+
+    /// The same for a file that the swap-file guard may have.
+    pub(crate) fn for_swap(test: &str, spec: &Spec) -> Option<Self> {
+        let mut lab = Self::new(test, spec)?;
+        let file = OpenOptions::new().write(true).open(&lab.file).expect("it is the owner's");
+        file.write_all_at(&[0; 8192], 0).expect("in place");
+        file.sync_all().expect("a disk");
+        fs::set_permissions(&lab.file, fs::Permissions::from_mode(0o600)).expect("ours");
+        lab.content = fs::read(&lab.file).expect("the file");
+        lab.reserved = 8192;
         lab.map = lab.living_map();
         Some(lab)
     }
@@ -116,7 +131,8 @@ impl Lab {
     /// Whatever happened: nothing is lost, nothing is immutable without a record that says so, and the operator gets
     /// the file back.
     pub(crate) fn mend(&self, at: &str) {
-        assert!(fs::read(&self.file).expect("nobody denies it") == self.content, "{at}: the content changed");
+        let content = || fs::read(&self.file).expect("nobody denies it");
+        assert!(content()[self.reserved..] == self.content[self.reserved..], "{at}: the content changed");
         let pins = self.pins();
         assert!(pins.len() < 2, "{at}: {pins:?}");
         if let Some(pin) = pins.first() {
@@ -127,6 +143,9 @@ impl Lab {
         }
         assert!(!self.is_immutable(), "{at}: left immutable, and no record says by whom: {pins:?}");
         assert!(self.pins().is_empty(), "{at}");
+        let swaps = fs::read_to_string("/proc/swaps").expect("it is there");
+        assert!(!swaps.contains(self.name()), "{at}: left a swap area");
+        assert!(content() == self.content, "{at}: what the guard had is not given back");
         let file = OpenOptions::new().write(true).open(&self.file).expect("it is the owner's");
         file.write_all_at(&self.content[..4096], 0).expect("in place");
         assert_eq!(self.living_map(), self.map, "{at}");

@@ -6,6 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use fastice::config::Config;
 use fastice::control::{Running, start};
@@ -17,7 +18,7 @@ use nvme_spec::Nsid;
 
 use super::daemon::{FILE_LEN, Lab, any_port, eventually, is_immutable};
 use super::load::{Load, connect_options, options};
-use super::loopfs::Spec;
+use super::loopfs::{self, Spec};
 use super::watch::{is_ready, set_flags, steps};
 use rustix::fs::IFlags;
 
@@ -138,5 +139,39 @@ fn a_swapoff_fences_and_the_owner_gets_the_file_back() {
         assert_eq!(lab.pin().expect("it stays")["state"], "unguarded");
         lab.fastice(&["unpin"], &[&path], 0);
         assert!(!is_swap(&path) && fs::read(&path).expect("readable")[..8192].iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn a_read_only_filesystem_is_served_and_a_remount_fences() {
+    for spec in [Spec::XFS, Spec::EXT4] {
+        let Some(lab) = Lab::new("served from a read-only filesystem", &spec) else { return };
+        let path = lab.fragmented("file");
+        let remount = |how: &str| {
+            let mut mount = Command::new("mount");
+            loopfs::run(mount.args(["-o", &format!("remount,{how}")]).arg(lab.fs.root())).expect("root may");
+        };
+        remount("ro");
+        let config = Config::load(&config_of(&lab, "read-only-mount", &path)).expect("a good configuration");
+        let running = start(config, &mut NoProgress).expect("served");
+        let address = running.addresses()[0];
+        let host = Controller::connect(&connect_options(address)).expect("a host");
+        assert!(is_ready(&host));
+        // Hosts write all the same.
+        let load = Load::start(options(address, 1, 311));
+        load.reaches(300);
+        let (_, mut ledger) = load.end_clean();
+        assert_in_file_behind(&mut ledger, &path, 0);
+        assert!(is_ready(&host));
+        remount("rw");
+        eventually("the export is fenced", || !is_ready(&host));
+        eventually("the file is let go", || steps(&lab).last().is_some_and(|step| step == "kept"));
+        let incident = lab.incident(&path).expect("it is written down");
+        assert!(incident["reason"].as_str().is_some_and(|reason| reason.contains("remounted")), "{incident}");
+        host.shutdown().expect("the host goes");
+        running.stop(Running::STOP_PATIENCE).expect("an orderly end");
+        assert_eq!(lab.pin().expect("it stays")["state"], "unguarded");
+        lab.fastice(&["unpin"], &[&path], 0);
+        assert!(lab.pin().is_none() && !is_immutable(&path));
     }
 }

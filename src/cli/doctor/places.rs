@@ -203,9 +203,9 @@ fn leftover_pins(state_dir: &Path) -> Check {
         Err(failure) => return Check::unknown(ID, failure.error.to_string()),
     };
     let guarded = rows.iter().filter(|row| row.state == PinState::Guarded).count();
-    let kept = rows.iter().filter(|row| row.state == PinState::Immutable && row.kept).count();
-    let fine =
-        |row: &&PinRow| row.state == PinState::Guarded || (row.state == PinState::Immutable && row.kept);
+    let is_kept = |row: &PinRow| row.kept && matches!(row.state, PinState::Immutable | PinState::ReadOnly);
+    let kept = rows.iter().filter(|row| is_kept(row)).count();
+    let fine = |row: &&PinRow| row.state == PinState::Guarded || is_kept(row);
     let left: Vec<_> = rows.iter().filter(|row| !fine(row)).collect();
     let text = format!("{guarded} guarded, {kept} kept until unpinned");
     if left.is_empty() {
@@ -218,7 +218,8 @@ fn leftover_pins(state_dir: &Path) -> Check {
     // A damaged record does not tell its file.
     let files: Vec<&str> = left.iter().map(|row| row.path.as_deref().unwrap_or("FILE")).collect();
     let needs_force = |row: &&PinRow| {
-        !matches!(row.state, PinState::Immutable | PinState::Unguarded | PinState::Incomplete)
+        use PinState::{Immutable, Incomplete, ReadOnly, Unguarded};
+        !matches!(row.state, Immutable | ReadOnly | Unguarded | Incomplete)
     };
     let force = if left.iter().any(needs_force) { " --force" } else { "" };
     let remedy = format!("serve them again, or let them go: fastice unpin{force} {}", files.join(" "));

@@ -234,7 +234,7 @@ fn describe(verdict: &Verdict, out: &mut Out) -> std::io::Result<()> {
         let differing = format_size(verdict.differing_bytes);
         out.line(format!("{path}: DIFFERS in {differing}, first: {}", first.message))?;
     }
-    if !verdict.immutable {
+    if !verdict.immutable && verdict.guard.sets_flag() {
         out.line(format!("{path}: its immutable flag is gone: nothing keeps the map as it is"))?;
     }
     if !verdict.guard_holds {

@@ -33,18 +33,20 @@ use super::error::{ExtentError, Holder};
 use super::facts::mount_options;
 use super::guard::{Doubt, RecallReason};
 use super::holders;
-use super::mode::GuardMode;
+use super::mode::{GuardMode, obstacle};
 use super::survey::{Survey, absolute, open_read, survey_file, to_extents};
 use super::sys;
 use super::watch::{WatchOptions, WatchPlan, cost_of};
 
 const MARK: &str = "open-permission mark";
 const SWAP: &str = "swap area";
+const READ_ONLY: &str = "read-only filesystem";
 const FLAG: &str = "immutable flag";
 const LEASE_PROOF: &str = "write lease at the pin";
 const LEASE: &str = "lease";
 const STATX: &str = "statx, every 100 ms";
 const SWAPS: &str = "/proc/swaps, at once";
+const MOUNTS: &str = "/proc/self/mountinfo, every 100 ms";
 const MAP_WATCH: &str = "FIEMAP, at the watch interval";
 
 /// What becomes of an operation on a pinned file.
@@ -208,15 +210,17 @@ pub struct Outlook {
     pub holders: Vec<Holder>,
     /// The options that its filesystem is mounted with.
     pub mount_options: Option<String>,
+    /// Why it cannot have the guards that are asked about, and the remedy.
+    pub refused: Option<(String, String)>,
     /// How it would be watched if it were the only one, by the default options; `None` when it can have no map.
     pub watch: Option<WatchPlan>,
 }
 
-/// Looks at the file at `path`, which is opened for reading and not changed.
+/// Looks at the file at `path`, which is opened for reading and not changed. `state` is where its record would be.
 ///
 /// # Errors
 /// [`ExtentError::Io`] when it cannot be opened, as when it is guarded.
-pub fn outlook(path: &Path) -> Result<Outlook, ExtentError> {
+pub fn outlook(path: &Path, mode: GuardMode, state: &Path) -> Result<Outlook, ExtentError> {
     let path = absolute(path)?;
     let file = open_read(&path)?;
     let survey = survey_file(&file, &path)?;
@@ -231,7 +235,9 @@ pub fn outlook(path: &Path) -> Result<Outlook, ExtentError> {
         }
         Err(_) => None,
     };
-    Ok(Outlook { survey, holders, mount_options, watch })
+    let refused = obstacle(mode, &file, facts, Some(state));
+    let refused = refused.map(|refused| (refused.to_string(), refused.remedy()));
+    Ok(Outlook { refused, survey, holders, mount_options, watch })
 }
 
 /// How long an open for writing waits for us at most, in seconds, if the kernel tells.
@@ -249,6 +255,7 @@ const fn detector(reason: RecallReason) -> &'static str {
             Doubt::Resized | Doubt::FlagCleared | Doubt::Touched | Doubt::OtherGeneration | Doubt::LeaseLost,
         ) => STATX,
         RecallReason::Doubt(Doubt::SwapOff) => SWAPS,
+        RecallReason::Doubt(Doubt::Writable) => MOUNTS,
         RecallReason::Doubt(Doubt::DiskChanged | Doubt::NotReadable | Doubt::WatchLate) => "watch",
     }
 }

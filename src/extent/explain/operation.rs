@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags};
 
-use super::{FLAG, LEASE, LEASE_PROOF, MAP_WATCH, MARK, STATX, SWAP, Verdict};
+use super::{FLAG, LEASE, LEASE_PROOF, MAP_WATCH, MARK, MOUNTS, READ_ONLY, STATX, SWAP, Verdict};
 use crate::extent::mode::GuardMode;
 use crate::extent::sys;
 use crate::extent::undo::change_flag;
@@ -35,6 +35,7 @@ pub enum Operation {
     TruncateUnflagged,
     CloneWithin,
     SwapOff,
+    Remount,
     Unmount,
     Kill,
     RawDevice,
@@ -50,7 +51,7 @@ pub(super) struct Known {
 
 impl Operation {
     /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::OpenRead,
         Self::OpenWrite,
         Self::Truncate,
@@ -68,6 +69,7 @@ impl Operation {
         Self::SetFileAttr,
         Self::CloneWithin,
         Self::SwapOff,
+        Self::Remount,
         Self::Kill,
         Self::RawDevice,
         Self::Offline,
@@ -93,6 +95,7 @@ impl Operation {
             Self::TruncateUnflagged => "truncate-unflagged",
             Self::CloneWithin => "clone-within",
             Self::SwapOff => "swapoff",
+            Self::Remount => "remount",
             Self::Unmount => "unmount",
             Self::Kill => "kill",
             Self::RawDevice => "raw-device",
@@ -125,6 +128,7 @@ impl Operation {
             Self::SetFileAttr => "file_setattr(2) clearing the flag by path",
             Self::TruncateUnflagged => "truncate(2) after the flag was cleared",
             Self::CloneWithin => "FICLONE by a descriptor that got past the mark",
+            Self::Remount => "mount -o remount,rw",
             Self::SwapOff => "swapoff, with the immutable flag set",
             Self::Unmount => "umount",
             Self::Kill => "root kills the process that serves",
@@ -135,7 +139,11 @@ impl Operation {
 
     /// Whether there is such a thing on a file that is guarded so.
     pub(super) fn is_of(self, mode: GuardMode) -> bool {
-        self != Self::SwapOff || mode == GuardMode::SwapFile
+        match self {
+            Self::SwapOff => mode == GuardMode::SwapFile,
+            Self::Remount => mode == GuardMode::ReadOnlyMount,
+            _ => true,
+        }
     }
 
     /// What is known of it on a file that is guarded so.
@@ -143,6 +151,7 @@ impl Operation {
         match mode {
             GuardMode::Default => self.known_by_default(),
             GuardMode::SwapFile => self.known_of_swap(),
+            GuardMode::ReadOnlyMount => self.known_of_read_only(),
         }
     }
 
@@ -170,6 +179,36 @@ impl Operation {
         Known { verdict, by, text }
     }
 
+    const fn known_of_read_only(self) -> Known {
+        use Verdict::{Detected, OutOfReach, Refused};
+        let (verdict, by, text) = match self {
+            Self::OpenWrite => (Refused, Some("open-permission mark, read-only filesystem"), ""),
+            Self::Truncate
+            | Self::Unlink
+            | Self::Rename
+            | Self::Link
+            | Self::Chmod
+            | Self::SetXattr
+            | Self::Utimes
+            | Self::SetFileAttr
+            | Self::CloneWithin => (Refused, Some(READ_ONLY), "EROFS"),
+            Self::ClearFlag | Self::TruncateUnflagged => {
+                (Verdict::Impossible, None, "there is no flag on a read-only filesystem")
+            }
+            Self::Remount => {
+                (Detected, Some(MOUNTS), "only root may; who then opens the file meets mark and lease")
+            }
+            Self::Kill => (
+                OutOfReach,
+                None,
+                "mark and lease end with the process, and so does serving; the filesystem stays read-only",
+            ),
+            Self::Offline => (OutOfReach, None, "no umount while served; the next start compares the map"),
+            _ => return self.known_by_default(),
+        };
+        Known { verdict, by, text }
+    }
+
     const fn known_by_default(self) -> Known {
         use Verdict::{Delayed, Detected, OutOfReach, Refused};
         let (verdict, by, text) = match self {
@@ -192,7 +231,7 @@ impl Operation {
             Self::Unmount => (Refused, None, "EBUSY while served, as the file is open"),
             Self::TruncateUnflagged => (Delayed, Some(LEASE), "it waits until fastice has fenced and let go"),
             Self::SetFileAttr => (Detected, Some(STATX), "Linux 6.17 and later: needs no open"),
-            Self::SwapOff => (Verdict::Impossible, None, ""),
+            Self::SwapOff | Self::Remount => (Verdict::Impossible, None, ""),
             Self::CloneWithin => (Detected, Some(MAP_WATCH), "leaves no trace but SHARED in the map"),
             Self::Kill => (
                 OutOfReach,
@@ -295,6 +334,7 @@ fn try_it(operation: Operation, path: &Path) -> Tried {
         Operation::SetFileAttr => sys::clear_immutable_by_path(&c_path(path)?).map_err(told("file_setattr")),
         Operation::OpenedBefore
         | Operation::CloneWithin
+        | Operation::Remount
         | Operation::Unmount
         | Operation::Kill
         | Operation::RawDevice

@@ -44,6 +44,8 @@ pub enum Doubt {
     LeaseLost,
     /// The file is pinned as a swap area, and is none any more.
     SwapOff,
+    /// The file is pinned on a read-only filesystem, which is none any more.
+    Writable,
     /// The disk under the filesystem is gone, or has another size.
     DiskChanged,
     /// The filesystem does not tell.
@@ -80,6 +82,7 @@ impl Doubt {
             Self::OtherGeneration => "the content of the file was exchanged",
             Self::LeaseLost => "the lease on the file is lost",
             Self::SwapOff => "the swap area on the file was ended (swapoff)",
+            Self::Writable => "the filesystem was remounted read-write",
             Self::DiskChanged => "the disk under the file is gone or has another size",
             Self::NotReadable => "the filesystem does not tell the map of the file",
             Self::WatchLate => "nobody has looked at the file for longer than was promised",

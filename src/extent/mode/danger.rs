@@ -25,9 +25,8 @@ pub(super) fn refuse(facts: &FileFacts) -> Result<(), ExtentError> {
     let Ok(disk) = &facts.disk else { return Ok(()) };
     let mut dangers: Vec<Danger> = of_disk(Path::new("/sys"), &disk.name).into_iter().collect();
     dangers.extend(of_hibernation(Path::new("/sys"), facts.device));
-    if facts.filesystem == Some(FilesystemKind::Ext4) {
-        let name = Sysfs::system().device_name(facts.device).unwrap_or_default();
-        dangers.extend(of_ext4(Path::new("/sys"), &name));
+    if has_errors(facts) {
+        dangers.push(Danger::Refused("its filesystem has recorded errors: e2fsck it first"));
     }
     for danger in dangers {
         match danger {
@@ -36,6 +35,13 @@ pub(super) fn refuse(facts: &FileFacts) -> Result<(), ExtentError> {
         }
     }
     Ok(())
+}
+
+/// Whether the filesystem has recorded errors. XFS has no such record: once it has failed, it fails the flush with which
+/// each pin begins.
+pub(super) fn has_errors(facts: &FileFacts) -> bool {
+    let name = Sysfs::system().device_name(facts.device).unwrap_or_default();
+    facts.filesystem == Some(FilesystemKind::Ext4) && of_ext4(Path::new("/sys"), &name)
 }
 
 fn of_disk(sys: &Path, name: &str) -> Option<Danger> {
@@ -85,11 +91,9 @@ fn of_hibernation(sys: &Path, device: DeviceNumber) -> Option<Danger> {
     ))
 }
 
-/// XFS has no such count: once it has failed, it fails the flush that comes before.
-fn of_ext4(sys: &Path, name: &str) -> Option<Danger> {
+fn of_ext4(sys: &Path, name: &str) -> bool {
     let count = fs::read_to_string(sys.join("fs/ext4").join(name).join("errors_count")).unwrap_or_default();
-    let has_errors = count.trim().parse::<u64>().is_ok_and(|count| count > 0);
-    has_errors.then_some(Danger::Refused("its filesystem has recorded errors: e2fsck it first"))
+    count.trim().parse::<u64>().is_ok_and(|count| count > 0)
 }
 
 #[cfg(test)]
@@ -125,12 +129,12 @@ mod tests {
     fn errors_of_the_filesystem_and_hibernation_are_known() {
         let sys = tempfile::tempdir().expect("a directory");
         let device = DeviceNumber { major: 259, minor: 2 };
-        assert_eq!((of_hibernation(sys.path(), device), of_ext4(sys.path(), "sda1")), (None, None));
+        assert_eq!((of_hibernation(sys.path(), device), of_ext4(sys.path(), "sda1")), (None, false));
         write(sys.path(), "power/resume", "0:0\n");
         write(sys.path(), "fs/ext4/sda1/errors_count", "0\n");
-        assert_eq!((of_hibernation(sys.path(), device), of_ext4(sys.path(), "sda1")), (None, None));
+        assert_eq!((of_hibernation(sys.path(), device), of_ext4(sys.path(), "sda1")), (None, false));
         write(sys.path(), "power/resume", "259:2\n");
         write(sys.path(), "fs/ext4/sda1/errors_count", "3\n");
-        assert!(of_hibernation(sys.path(), device).is_some() && of_ext4(sys.path(), "sda1").is_some());
+        assert!(of_hibernation(sys.path(), device).is_some() && of_ext4(sys.path(), "sda1"));
     }
 }

@@ -4,6 +4,7 @@
 //!   mode               opens denied   lease   flag   and                                     after a kill -9
 //!   default                 x           x      x                                             flag
 //!   swap-file               x                  x     the kernel's own lock on swap files     flag, swap area
+//!   read-only-mount         x           x            the superblock is read-only              what was there before
 //! ```
 //!
 //! A mode is chosen when a file is pinned, is kept in its record, and stays until it is unpinned. A file whose filesystem
@@ -12,6 +13,7 @@
 //! What it does not do: deny opens, take leases, set the flag, which all are as in the default mode: see `pin`.
 
 mod danger;
+pub(super) mod read_only;
 pub(super) mod swap_file;
 
 use std::fmt;
@@ -22,12 +24,13 @@ use rustix::fs::Statx;
 use serde::{Deserialize, Serialize};
 
 use super::error::ExtentError;
-use super::facts::{is_immutable, is_swap};
+use super::facts::{FileFacts, is_immutable, is_swap};
 use super::guard::Doubt;
 use super::identity::DeviceNumber;
 use super::record::StoredPin;
 use super::undo::change_flag;
 use crate::units::ByteLen;
+use swap_file::SwapPlan;
 
 /// Which guards hold the map of a pinned file.
 #[derive(
@@ -41,6 +44,8 @@ pub enum GuardMode {
     Default,
     /// The file becomes a swap area of one page: no descriptor, however old, changes its map
     SwapFile,
+    /// The filesystem is mounted read-only: nothing on it changes
+    ReadOnlyMount,
 }
 
 /// What one guard of a pin does, for display.
@@ -88,9 +93,17 @@ const SWAP: GuardReport = GuardReport {
     outlives_process: true,
 };
 
+const READ_ONLY: GuardReport = GuardReport {
+    name: "read-only filesystem",
+    refuses: "every change of anything on the filesystem, with EROFS",
+    delays: "",
+    detects: "that it was remounted read-write (/proc/self/mountinfo)",
+    outlives_process: true,
+};
+
 impl GuardMode {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Default, Self::SwapFile];
+    pub const ALL: [Self; 3] = [Self::Default, Self::SwapFile, Self::ReadOnlyMount];
 
     /// The name in configurations, records and on the command line.
     #[must_use]
@@ -98,6 +111,7 @@ impl GuardMode {
         match self {
             Self::Default => "default",
             Self::SwapFile => "swap-file",
+            Self::ReadOnlyMount => read_only::READ_ONLY,
         }
     }
 
@@ -105,7 +119,7 @@ impl GuardMode {
     #[must_use]
     pub const fn reserved(self) -> ByteLen {
         match self {
-            Self::Default => ByteLen(0),
+            Self::Default | Self::ReadOnlyMount => ByteLen(0),
             Self::SwapFile => ByteLen(swap_file::RESERVED_LEN as u64),
         }
     }
@@ -116,6 +130,7 @@ impl GuardMode {
         match self {
             Self::Default => &[MARK, FLAG, LEASE],
             Self::SwapFile => &[MARK, SWAP, FLAG],
+            Self::ReadOnlyMount => &[MARK, READ_ONLY, LEASE],
         }
     }
 
@@ -124,11 +139,12 @@ impl GuardMode {
     /// The kernel gives no lease on a swap area, which it has open for writing itself (EAGAIN). The proof is not needed
     /// there: what it is to rule out, changes through a descriptor or mapping from before, the swap area refuses too.
     pub(super) const fn takes_lease(self) -> bool {
-        matches!(self, Self::Default)
+        matches!(self, Self::Default | Self::ReadOnlyMount)
     }
 
-    /// Whether the immutable flag is one of its guards.
-    pub(super) const fn sets_flag(self) -> bool {
+    /// Whether the immutable flag is one of its guards. It cannot be set on a read-only filesystem.
+    #[must_use]
+    pub const fn sets_flag(self) -> bool {
         matches!(self, Self::Default | Self::SwapFile)
     }
 
@@ -137,6 +153,7 @@ impl GuardMode {
         match self {
             Self::Default => Ok(true),
             Self::SwapFile => is_swap(inode, device),
+            Self::ReadOnlyMount => read_only::is_read_only(device),
         }
     }
 
@@ -150,6 +167,7 @@ impl GuardMode {
             _ if holds => None,
             Self::Default => None,
             Self::SwapFile => Some((Doubt::SwapOff, "it is not in /proc/swaps".to_owned())),
+            Self::ReadOnlyMount => Some((Doubt::Writable, "its superblock is not read-only".to_owned())),
         })
     }
 }
@@ -157,6 +175,21 @@ impl GuardMode {
 impl fmt::Display for GuardMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// Why a file cannot have these guards now, as far as a look at it tells; with the remedy. `state` is the state
+/// directory, where there is one.
+pub(super) fn obstacle(
+    mode: GuardMode,
+    file: &File,
+    facts: &FileFacts,
+    state: Option<&Path>,
+) -> Option<ExtentError> {
+    match mode {
+        GuardMode::Default => None,
+        GuardMode::SwapFile => SwapPlan::make(file, facts, false).err(),
+        GuardMode::ReadOnlyMount => read_only::refuse_unfit(facts, state).err(),
     }
 }
 
@@ -172,10 +205,11 @@ pub(super) struct Undone {
 /// Takes away the guards of a pin that outlive a process, in the order in which the kernel lets them go, from whatever
 /// step a crash has left them at. What is done already is not done again.
 pub(super) fn undo(record: &StoredPin, file: &File, path: &Path) -> Result<Undone, ExtentError> {
-    let flag_cleared = clear_flag(file, path, record.immutable_was_set_before)?;
+    let not_ours = record.immutable_was_set_before || !record.guard.sets_flag();
+    let flag_cleared = clear_flag(file, path, not_ours)?;
     let swap_ended = match record.guard {
         GuardMode::SwapFile => swap_file::end(file, path, record.header_written)?,
-        GuardMode::Default => false,
+        GuardMode::Default | GuardMode::ReadOnlyMount => false,
     };
     Ok(Undone { flag_cleared, swap_ended })
 }
@@ -187,8 +221,8 @@ pub(super) fn undo_all(file: &File, path: &Path) -> Result<Undone, ExtentError> 
     Ok(Undone { flag_cleared, swap_ended })
 }
 
-fn clear_flag(file: &File, path: &Path, was_set_before: bool) -> Result<bool, ExtentError> {
-    if was_set_before || !is_immutable(file, path)? {
+fn clear_flag(file: &File, path: &Path, not_ours: bool) -> Result<bool, ExtentError> {
+    if not_ours || !is_immutable(file, path)? {
         return Ok(false);
     }
     change_flag(file, false)
