@@ -7,6 +7,8 @@ mod loopfs;
 mod accept;
 #[path = "extent_real/files.rs"]
 mod files;
+#[path = "extent_real/frozen.rs"]
+mod frozen;
 #[path = "extent_real/handover.rs"]
 mod handover;
 #[path = "extent_real/layout.rs"]

@@ -50,6 +50,12 @@ pub struct PinArgs {
     /// recorded errors; hosts write to its blocks all the same. Nothing on it changes, so no flag is set; denial of opens and lease are as by
     /// default. A remount read-write is noticed within 100 ms or so and ends the grant. The state directory must be elsewhere. --prepare the
     /// file before; its modification time cannot be set.
+    ///
+    /// frozen-filesystem: the default guards, and on top of them THE WHOLE FILESYSTEM IS FROZEN: whoever writes to any file of it waits until
+    /// the pin ends, and cannot be killed meanwhile. It stays when fastice is killed, until `fastice unpin`; a reboot thaws it. All files that are
+    /// pinned so on one filesystem share the freeze, which ends with the last. A thaw by somebody else ends the grant. Refused: a
+    /// filesystem that holds the state directory, this program, its log, swap files, or a directory that every host writes to
+    /// (/, /var, /tmp, ...); one that somebody else has frozen.
     #[arg(long, value_name = "MODE")]
     pub guard: Option<GuardMode>,
     /// With --prepare: pad the size to a multiple of this [default: the device's logical block]

@@ -167,6 +167,33 @@ serial = "S4EVNX0R654321"
 }
 
 #[test]
+fn what_a_guard_does_not_go_with_is_refused() {
+    let file = |rest: &str| with(&format!("file = \"/srv/vm1.img\"\n{rest}"));
+    let found = reasons(&file("guard = \"read-only-mount\"\nprepare = true\nupdate_mtime = true"));
+    let told = found.join("\n");
+    assert!(
+        found.len() == 2
+            && told.contains("prepare takes a filesystem")
+            && told.contains("update_mtime takes"),
+        "{told}"
+    );
+    let model = format!(
+        "[[nvme]]\nmodel = \"/dev/loop0\"\n{}",
+        file("guard = \"swap-file\"\ndevice = \"handed-over\"")
+    );
+    let told = reasons(&model).join("\n");
+    assert!(told.contains("guard works while the filesystem is mounted"), "{told}");
+    assert!(bad(&file("guard = \"lock\"")).contains("frozen-filesystem"), "the words are told");
+    for guard in GuardMode::ALL {
+        let config = good(&file(&format!("guard = \"{guard}\"")));
+        let Backing::File { guard: found, .. } = &config.subsystems[0].namespaces[0].backing else {
+            panic!()
+        };
+        assert_eq!(*found, Some(guard));
+    }
+}
+
+#[test]
 fn controllers_that_cannot_be_meant_are_refused() {
     let found = reasons(&format!(
         r#"

@@ -301,7 +301,7 @@ fn guard_remedy(guard: &str, source: Option<&io::Error>) -> String {
         Some(io::ErrorKind::ReadOnlyFilesystem) => {
             "remount the filesystem read-write while pinning".to_owned()
         }
-        _ if guard == super::mode::swap_file::SWAP_FILE || guard == super::mode::read_only::READ_ONLY => {
+        _ if super::mode::GuardMode::ALL.iter().any(|mode| mode.name() == guard) => {
             "see \"Guards\" in the manual; another guard may do: --guard, or `guard` of the namespace"
                 .to_owned()
         }

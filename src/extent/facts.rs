@@ -251,6 +251,17 @@ pub(super) fn is_swap(inode: u64, device: DeviceNumber) -> io::Result<bool> {
     }))
 }
 
+/// The devices of the filesystems that have swap files.
+pub(super) fn swap_devices() -> io::Result<Vec<DeviceNumber>> {
+    let table = match fs::read("/proc/swaps") {
+        Ok(table) => table,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let of = |path: PathBuf| fs::metadata(path).ok().map(|meta| number_of(meta.dev()));
+    Ok(swap_paths(&table).filter_map(of).collect())
+}
+
 /// The paths of the swap files in a `/proc/swaps` table.
 fn swap_paths(table: &[u8]) -> impl Iterator<Item = PathBuf> {
     table.split(|byte| *byte == b'\n').skip(1).filter_map(|line| {

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! With other guards than the default ones (see `mode`) a swap area takes the place of the lease, before the flag, or a
-//! read-only filesystem that of the flag.
+//! read-only filesystem that of the flag; a freeze comes last of all.
 //! A failure undoes, last first, what was done so far.
 
 use std::fs::File;
@@ -33,6 +33,7 @@ use super::guard::{Baseline, Guard, OnRecall, RecallWatch, Warden, WatchReport};
 use super::identity::MapIdentity;
 use super::lease;
 use super::map::FrozenMap;
+use super::mode::frozen::{self, Thawed};
 use super::mode::read_only;
 use super::mode::swap_file::{self, SwapArea, SwapPlan};
 use super::mode::{GuardMode, GuardReport};
@@ -131,7 +132,7 @@ pub fn pin(
     let path = absolute(path)?;
     refuse_if_held(&path, state)?;
     await_last_owners(&path, state)?;
-    if options.prepare && needs_preparing(&path, options.block_size)? {
+    if options.prepare && needs_preparing(&path, options.block_size, state)? {
         prepare(&path, options.block_size, progress)?;
     }
     progress.stage("pinning");
@@ -195,11 +196,15 @@ fn mode_of(
 
 /// Whether something of the file can be mended, or its size is no multiple of the block that was asked for, which may
 /// be larger than that of the disk.
-fn needs_preparing(path: &Path, block: Option<BlockSize>) -> Result<bool, ExtentError> {
+fn needs_preparing(path: &Path, block: Option<BlockSize>, state: &StateDir) -> Result<bool, ExtentError> {
     let file = open_read(path)?;
     let survey = survey_file(&file, path)?;
     let ends_in_a_block = block.is_none_or(|block| block.blocks_in(survey.facts.size).is_some());
-    Ok(!ends_in_a_block || survey.violations.iter().any(Violation::is_preparable))
+    let needs = !ends_in_a_block || survey.violations.iter().any(Violation::is_preparable);
+    if let (true, Some(identity)) = (needs, survey.identity()) {
+        frozen::refuse_frozen(state, path, &identity)?;
+    }
+    Ok(needs)
 }
 
 fn refuse_violations(path: &Path, violations: Vec<Violation>) -> Result<(), ExtentError> {
@@ -233,6 +238,7 @@ impl Attempt<'_> {
         if self.mode == GuardMode::ReadOnlyMount {
             read_only::refuse_unfit(self.facts, Some(self.state.path()))?;
         }
+        let thawed = self.thaw(&identity)?;
         let generation = self.state.next_generation(&intent_key)?;
         self.sync()?;
         let guard = self
@@ -287,6 +293,8 @@ impl Attempt<'_> {
         progress.stage("recording the pin");
         let done = StoredPin { identity: map.identity().clone(), map: Some(StoredMap::from(&map)), ..intent };
         self.state.store(&done)?;
+        // From here on nothing of this writes to the filesystem.
+        thawed.map(Thawed::freeze).transpose()?;
         // The map is the living one: whatever ended an earlier grant is over.
         self.state.clear_incident(&intent_key)?;
         record.disarm();
@@ -298,6 +306,17 @@ impl Attempt<'_> {
         guard.watch_over(&map, baseline);
         let held = Held { mode: self.mode, clear_immutable: sets_flag && !foreign, header_written };
         Ok((guard, map, held))
+    }
+
+    /// Thaws the filesystem if fastice has frozen it and is to freeze it again; refuses one that it has frozen for others.
+    fn thaw(&self, identity: &MapIdentity) -> Result<Option<Thawed<'_>>, ExtentError> {
+        if self.mode != GuardMode::FrozenFilesystem {
+            frozen::refuse_frozen(self.state, self.path(), identity)?;
+            return Ok(None);
+        }
+        frozen::refuse_unfit(self.facts, Some(self.state.path()))?;
+        frozen::refuse_foreign(self.file, self.path(), self.state, identity)?;
+        Thawed::begin(self.file, self.path(), self.state, identity).map(Some)
     }
 
     /// What has to be done for a swap area; `None` when there shall be none.
@@ -360,9 +379,13 @@ impl Attempt<'_> {
         if self.mode.sets_flag() && !is_immutable(self.file, self.path())? {
             return Err(self.guard_error(IMMUTABLE, "it was cleared meanwhile", None));
         }
-        let report =
-            verify_file(map.identity(), map.extents(), self.file)?.under(self.mode, map.identity())?;
-        if !report.guard_holds {
+        let report = verify_file(map.identity(), map.extents(), self.file)?.under(
+            self.mode,
+            self.file,
+            map.identity(),
+        )?;
+        // The freeze comes last.
+        if !report.guard_holds && self.mode != GuardMode::FrozenFilesystem {
             return Err(self.guard_error(self.mode.name(), "it was taken away meanwhile", None));
         }
         if let Some(difference) = report.comparison.first {
@@ -435,8 +458,11 @@ impl PinnedFile {
     /// [`ExtentError::Io`] when the filesystem does not answer, which is no reason to trust the map.
     pub fn verify(&self) -> Result<VerifyReport, ExtentError> {
         let identity = self.map.identity();
-        let report =
-            verify_file(identity, self.map.extents(), &self.file)?.under(self.held.mode, identity)?;
+        let report = verify_file(identity, self.map.extents(), &self.file)?.under(
+            self.held.mode,
+            &self.file,
+            identity,
+        )?;
         let recalled = self.guard.as_ref().and_then(|guard| guard.watch().reason());
         let lease_held = self.held.mode.takes_lease().then(|| lease::is_held(&self.file));
         Ok(VerifyReport { lease_held, recalled, ..report })
@@ -502,6 +528,11 @@ impl PinnedFile {
         self.let_go_of_guards();
         let alone = self.state.lock()?;
         let path = self.path().to_path_buf();
+        let identity = self.map.identity().clone();
+        let (file, state) = (Arc::clone(&self.file), self.state.clone());
+        let is_frozen = self.held.mode == GuardMode::FrozenFilesystem;
+        // Frozen again at the end, when other pins want that.
+        let thawed = is_frozen.then(|| Thawed::begin(&file, &path, &state, &identity)).transpose()?;
         if self.held.clear_immutable {
             change_flag(&self.file, false)
                 .and_then(|()| self.file.sync_all())
@@ -517,6 +548,7 @@ impl PinnedFile {
             }
         }
         self.state.remove(&self.map.identity().key())?;
+        drop(thawed);
         if let Some(lock) = self.lock.take() {
             lock.remove(&alone);
         }

@@ -1,5 +1,5 @@
 //! The system calls that no safe crate offers: FIEMAP and the inode ioctls, attributes by path, leases, fanotify, signals to a thread,
-//! swap areas, sealed memory. The one module of `extent` with unsafe code; each function is safe to call and returns errno.
+//! swap areas, freezes, sealed memory. The one module of `extent` with unsafe code; each function is safe to call and returns errno.
 
 #![expect(unsafe_code, reason = "ioctl, fcntl, fanotify, signalfd and mmap have no safe wrapper")]
 
@@ -198,6 +198,24 @@ pub(super) fn has_file_setattr() -> bool {
     let answer =
         unsafe { libc::syscall(FILE_SETATTR, libc::AT_FDCWD, c"".as_ptr(), nothing, 0_usize, 0_u32) };
     answer == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
+}
+
+// ---- frozen filesystems --------------------------------------------------------------------------------------
+
+/// Freezes the filesystem of `file`: `FIFREEZE`. EBUSY when it is frozen.
+pub(super) fn freeze(file: BorrowedFd<'_>) -> io::Result<()> {
+    /// `_IOWR('X', 119, int)`; the argument is not read.
+    const FIFREEZE: ioctl::Opcode = ioctl::opcode::read_write::<libc::c_int>(b'X', 119);
+    // SAFETY: FIFREEZE neither reads nor writes by its argument (`ioctl_fsfreeze` of the kernel takes none).
+    unsafe { Ok(ioctl::ioctl(file, ioctl::NoArg::<FIFREEZE>::new())?) }
+}
+
+/// Thaws it: `FITHAW`. EINVAL when it is not frozen.
+pub(super) fn thaw(file: BorrowedFd<'_>) -> io::Result<()> {
+    /// `_IOWR('X', 120, int)`; the argument is not read.
+    const FITHAW: ioctl::Opcode = ioctl::opcode::read_write::<libc::c_int>(b'X', 120);
+    // SAFETY: as in `freeze`.
+    unsafe { Ok(ioctl::ioctl(file, ioctl::NoArg::<FITHAW>::new())?) }
 }
 
 // ---- swap areas ----------------------------------------------------------------------------------------------

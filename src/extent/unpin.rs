@@ -7,7 +7,8 @@ use std::path::Path;
 
 use super::error::{ExtentError, StateProblem};
 use super::facts::{FileFacts, number_of};
-use super::mode::{self, Undone};
+use super::mode::frozen::Thawed;
+use super::mode::{self, GuardMode, Undone};
 use super::pin::no_record;
 use super::record::StoredPin;
 use super::state::StateDir;
@@ -75,19 +76,27 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
         Err(ExtentError::State { .. }) if force => {
             // It does not say whose it is.
             state.await_commands_of_the_dead(&path)?;
+            let thawed = Thawed::begin(&file, &path, state, &identity)?;
             let undone = mode::undo_all(&file, &path)?;
             state.remove(&key)?;
+            drop(thawed);
             return Ok(report(undone, None));
         }
         Err(error) => return Err(error),
     };
     state.await_commands_of(&record.owner, &path)?;
     let map_was_true = compare_map(&record, &file, force)?;
+    let thawed = is_frozen(&record).then(|| Thawed::begin(&file, &path, state, &identity)).transpose()?;
     let undone = mode::undo(&record, &file, &path)?;
     state.remove(&key)?;
+    drop(thawed);
     state.clear_incident(&key)?;
     state.note(&key, record.generation, PinStep::Unpinned, if force { "by force" } else { "" });
     Ok(report(undone, map_was_true))
+}
+
+fn is_frozen(record: &StoredPin) -> bool {
+    record.guard == GuardMode::FrozenFilesystem
 }
 
 const fn report(undone: Undone, map_was_true: Option<bool>) -> UnpinReport {

@@ -50,9 +50,14 @@ impl VerifyReport {
     }
 
     /// The same report of a pin with these guards.
-    pub(super) fn under(self, guard: GuardMode, identity: &MapIdentity) -> Result<Self, ExtentError> {
+    pub(super) fn under(
+        self,
+        guard: GuardMode,
+        file: &File,
+        identity: &MapIdentity,
+    ) -> Result<Self, ExtentError> {
         let guard_holds = guard
-            .holds(identity.inode, identity.filesystem.device)
+            .holds(file, identity.inode, identity.filesystem.device)
             .map_err(|error| ExtentError::io("look at the guards of", &identity.path, error))?;
         Ok(Self { guard, guard_holds, ..self })
     }
@@ -95,7 +100,7 @@ pub fn verify_stored(pin: &StoredPin) -> Result<VerifyReport, ExtentError> {
     // Its numbers are those of this boot.
     let living = same_file(&pin.identity, &file, pin.path())?;
     let extents = pin.map.as_ref().map_or(&[][..], |map| &map.extents);
-    verify_file(&pin.identity, extents, &file)?.under(pin.guard, &living)
+    verify_file(&pin.identity, extents, &file)?.under(pin.guard, &file, &living)
 }
 
 /// Makes sure that `file`, opened as `path`, is the file of `identity`.

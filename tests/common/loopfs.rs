@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -133,6 +133,8 @@ impl LoopFs {
 impl Drop for LoopFs {
     fn drop(&mut self) {
         let root = self.root();
+        // What a failed test has frozen; refused when nothing is.
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&root).stderr(Stdio::null()).status();
         end_swap_areas(&root);
         let unmounted = !is_mounted(&root) || unmount(&root).is_ok();
         let lazily = (!unmounted).then(|| run(Command::new("umount").arg("--lazy").arg(root)));

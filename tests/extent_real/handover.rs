@@ -8,10 +8,10 @@ use std::process::Command;
 
 use fastice::extent::ondisk::{self, OnDiskError, ReadAt};
 use fastice::extent::{
-    Extent, ExtentError, ExtentErrorKind, FiemapFlags, NoProgress, PinOptions, RawExtent, StateDir,
-    StoredPin, compare, pin, read_map, stored_pin, take_over, unpin, verify_stored,
+    Extent, ExtentError, ExtentErrorKind, FiemapFlags, GuardMode, LookupCursor, NoProgress, PinOptions,
+    RawExtent, StateDir, StoredPin, compare, pin, read_map, stored_pin, take_over, unpin, verify_stored,
 };
-use fastice::units::ByteOffset;
+use fastice::units::{ByteLen, ByteOffset};
 use rustix::fs::FallocateFlags;
 
 use super::files::{BOTH, MIB, fallocate, fragmented, open, pattern, written};
@@ -161,6 +161,36 @@ fn an_unmounted_file_is_taken_over_once_and_given_back_whole() {
         assert!(verify_stored(&stored).unwrap().is_sound());
         unpin(stored.path(), &state, false).unwrap();
         assert_eq!(stored_pin(&fs.path("file"), &state).unwrap_err().kind(), ExtentErrorKind::State);
+    }
+}
+
+#[test]
+fn what_is_reserved_is_reserved_without_the_filesystem_too() {
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("handover of a swap file", &spec) else { return };
+        let path = fs.path("file");
+        drop(written(&path, 256));
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&path, mode).unwrap();
+        let state = StateDir::open(fs.outside()).unwrap();
+        let guard = Some(GuardMode::SwapFile);
+        let options = PinOptions { guard, keep: true, prepare: true, ..PinOptions::default() };
+        pin(&path, &options, &state, &mut NoProgress).unwrap().keep();
+        // As after a reboot: the swap area is gone, and the flag is there.
+        for (program, arguments) in [("chattr", &["-i"][..]), ("swapoff", &[]), ("chattr", &["+i"])] {
+            loopfs::run(Command::new(program).args(arguments).arg(&path)).unwrap();
+        }
+        unmount(&fs);
+        let stored = stored_pin(&path, &state).unwrap();
+        let taken = take_over(&stored, &state, &mut Node::open(&fs, &spec)).unwrap();
+        assert_eq!(taken.map().len().get(), 254 * 4096);
+        let mut cursor = LookupCursor::default();
+        let first = taken.map().segments(&mut cursor, ByteOffset(0), ByteLen(4096)).unwrap().next().unwrap();
+        assert_eq!(first.file_offset, ByteOffset(8192));
+        drop(taken);
+        mount(&fs, &spec);
+        assert!(unpin(&path, &state, false).unwrap().immutable_cleared);
+        assert!(fs::read(&path).unwrap()[..8192].iter().all(|byte| *byte == 0));
     }
 }
 

@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use fastice::config::Config;
 use fastice::control::{Running, start};
@@ -16,7 +17,7 @@ use fastice::initiator::controller::Controller;
 use fastice::units::Lba;
 use nvme_spec::Nsid;
 
-use super::daemon::{FILE_LEN, Lab, any_port, eventually, is_immutable};
+use super::daemon::{FILE_LEN, Lab, PATIENCE, any_port, eventually, is_immutable};
 use super::load::{Load, connect_options, options};
 use super::loopfs::{self, Spec};
 use super::watch::{is_ready, set_flags, steps};
@@ -63,6 +64,15 @@ fn assert_in_file_behind(ledger: &mut Ledger, path: &Path, shift: u64) {
     let audit = ledger.audit(|offset, data| file.read_exact_at(data, offset.get() + shift));
     let audit = audit.expect("the file is read");
     assert!(audit.faults == 0 && audit.units_checked > 100, "{audit:?}");
+}
+
+/// The file is let go with its difference. What is under way is drained first, for which a busy disk may need a while.
+fn assert_let_go(lab: &Lab) {
+    let begun = Instant::now();
+    while steps(lab).last().is_none_or(|step| step != "kept") {
+        assert!(begun.elapsed() < 3 * PATIENCE, "not let go: {:?}", steps(lab));
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -127,7 +137,7 @@ fn a_swapoff_fences_and_the_owner_gets_the_file_back() {
         set_flags(&path, |flags| flags - IFlags::IMMUTABLE);
         assert_eq!(attempt(Operation::SwapOff, &path).failed, None, "root may");
         eventually("the export is fenced", || !is_ready(&host));
-        eventually("the file is let go", || steps(&lab).last().is_some_and(|step| step == "kept"));
+        assert_let_go(&lab);
         let (report, mut ledger) = load.end().expect("the connection lives");
         assert!(report.verify.faults == 0 && report.errors > 0, "{report:?}");
         assert_in_file_behind(&mut ledger, &path, RESERVED);
@@ -165,7 +175,7 @@ fn a_read_only_filesystem_is_served_and_a_remount_fences() {
         assert!(is_ready(&host));
         remount("rw");
         eventually("the export is fenced", || !is_ready(&host));
-        eventually("the file is let go", || steps(&lab).last().is_some_and(|step| step == "kept"));
+        assert_let_go(&lab);
         let incident = lab.incident(&path).expect("it is written down");
         assert!(incident["reason"].as_str().is_some_and(|reason| reason.contains("remounted")), "{incident}");
         host.shutdown().expect("the host goes");
@@ -173,5 +183,49 @@ fn a_read_only_filesystem_is_served_and_a_remount_fences() {
         assert_eq!(lab.pin().expect("it stays")["state"], "unguarded");
         lab.fastice(&["unpin"], &[&path], 0);
         assert!(lab.pin().is_none() && !is_immutable(&path));
+    }
+}
+
+#[test]
+fn a_frozen_filesystem_is_served_and_a_thaw_fences() {
+    for spec in [Spec::XFS, Spec::EXT4] {
+        let Some(lab) = Lab::new("served from a frozen filesystem", &spec) else { return };
+        let paths = [lab.fragmented("first"), lab.fragmented("second")];
+        let fsfreeze = |how: &str| loopfs::run(Command::new("fsfreeze").arg(how).arg(lab.fs.root()));
+        let config = lab.open_config(any_port(), &[&paths[0], &paths[1]]);
+        let text = fs::read_to_string(&config).expect("it is there");
+        fs::write(&config, text.replace("file = ", "guard = \"frozen-filesystem\"\nfile = ")).expect("room");
+        // In order: both are served, written to, and let go.
+        let daemon = lab.serve(&config);
+        let loads = [1, 2].map(|nsid| Load::start(options(daemon.address(), nsid, 320 + u64::from(nsid))));
+        loads.iter().for_each(Load::goes_on);
+        assert!(fsfreeze("--freeze").is_err(), "it is frozen");
+        let mut ledgers = loads.map(|load| load.end_clean().1);
+        daemon.stop();
+        for (ledger, path) in ledgers.iter_mut().zip(&paths) {
+            assert!(!is_immutable(path));
+            assert_in_file_behind(ledger, path, 0);
+            OpenOptions::new().write(true).open(path).expect("thawed").sync_all().expect("a disk");
+        }
+        // A kill leaves all as it is; the next start goes on, and a thaw fences both.
+        lab.serve(&config).kill();
+        assert!(fsfreeze("--freeze").is_err() && is_immutable(&paths[0]));
+        let daemon = lab.serve(&config);
+        let host = Controller::connect(&connect_options(daemon.address())).expect("a host");
+        assert!(is_ready(&host));
+        fsfreeze("--unfreeze").expect("root may");
+        eventually("the export is fenced", || !is_ready(&host));
+        for path in &paths {
+            eventually("it is written down", || lab.incident(path).is_some());
+            let incident = lab.incident(path).expect("it is");
+            assert!(
+                incident["reason"].as_str().is_some_and(|reason| reason.contains("thawed")),
+                "{incident}"
+            );
+        }
+        host.shutdown().expect("the host goes");
+        daemon.stop();
+        lab.fastice(&["unpin"], &[&paths[0], &paths[1]], 0);
+        assert!(!is_immutable(&paths[1]) && fsfreeze("--unfreeze").is_err(), "nothing is frozen");
     }
 }

@@ -40,12 +40,14 @@ use super::watch::{WatchOptions, WatchPlan, cost_of};
 
 const MARK: &str = "open-permission mark";
 const SWAP: &str = "swap area";
+const FROZEN: &str = "frozen filesystem";
 const READ_ONLY: &str = "read-only filesystem";
 const FLAG: &str = "immutable flag";
 const LEASE_PROOF: &str = "write lease at the pin";
 const LEASE: &str = "lease";
 const STATX: &str = "statx, every 100 ms";
 const SWAPS: &str = "/proc/swaps, at once";
+const FREEZE: &str = "FIFREEZE, every 100 ms";
 const MOUNTS: &str = "/proc/self/mountinfo, every 100 ms";
 const MAP_WATCH: &str = "FIEMAP, at the watch interval";
 
@@ -175,7 +177,13 @@ pub fn probe(
     let path = absolute(path)?;
     let directory = path.parent().unwrap_or(&path);
     let mut reflink = None;
-    let (mut lab, mut not_probed) = match Lab::new(directory, mode, attempts, &mut reflink) {
+    let lab = match mode {
+        GuardMode::FrozenFilesystem => {
+            Err("all who write to the filesystem would have to wait for the attempts".to_owned())
+        }
+        _ => Lab::new(directory, mode, attempts, &mut reflink),
+    };
+    let (mut lab, mut not_probed) = match lab {
         Ok(lab) => (Some(lab), None),
         Err(why) => (None, Some(why)),
     };
@@ -256,6 +264,7 @@ const fn detector(reason: RecallReason) -> &'static str {
         ) => STATX,
         RecallReason::Doubt(Doubt::SwapOff) => SWAPS,
         RecallReason::Doubt(Doubt::Writable) => MOUNTS,
+        RecallReason::Doubt(Doubt::Thawed) => FREEZE,
         RecallReason::Doubt(Doubt::DiskChanged | Doubt::NotReadable | Doubt::WatchLate) => "watch",
     }
 }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags};
 
-use super::{FLAG, LEASE, LEASE_PROOF, MAP_WATCH, MARK, MOUNTS, READ_ONLY, STATX, SWAP, Verdict};
+use super::{
+    FLAG, FREEZE, FROZEN, LEASE, LEASE_PROOF, MAP_WATCH, MARK, MOUNTS, READ_ONLY, STATX, SWAP, Verdict,
+};
 use crate::extent::mode::GuardMode;
 use crate::extent::sys;
 use crate::extent::undo::change_flag;
@@ -36,6 +38,8 @@ pub enum Operation {
     CloneWithin,
     SwapOff,
     Remount,
+    WriteElsewhere,
+    Thaw,
     Unmount,
     Kill,
     RawDevice,
@@ -51,7 +55,7 @@ pub(super) struct Known {
 
 impl Operation {
     /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::OpenRead,
         Self::OpenWrite,
         Self::Truncate,
@@ -70,6 +74,8 @@ impl Operation {
         Self::CloneWithin,
         Self::SwapOff,
         Self::Remount,
+        Self::WriteElsewhere,
+        Self::Thaw,
         Self::Kill,
         Self::RawDevice,
         Self::Offline,
@@ -96,6 +102,8 @@ impl Operation {
             Self::CloneWithin => "clone-within",
             Self::SwapOff => "swapoff",
             Self::Remount => "remount",
+            Self::WriteElsewhere => "write-elsewhere",
+            Self::Thaw => "thaw",
             Self::Unmount => "unmount",
             Self::Kill => "kill",
             Self::RawDevice => "raw-device",
@@ -129,6 +137,8 @@ impl Operation {
             Self::TruncateUnflagged => "truncate(2) after the flag was cleared",
             Self::CloneWithin => "FICLONE by a descriptor that got past the mark",
             Self::Remount => "mount -o remount,rw",
+            Self::WriteElsewhere => "write to any other file of the filesystem",
+            Self::Thaw => "fsfreeze --unfreeze",
             Self::SwapOff => "swapoff, with the immutable flag set",
             Self::Unmount => "umount",
             Self::Kill => "root kills the process that serves",
@@ -142,6 +152,7 @@ impl Operation {
         match self {
             Self::SwapOff => mode == GuardMode::SwapFile,
             Self::Remount => mode == GuardMode::ReadOnlyMount,
+            Self::WriteElsewhere | Self::Thaw => mode == GuardMode::FrozenFilesystem,
             _ => true,
         }
     }
@@ -152,6 +163,7 @@ impl Operation {
             GuardMode::Default => self.known_by_default(),
             GuardMode::SwapFile => self.known_of_swap(),
             GuardMode::ReadOnlyMount => self.known_of_read_only(),
+            GuardMode::FrozenFilesystem => self.known_of_frozen(),
         }
     }
 
@@ -173,6 +185,37 @@ impl Operation {
                 OutOfReach,
                 None,
                 "no umount while pinned; after a reboot they ignore the flag, and the next start compares the map",
+            ),
+            _ => return self.known_by_default(),
+        };
+        Known { verdict, by, text }
+    }
+
+    const fn known_of_frozen(self) -> Known {
+        use Verdict::{Delayed, Detected, OutOfReach, Refused};
+        let (verdict, by, text) = match self {
+            Self::OpenWrite => (Refused, Some(MARK), ""),
+            Self::Truncate
+            | Self::Unlink
+            | Self::Rename
+            | Self::Link
+            | Self::Chmod
+            | Self::SetXattr
+            | Self::Utimes
+            | Self::SetFileAttr
+            | Self::TruncateUnflagged
+            | Self::CloneWithin
+            | Self::WriteElsewhere => {
+                (Delayed, Some(FROZEN), "it waits until the pin ends, and cannot be killed meanwhile")
+            }
+            Self::Thaw => {
+                (Detected, Some(FREEZE), "only root may; the default guards hold the file all the same")
+            }
+            Self::Unmount => (Refused, Some(FROZEN), "EBUSY, served or not"),
+            Self::Kill => (
+                OutOfReach,
+                None,
+                "mark and lease end with the process, and so does serving; flag and freeze stay",
             ),
             _ => return self.known_by_default(),
         };
@@ -231,7 +274,9 @@ impl Operation {
             Self::Unmount => (Refused, None, "EBUSY while served, as the file is open"),
             Self::TruncateUnflagged => (Delayed, Some(LEASE), "it waits until fastice has fenced and let go"),
             Self::SetFileAttr => (Detected, Some(STATX), "Linux 6.17 and later: needs no open"),
-            Self::SwapOff | Self::Remount => (Verdict::Impossible, None, ""),
+            Self::SwapOff | Self::Remount | Self::WriteElsewhere | Self::Thaw => {
+                (Verdict::Impossible, None, "")
+            }
             Self::CloneWithin => (Detected, Some(MAP_WATCH), "leaves no trace but SHARED in the map"),
             Self::Kill => (
                 OutOfReach,
@@ -335,6 +380,8 @@ fn try_it(operation: Operation, path: &Path) -> Tried {
         Operation::OpenedBefore
         | Operation::CloneWithin
         | Operation::Remount
+        | Operation::WriteElsewhere
+        | Operation::Thaw
         | Operation::Unmount
         | Operation::Kill
         | Operation::RawDevice

@@ -46,6 +46,8 @@ pub enum Doubt {
     SwapOff,
     /// The file is pinned on a read-only filesystem, which is none any more.
     Writable,
+    /// The filesystem of the file was frozen for it, and is no more.
+    Thawed,
     /// The disk under the filesystem is gone, or has another size.
     DiskChanged,
     /// The filesystem does not tell.
@@ -83,6 +85,7 @@ impl Doubt {
             Self::LeaseLost => "the lease on the file is lost",
             Self::SwapOff => "the swap area on the file was ended (swapoff)",
             Self::Writable => "the filesystem was remounted read-write",
+            Self::Thawed => "the filesystem was thawed",
             Self::DiskChanged => "the disk under the file is gone or has another size",
             Self::NotReadable => "the filesystem does not tell the map of the file",
             Self::WatchLate => "nobody has looked at the file for longer than was promised",

@@ -5,6 +5,7 @@
 //!   default                 x           x      x                                             flag
 //!   swap-file               x                  x     the kernel's own lock on swap files     flag, swap area
 //!   read-only-mount         x           x            the superblock is read-only              what was there before
+//!   frozen-filesystem       x           x      x     the whole filesystem is frozen           flag, frozen filesystem
 //! ```
 //!
 //! A mode is chosen when a file is pinned, is kept in its record, and stays until it is unpinned. A file whose filesystem
@@ -13,6 +14,7 @@
 //! What it does not do: deny opens, take leases, set the flag, which all are as in the default mode: see `pin`.
 
 mod danger;
+pub(super) mod frozen;
 pub(super) mod read_only;
 pub(super) mod swap_file;
 
@@ -46,6 +48,8 @@ pub enum GuardMode {
     SwapFile,
     /// The filesystem is mounted read-only: nothing on it changes
     ReadOnlyMount,
+    /// On top of the default guards the whole filesystem is frozen
+    FrozenFilesystem,
 }
 
 /// What one guard of a pin does, for display.
@@ -101,9 +105,17 @@ const READ_ONLY: GuardReport = GuardReport {
     outlives_process: true,
 };
 
+const FREEZE: GuardReport = GuardReport {
+    name: "frozen filesystem",
+    refuses: "umount and remount of the filesystem, with EBUSY",
+    delays: "every change of anything on the filesystem, until the pin ends",
+    detects: "that it was thawed (FIFREEZE)",
+    outlives_process: true,
+};
+
 impl GuardMode {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Default, Self::SwapFile, Self::ReadOnlyMount];
+    pub const ALL: [Self; 4] = [Self::Default, Self::SwapFile, Self::ReadOnlyMount, Self::FrozenFilesystem];
 
     /// The name in configurations, records and on the command line.
     #[must_use]
@@ -112,6 +124,7 @@ impl GuardMode {
             Self::Default => "default",
             Self::SwapFile => "swap-file",
             Self::ReadOnlyMount => read_only::READ_ONLY,
+            Self::FrozenFilesystem => frozen::FROZEN,
         }
     }
 
@@ -119,7 +132,7 @@ impl GuardMode {
     #[must_use]
     pub const fn reserved(self) -> ByteLen {
         match self {
-            Self::Default | Self::ReadOnlyMount => ByteLen(0),
+            Self::Default | Self::ReadOnlyMount | Self::FrozenFilesystem => ByteLen(0),
             Self::SwapFile => ByteLen(swap_file::RESERVED_LEN as u64),
         }
     }
@@ -131,6 +144,7 @@ impl GuardMode {
             Self::Default => &[MARK, FLAG, LEASE],
             Self::SwapFile => &[MARK, SWAP, FLAG],
             Self::ReadOnlyMount => &[MARK, READ_ONLY, LEASE],
+            Self::FrozenFilesystem => &[MARK, FLAG, LEASE, FREEZE],
         }
     }
 
@@ -139,35 +153,42 @@ impl GuardMode {
     /// The kernel gives no lease on a swap area, which it has open for writing itself (EAGAIN). The proof is not needed
     /// there: what it is to rule out, changes through a descriptor or mapping from before, the swap area refuses too.
     pub(super) const fn takes_lease(self) -> bool {
-        matches!(self, Self::Default | Self::ReadOnlyMount)
+        !matches!(self, Self::SwapFile)
     }
 
     /// Whether the immutable flag is one of its guards. It cannot be set on a read-only filesystem.
     #[must_use]
     pub const fn sets_flag(self) -> bool {
-        matches!(self, Self::Default | Self::SwapFile)
+        !matches!(self, Self::ReadOnlyMount)
     }
 
     /// Whether what it adds to the guards of the default mode is in force.
-    pub(super) fn holds(self, inode: u64, device: DeviceNumber) -> std::io::Result<bool> {
+    pub(super) fn holds(self, file: &File, inode: u64, device: DeviceNumber) -> std::io::Result<bool> {
         match self {
             Self::Default => Ok(true),
+            Self::FrozenFilesystem => frozen::is_frozen(file),
             Self::SwapFile => is_swap(inode, device),
             Self::ReadOnlyMount => read_only::is_read_only(device),
         }
     }
 
     /// The same for a file that is watched: what is not as it must be.
-    pub(super) fn broken(self, stat: &Statx, path: &Path) -> Result<Option<(Doubt, String)>, ExtentError> {
+    pub(super) fn broken(
+        self,
+        file: &File,
+        stat: &Statx,
+        path: &Path,
+    ) -> Result<Option<(Doubt, String)>, ExtentError> {
         let device = DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
         let holds = self
-            .holds(stat.stx_ino, device)
+            .holds(file, stat.stx_ino, device)
             .map_err(|error| ExtentError::io("look at the guards of", path, error))?;
         Ok(match self {
             _ if holds => None,
             Self::Default => None,
             Self::SwapFile => Some((Doubt::SwapOff, "it is not in /proc/swaps".to_owned())),
             Self::ReadOnlyMount => Some((Doubt::Writable, "its superblock is not read-only".to_owned())),
+            Self::FrozenFilesystem => Some((Doubt::Thawed, "it could be frozen anew".to_owned())),
         })
     }
 }
@@ -190,6 +211,7 @@ pub(super) fn obstacle(
         GuardMode::Default => None,
         GuardMode::SwapFile => SwapPlan::make(file, facts, false).err(),
         GuardMode::ReadOnlyMount => read_only::refuse_unfit(facts, state).err(),
+        GuardMode::FrozenFilesystem => frozen::refuse_unfit(facts, state).err(),
     }
 }
 
@@ -202,14 +224,14 @@ pub(super) struct Undone {
     pub(super) swap_ended: bool,
 }
 
-/// Takes away the guards of a pin that outlive a process, in the order in which the kernel lets them go, from whatever
+/// Takes away the guards of a pin that outlive a process, but for a freeze, which is thawed before, in the order in which the kernel lets them go, from whatever
 /// step a crash has left them at. What is done already is not done again.
 pub(super) fn undo(record: &StoredPin, file: &File, path: &Path) -> Result<Undone, ExtentError> {
     let not_ours = record.immutable_was_set_before || !record.guard.sets_flag();
     let flag_cleared = clear_flag(file, path, not_ours)?;
     let swap_ended = match record.guard {
         GuardMode::SwapFile => swap_file::end(file, path, record.header_written)?,
-        GuardMode::Default | GuardMode::ReadOnlyMount => false,
+        GuardMode::Default | GuardMode::ReadOnlyMount | GuardMode::FrozenFilesystem => false,
     };
     Ok(Undone { flag_cleared, swap_ended })
 }

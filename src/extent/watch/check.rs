@@ -80,7 +80,7 @@ fn quick_look(post: &Post, map: &FrozenMap) -> Result<Found, ExtentError> {
     if stat.stx_size != frozen {
         return Ok(Some((Doubt::Resized, format!("from {frozen} to {} bytes", stat.stx_size))));
     }
-    if let Some(broken) = post.mode.broken(&stat, path)? {
+    if let Some(broken) = post.mode.broken(file, &stat, path)? {
         return Ok(Some(broken));
     }
     if post.mode.sets_flag() && !stat.stx_attributes.contains(StatxAttributes::IMMUTABLE) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   every 100 ms or so   statx (immutable, size, change time), lease, inode generation      a microsecond or two a file
-//!                        what the guard mode adds to that: the list of swap areas, of mounts
+//!                        what the guard mode adds to that: the list of swap areas, of mounts; the freeze
 //!   at an interval       FIEMAP against the frozen map, the disk under it                   by the extents
 //!   at once              all of it, when /proc/self/mountinfo or /proc/swaps changes
 //! ```
