@@ -22,6 +22,7 @@ use crate::block::nvme::{Epoch, NvmeChange, Reach, Standing};
 use crate::config::{Config, PollMode};
 use crate::extent::{
     Baseline, CommandsHold, ExtentError, Incident, Oversight, PinStep, Progress, RecallReason,
+    lease_break_time,
 };
 use crate::fabrics::{Export, FenceReason, Grant, PortId, PortSpec, Target, TargetOptions};
 use crate::reactor::{ConnectionFactory, CoreGauges, CoreOptions, Cores, IdlePolicy};
@@ -502,10 +503,4 @@ fn publish(
     let plan = target.prepare(backings.specs(config), ports.to_vec())?;
     cores.open(&plan.changes.added)?;
     Ok(target.commit(plan)?)
-}
-
-/// How long the kernel waits for a lease to be let go; its default when it does not tell.
-fn lease_break_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
-    Duration::from_secs(text.trim().parse().unwrap_or(45))
 }

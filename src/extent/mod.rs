@@ -79,6 +79,7 @@ pub(crate) use facts::unescape_octal;
 pub use fiemap::{FiemapFlags, RawExtent};
 pub use guard::{
     Baseline, Doubt, Incident, OnRecall, Oversight, RecallReason, RecallWatch, Warden, WatchReport,
+    lease_break_time,
 };
 pub use handover::{HandedOver, is_let_go, stored_pin, take_over, verify_on_device};
 pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};

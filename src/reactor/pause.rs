@@ -6,22 +6,27 @@
 //! ```
 //!
 //! A core looks at the clock before it submits and after. Was it away for longer than a busy machine explains, then so was
-//! the guard perhaps, and the kernel may have let somebody in: see [`Oversight`]. A core that finds a file recalled when it
-//! comes back, with commands of it under way, cannot tell which of them the kernel has already: it ends, and submits none.
-//! The target ends with it, and leaves its pins behind as after a kill.
+//! the guard perhaps: see [`Oversight`]. Was it so long that the kernel may have let somebody in, and it finds a file
+//! recalled, with commands of it under way, it cannot tell which of them the kernel has already: it ends, and submits none.
+//! The target ends with it, and leaves its pins behind as after a kill. After less, what is under way is drained as ever:
+//! the guard has not let go.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::engine::IoEngine;
-use crate::extent::Oversight;
+use crate::extent::{Oversight, lease_break_time};
 use crate::ring::RingError;
 
-/// A core that had no turn for so long was stopped. Far below `/proc/sys/fs/lease-break-time`, whose least is a second, and
-/// which is 45 by default; far above what a turn takes.
+/// A core that had no turn for so long was stopped, or the machine is overwhelmed: far above what a turn takes.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
-/// How long the files may take to be looked at.
+/// The part of the kernel's patience with holders of leases (45 s by default) that a core may be away for and still be
+/// sure that nobody was let in.
+const PATIENCE_SHARE: f64 = 0.25;
+/// How long the files may take to be looked at, after a long pause and after a short one. A look that takes longer than
+/// the second is the business of the guard, which fences what is not looked at in time.
 const PROOF_PATIENCE: Duration = Duration::from_secs(30);
+const PROOF_PATIENCE_SHORT: Duration = Duration::from_secs(2);
 
 /// Why a core ends before it is told to.
 #[derive(Debug, thiserror::Error)]
@@ -82,13 +87,16 @@ impl PauseWatch {
     fn make_sure(&mut self, now: Instant, away: Duration, engine: &IoEngine) -> Result<Instant, CoreFailure> {
         let away_ms = away.as_millis();
         let Some(oversight) = &self.oversight else { return Ok(now) };
-        if !oversight.prove_since(now, now + PROOF_PATIENCE) {
+        let is_long = away >= lease_break_time().mul_f64(PATIENCE_SHARE);
+        let patience = if is_long { PROOF_PATIENCE } else { PROOF_PATIENCE_SHORT };
+        let is_proven = oversight.prove_since(now, now + patience);
+        if is_long && !is_proven {
             return Err(CoreFailure::Unproven { away_ms });
         }
-        if engine.is_in_doubt() {
+        if is_long && engine.is_in_doubt() {
             return Err(CoreFailure::RecalledMeanwhile { away_ms });
         }
-        tracing::warn!(away_ms, "a core was away; the files are what they were");
+        tracing::warn!(away_ms, is_proven, "a core was away, and has the files looked at before it goes on");
         self.seen = Instant::now();
         Ok(self.seen)
     }

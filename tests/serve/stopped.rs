@@ -135,7 +135,7 @@ fn a_target_that_was_stopped_goes_on_when_nobody_took_the_file() {
     // Longer than a look at the file may be due for.
     thread::sleep(Duration::from_secs(4));
     daemon.signal(Signal::CONT);
-    eventually("the cores make sure", || daemon.log().contains("the files are what they were"));
+    eventually("the cores make sure", || daemon.log().contains("looked at before it goes on"));
     host.goes_on();
     let (report, _) = host.end_clean();
     assert_eq!(report.errors, 0, "nobody took a file: {report:?}");

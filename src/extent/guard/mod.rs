@@ -19,7 +19,7 @@ pub(super) mod post;
 pub(super) mod warden;
 
 pub use incident::{Doubt, Incident, OnRecall, RecallReason, RecallWatch};
-pub use oversight::Oversight;
+pub use oversight::{Oversight, lease_break_time};
 pub use post::{Baseline, WatchReport};
 pub(super) use post::{Guard, Post};
 pub use warden::Warden;

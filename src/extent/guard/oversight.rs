@@ -112,6 +112,13 @@ impl AsFd for Oversight {
     }
 }
 
+/// How long the kernel waits for a lease to be let go (`/proc/sys/fs/lease-break-time`); its default when it does not tell.
+#[must_use]
+pub fn lease_break_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
+    Duration::from_secs(text.trim().parse().unwrap_or(45))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
