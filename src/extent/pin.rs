@@ -202,6 +202,7 @@ fn needs_preparing(path: &Path, block: Option<BlockSize>, state: &StateDir) -> R
     let ends_in_a_block = block.is_none_or(|block| block.blocks_in(survey.facts.size).is_some());
     let needs = !ends_in_a_block || survey.violations.iter().any(Violation::is_preparable);
     if let (true, Some(identity)) = (needs, survey.identity()) {
+        frozen::forget_stale_mark(state, &identity)?;
         frozen::refuse_frozen(state, path, &identity)?;
     }
     Ok(needs)
@@ -310,6 +311,7 @@ impl Attempt<'_> {
 
     /// Thaws the filesystem if fastice has frozen it and is to freeze it again; refuses one that it has frozen for others.
     fn thaw(&self, identity: &MapIdentity) -> Result<Option<Thawed<'_>>, ExtentError> {
+        frozen::forget_stale_mark(self.state, identity)?;
         if self.mode != GuardMode::FrozenFilesystem {
             frozen::refuse_frozen(self.state, self.path(), identity)?;
             return Ok(None);

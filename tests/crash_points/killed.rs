@@ -62,6 +62,29 @@ fn with_a_swap_area_pin_and_unpin_are_killed_at_every_step() {
     }
 }
 
+#[test]
+fn with_a_frozen_filesystem_pin_and_unpin_are_killed_at_every_step() {
+    let calls = ["ioctl", "fsync", "rename", "unlink", "fanotify_mark"];
+    for spec in [Spec::XFS, Spec::EXT4] {
+        let Some(mut lab) = Lab::new("frozen, killed", &spec) else { return };
+        lab.freezes = true;
+        let pin = ["pin", "--guard", "frozen-filesystem", lab.name()];
+        let pinning = lab.every_point(&calls, &pin, |_| {}, || {});
+        let unpin = ["unpin", lab.name()];
+        let unpinning = lab.every_point(
+            &calls,
+            &unpin,
+            |lab| {
+                let output = lab.fastice(&pin).output().expect("the binary runs");
+                assert!(output.status.success(), "{output:?}");
+            },
+            || {},
+        );
+        println!("{}: {pinning} and {unpinning} points", spec.kind);
+        assert!(pinning > 10 && unpinning > 6, "{pinning} {unpinning}");
+    }
+}
+
 /// Waits for the first line, does something, then has the traced process end in order; how it ended.
 fn until_ready_then_end(mut tracer: Child, then: &dyn Fn(i32)) -> ExitStatus {
     let stdout = tracer.stdout.take().expect("piped");

@@ -37,6 +37,8 @@ pub(crate) struct Lab {
     content: Vec<u8>,
     /// How many bytes at the beginning a guard may have for itself until the file is given back.
     reserved: usize,
+    /// Whether the filesystem is frozen for the pin.
+    pub(crate) freezes: bool,
     map: Value,
 }
 
@@ -65,7 +67,7 @@ impl Lab {
             decoy.sync_all().expect("a disk");
         }
         let content = fs::read(&file).expect("the file");
-        let mut lab = Self { fs, file, state, content, reserved: 0, map: Value::Null };
+        let mut lab = Self { fs, file, state, content, reserved: 0, freezes: false, map: Value::Null };
         lab.map = lab.living_map();
         Some(lab)
     }
@@ -143,6 +145,11 @@ impl Lab {
         }
         assert!(!self.is_immutable(), "{at}: left immutable, and no record says by whom: {pins:?}");
         assert!(self.pins().is_empty(), "{at}");
+        if self.freezes {
+            // Before anything waits for ever.
+            let fsfreeze = |how: &str| loopfs::run(Command::new("fsfreeze").arg(how).arg(self.fs.root()));
+            assert!(fsfreeze("--freeze").and_then(|_| fsfreeze("--unfreeze")).is_ok(), "{at}: left frozen");
+        }
         let swaps = fs::read_to_string("/proc/swaps").expect("it is there");
         assert!(!swaps.contains(self.name()), "{at}: left a swap area");
         assert!(content() == self.content, "{at}: what the guard had is not given back");

@@ -30,6 +30,7 @@ use crate::extent::facts::{FileFacts, number_of, swap_devices};
 use crate::extent::identity::{MapIdentity, to_hex};
 use crate::extent::mode::GuardMode;
 use crate::extent::owner::Owner;
+use crate::extent::record::StoredPin;
 use crate::extent::state::StateDir;
 use crate::extent::sys;
 
@@ -224,6 +225,29 @@ pub(in crate::extent) fn refuse_foreign(
             _ => failed(path, "its filesystem cannot be frozen", Some(error)),
         }
     })
+}
+
+/// Removes a mark that no record stands behind, as a crash at the very end of an unpin leaves it: what is frozen then is
+/// somebody else's doing. A record that cannot be read may stand behind it.
+pub(in crate::extent) fn forget_stale_mark(
+    state: &StateDir,
+    identity: &MapIdentity,
+) -> Result<(), ExtentError> {
+    if !is_marked(state, identity) {
+        return Ok(());
+    }
+    let stands_behind = |record: &Result<StoredPin, ExtentError>| match record {
+        Ok(record) => {
+            record.guard == GuardMode::FrozenFilesystem
+                && record.identity.filesystem.uuid == identity.filesystem.uuid
+        }
+        Err(_) => true,
+    };
+    if state.records()?.iter().any(stands_behind) {
+        return Ok(());
+    }
+    let mark = mark(state, identity);
+    durable::remove(&mark).map_err(|error| ExtentError::io("remove", &mark, error))
 }
 
 /// Refuses what would write to a filesystem that fastice has frozen, and wait for ever.
