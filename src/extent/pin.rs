@@ -22,33 +22,33 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::Advice;
 
 use super::accept::Violation;
 use super::compare::compare;
 use super::error::{ExtentError, IMMUTABLE, StateProblem};
 use super::facts::{FileFacts, is_immutable};
 use super::fiemap::RawExtent;
-use super::guard::{Baseline, Guard, OnRecall, RecallWatch, Warden, WatchReport};
+use super::guard::{Guard, OnRecall, Warden};
 use super::identity::MapIdentity;
 use super::lease;
 use super::map::FrozenMap;
+use super::mode::GuardMode;
 use super::mode::frozen::{self, Thawed};
 use super::mode::read_only;
 use super::mode::swap_file::{self, SwapArea, SwapPlan};
-use super::mode::{GuardMode, GuardReport};
 use super::owner::Owner;
+use super::pinned::{Held, PinnedFile};
 use super::prepare::prepare;
 use super::progress::Progress;
-use super::proof::Witness;
 use super::record::{StoredMap, StoredPin};
-use super::state::{PinLock, StateDir};
+use super::state::StateDir;
 use super::survey::{absolute, open_read, survey_file, to_extents};
 use super::timeline::PinStep;
-use super::undo::{ImmutableFlag, IntentRecord, change_flag};
+use super::undo::{ImmutableFlag, IntentRecord};
 use super::unpin::{await_last_owners, refuse_if_held};
-use super::verify::{VerifyReport, verify_file};
-use super::watch::{SecondLook, WatchOptions, baseline_of};
+use super::verify::verify_file;
+use super::watch::{WatchOptions, baseline_of};
 use crate::units::BlockSize;
 
 /// How to pin.
@@ -89,32 +89,6 @@ impl std::fmt::Debug for PinOptions {
             .field("on_recall", &on_recall.is_some())
             .finish()
     }
-}
-
-/// A pinned file: its guards and its frozen map.
-///
-/// Dropping it is [`keep`](Self::keep): the immutable flag and the record stay, and [`unpin`](super::unpin) or the
-/// next [`pin`] deals with them.
-#[derive(Debug)]
-pub struct PinnedFile {
-    map: Arc<FrozenMap>,
-    file: Arc<File>,
-    /// `None` once the guards were let go.
-    guard: Option<Guard>,
-    lock: Option<PinLock>,
-    state: StateDir,
-    /// How to let go of what outlives this process.
-    held: Held,
-    kept: bool,
-    update_mtime: bool,
-}
-
-/// The guards of a pin that outlive the process, and whose they are.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    mode: GuardMode,
-    clear_immutable: bool,
-    header_written: bool,
 }
 
 /// Pins the file at `path`, and records the pin in `state`.
@@ -402,196 +376,6 @@ impl Attempt<'_> {
         }
         Ok(())
     }
-}
-
-impl PinnedFile {
-    /// The frozen map.
-    #[must_use]
-    pub fn map(&self) -> &Arc<FrozenMap> {
-        &self.map
-    }
-
-    /// The path under which the file was pinned.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.map.identity().path
-    }
-
-    /// What each guard refuses, delays or only detects.
-    #[must_use]
-    pub fn guards(&self) -> &[GuardReport] {
-        self.held.mode.guards()
-    }
-
-    /// Which guards it has.
-    #[must_use]
-    pub const fn guard_mode(&self) -> GuardMode {
-        self.held.mode
-    }
-
-    /// Whether the operator asked for this pin by itself ([`PinOptions::keep`], now or in the record that was
-    /// adopted): whoever serves the file then keeps it.
-    #[must_use]
-    pub fn was_kept(&self) -> bool {
-        self.kept
-    }
-
-    /// The pinned file, open for reading only: to compare what the filesystem and the device say of its blocks.
-    #[must_use]
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Somebody who can compare the file, and its map, with what another way to its device reads.
-    ///
-    /// # Errors
-    /// [`ExtentError::Io`] when there are no more descriptors.
-    pub fn witness(&self) -> Result<Witness, ExtentError> {
-        let file = self
-            .file
-            .try_clone()
-            .map_err(|source| ExtentError::io("copy the descriptor of", self.path(), source))?;
-        Ok(Witness::new(file, Arc::clone(&self.map)))
-    }
-
-    /// Reads the living map, and looks at every guard.
-    ///
-    /// # Errors
-    /// [`ExtentError::Io`] when the filesystem does not answer, which is no reason to trust the map.
-    pub fn verify(&self) -> Result<VerifyReport, ExtentError> {
-        let identity = self.map.identity();
-        let report = verify_file(identity, self.map.extents(), &self.file)?.under(
-            self.held.mode,
-            &self.file,
-            identity,
-        )?;
-        let recalled = self.guard.as_ref().and_then(|guard| guard.watch().reason());
-        let lease_held = self.held.mode.takes_lease().then(|| lease::is_held(&self.file));
-        Ok(VerifyReport { lease_held, recalled, ..report })
-    }
-
-    /// Whether the lease is being, or was, broken. Never without one.
-    #[must_use]
-    pub fn lease_broken(&self) -> bool {
-        self.held.mode.takes_lease() && !lease::is_held(&self.file)
-    }
-
-    /// Sees the recall of this pin, also after the pin is gone. After a recall: stop new I/O, drain, fence, then
-    /// [`keep`](Self::keep) or [`release`](Self::release), within `/proc/sys/fs/lease-break-time` seconds.
-    #[must_use]
-    pub fn recall(&self) -> Option<RecallWatch> {
-        self.guard.as_ref().map(|guard| guard.watch().clone())
-    }
-
-    /// How the watch over the file is doing; `None` when it is not guarded any more.
-    #[must_use]
-    pub fn watched(&self) -> Option<WatchReport> {
-        self.guard.as_ref().map(|guard| guard.post().watch.report())
-    }
-
-    /// Somebody who can look at the file again after a doubt, on another thread. `None` when it is not guarded any more.
-    #[must_use]
-    pub fn second_look(&self) -> Option<SecondLook> {
-        self.guard.as_ref().map(|guard| SecondLook(Arc::clone(guard.post())))
-    }
-
-    /// A doubt was cleared by a second look, whose result this is. Whether that doubt was still the recall that stands:
-    /// if not, nothing is cleared. Nobody may use the blocks in between.
-    #[must_use]
-    pub fn clear(&self, number: u64, looked: Baseline) -> bool {
-        self.guard.as_ref().is_some_and(|guard| guard.clear(number, looked))
-    }
-
-    /// Lets go of what needs this process (mark and lease) and leaves immutable flag and record.
-    pub fn keep(mut self) {
-        self.note(PinStep::Kept, "");
-        self.let_go();
-    }
-
-    /// The state directory of the pin.
-    #[must_use]
-    pub fn state(&self) -> &StateDir {
-        &self.state
-    }
-
-    /// Adds to the events of the pin.
-    pub fn note(&self, step: PinStep, detail: impl Into<String>) {
-        self.state.note(&self.map.identity().key(), self.map.generation(), step, detail);
-    }
-
-    /// Lets go of everything: clears the immutable flag if fastice set it, drops the guards, removes the record.
-    ///
-    /// # Errors
-    /// The first failure. What needs this process is let go all the same; the record stays if the flag could not be
-    /// cleared, for [`unpin`](super::unpin).
-    pub fn release(mut self) -> Result<(), ExtentError> {
-        // Nobody may use the blocks any more, so that whoever waits for the lease need not wait for a busy disk as well:
-        // what follows flushes. Until the record is gone the lock keeps all others of our kind away.
-        self.let_go_of_guards();
-        let alone = self.state.lock()?;
-        let path = self.path().to_path_buf();
-        let identity = self.map.identity().clone();
-        let (file, state) = (Arc::clone(&self.file), self.state.clone());
-        let is_frozen = self.held.mode == GuardMode::FrozenFilesystem;
-        // Frozen again at the end, when other pins want that.
-        let thawed = is_frozen.then(|| Thawed::begin(&file, &path, &state, &identity)).transpose()?;
-        if self.held.clear_immutable {
-            change_flag(&self.file, false)
-                .and_then(|()| self.file.sync_all())
-                .map_err(|error| ExtentError::io("clear the immutable flag of", &path, error))?;
-        }
-        if self.held.mode == GuardMode::SwapFile {
-            swap_file::end(&self.file, &path, self.held.header_written)?;
-        }
-        if self.update_mtime && self.held.mode != GuardMode::ReadOnlyMount {
-            // Not while the flag is set. Without it the file is as good; a backup by time misses it.
-            if let Err(error) = set_modified_now(&self.file) {
-                tracing::warn!(path = %path.display(), %error, "the modification time is not set");
-            }
-        }
-        self.state.remove(&self.map.identity().key())?;
-        drop(thawed);
-        if let Some(lock) = self.lock.take() {
-            lock.remove(&alone);
-        }
-        self.note(PinStep::Released, "");
-        tracing::info!(path = %path.display(), "released");
-        Ok(())
-    }
-
-    fn let_go(&mut self) {
-        self.let_go_of_guards();
-        self.lock = None;
-    }
-
-    fn let_go_of_guards(&mut self) {
-        if let Some(guard) = self.guard.take() {
-            // Whatever this process read through the filesystem meanwhile is older than what hosts wrote since.
-            if let Err(error) = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed) {
-                let path = self.path().display();
-                tracing::error!(%path, %error, "cannot drop the page cache: readers may see old data until it goes");
-            }
-            lease::drop_lease(&guard);
-            drop(guard);
-        }
-    }
-}
-
-impl Drop for PinnedFile {
-    fn drop(&mut self) {
-        if self.guard.is_some() {
-            let path = self.path().display();
-            tracing::warn!(%path, "pin left behind: the file stays immutable, see `fastice unpin`");
-            self.let_go();
-        }
-    }
-}
-
-fn set_modified_now(file: &File) -> io::Result<()> {
-    let stamp = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
-    let times = Timestamps { last_access: stamp(UTIME_OMIT), last_modification: stamp(UTIME_NOW) };
-    rustix::fs::futimens(file, &times)?;
-    file.sync_all()
 }
 
 /// What [`StateProblem::Missing`] is an error of.
