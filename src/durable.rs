@@ -18,22 +18,55 @@ pub(crate) fn replace(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let written = (|| {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    Staged::write(path, write)?.commit()
+}
+
+/// A new content of a file, durable beside the old one. Dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing of it is left then.
+    pub(crate) fn write(
+        path: &Path,
+        write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".new");
+        let staged = Self { temporary: PathBuf::from(temporary), path: path.to_path_buf() };
+        let mut new = OpenOptions::new();
+        let file = new.write(true).create(true).truncate(true).mode(0o600).open(&staged.temporary)?;
         let mut writer = BufWriter::with_capacity(1 << 18, file);
         write(&mut writer)?;
         writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if let Err(error) = written {
-        // The failed write is what matters; a temporary file is overwritten by the next one.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
+        Ok(staged)
     }
-    sync_parent(path)
+
+    /// Puts it in the place of the old content.
+    ///
+    /// # Errors
+    /// Unless only the last sync failed, the old content is then still there.
+    pub(crate) fn commit(mut self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.path)?;
+        // From here on the name may be that of somebody else's new content.
+        self.temporary = PathBuf::new();
+        sync_parent(&self.path)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.temporary.as_os_str().is_empty() {
+            // What cannot be removed is overwritten by the next one.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 /// Removes a file, durably. One that is not there is as good as removed.

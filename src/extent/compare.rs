@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::fiemap::{FiemapFlags, RawExtent};
+use super::fiemap::{FiemapFlags, RawExtent, Stretch};
 use super::map::Extent;
 use crate::units::{ByteLen, ByteOffset};
 
@@ -79,15 +79,41 @@ pub fn compare(
     partition_start: ByteOffset,
     size: ByteLen,
 ) -> Comparison {
-    let (frozen, living) = runs_of(frozen, living, partition_start);
-    walk(Runs::new(frozen), Runs::new(living), size.get(), &mut |_| {})
+    let all = Stretch { start: 0, end: size.get() };
+    compare_within(all, frozen, living.iter().copied(), partition_start, &mut |_| {})
 }
 
-/// As [`compare`]: the differences themselves, the first `max` of them.
+/// As [`compare`], for the bytes of `stretch` only, with living records that may be read while they are compared. Tells
+/// of each difference.
+pub(super) fn compare_within(
+    stretch: Stretch,
+    frozen: &[Extent],
+    living: impl Iterator<Item = RawExtent>,
+    partition_start: ByteOffset,
+    keep: &mut dyn FnMut(Difference),
+) -> Comparison {
+    // Extents that end before it are nobody's business.
+    let skip = frozen.partition_point(|extent| extent.file_offset.get() + extent.len.get() <= stretch.start);
+    let frozen = frozen.get(skip..).unwrap_or_default();
+    let (frozen, living) = runs_of(frozen, living, partition_start);
+    walk(Runs::new(frozen), Runs::new(living), stretch, keep)
+}
+
+impl Comparison {
+    /// What was found here and, further on in the file, there.
+    pub(super) fn and(self, further: Self) -> Self {
+        Self {
+            first: self.first.or(further.first),
+            differing: ByteLen(self.differing.get() + further.differing.get()),
+        }
+    }
+}
+
+/// As [`compare`]: the differences themselves, the first `max` of them. Nothing is kept of `living`.
 #[must_use]
 pub(super) fn differences(
     frozen: &[Extent],
-    living: &[RawExtent],
+    living: impl Iterator<Item = RawExtent>,
     partition_start: ByteOffset,
     size: ByteLen,
     max: usize,
@@ -98,15 +124,15 @@ pub(super) fn differences(
             all.push(difference);
         }
     };
-    let (frozen, living) = runs_of(frozen, living, partition_start);
-    walk(Runs::new(frozen), Runs::new(living), size.get(), &mut keep);
+    let whole = Stretch { start: 0, end: size.get() };
+    compare_within(whole, frozen, living, partition_start, &mut keep);
     all
 }
 
 /// Both maps as runs of the same kind.
 fn runs_of(
     frozen: &[Extent],
-    living: &[RawExtent],
+    living: impl Iterator<Item = RawExtent>,
     partition_start: ByteOffset,
 ) -> (impl Iterator<Item = Run>, impl Iterator<Item = Run>) {
     let frozen = frozen.iter().map(|extent| Run {
@@ -115,7 +141,7 @@ fn runs_of(
         at: Some(extent.device_offset.get()),
         flags: FiemapFlags::empty(),
     });
-    let living = living.iter().map(move |record| Run {
+    let living = living.map(move |record| Run {
         start: record.file_offset.get(),
         end: record.file_offset.get().saturating_add(record.len.get()),
         at: record.device_offset.get().checked_add(partition_start.get()),
@@ -127,15 +153,15 @@ fn runs_of(
 fn walk(
     mut frozen: Runs<impl Iterator<Item = Run>>,
     mut living: Runs<impl Iterator<Item = Run>>,
-    size: u64,
+    stretch: Stretch,
     keep: &mut dyn FnMut(Difference),
 ) -> Comparison {
     let mut result = Comparison::default();
-    let mut at = 0;
-    while at < size {
+    let mut at = stretch.start;
+    while at < stretch.end {
         let (was, was_end) = frozen.place(at);
         let (is, is_end) = living.place(at);
-        let end = was_end.min(is_end).min(size);
+        let end = was_end.min(is_end).min(stretch.end);
         if was != is {
             let len = ByteLen(end - at);
             result.differing = ByteLen(result.differing.get() + len.get());

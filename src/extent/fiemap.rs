@@ -2,9 +2,17 @@
 //!
 //! The answer comes in pages of records; the next page begins where the last record ended, until a record carries
 //! LAST. [`parse_page`] is a plain function over the bytes of one page and never panics.
+//!
+//! ```text
+//!   Records     one page at a time: a map of a million extents is looked at without ever being held
+//!   read        all records of a file
+//!   read_split  the same by several threads, each a stretch of the file: for the moment in which a file is pinned
+//! ```
 
-use std::os::fd::AsFd;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::thread;
 
 use bitflags::bitflags;
 
@@ -77,12 +85,50 @@ const PAGE_WORDS: usize = HEADER_LEN / 8 + PAGE_RECORDS as usize * RECORD_LEN / 
 /// How many times a living file's map is read again because it changed under the reading.
 const READ_ATTEMPTS: usize = 3;
 
+/// Stretches shorter than this are not worth a thread: about what two pages of small extents cover.
+const STRETCH_LEN_MIN: u64 = 8 << 20;
+/// Threads that read one map.
+const STRETCHES_MAX: usize = 4;
+
 /// Reads all records of `file`, in file order, after its dirty pages were written. `path` is for messages.
 pub(super) fn read(file: impl AsFd, path: &Path) -> Result<Vec<RawExtent>, ExtentError> {
+    patiently(|| {
+        let mut records = Records::of(file.as_fd(), path);
+        let all = records.by_ref().collect();
+        records.end().map(|()| all)
+    })
+}
+
+/// The records of the first page, and whether they are all.
+pub(super) fn read_first(file: impl AsFd, path: &Path) -> Result<(Vec<RawExtent>, bool), ExtentError> {
+    let mut records = Records::of(file.as_fd(), path);
+    let first = records.by_ref().take(PAGE_RECORDS as usize).collect();
+    let are_all = records.are_all_read();
+    records.end().map(|()| (first, are_all))
+}
+
+/// As [`read`], for a file of `size` bytes, by as many threads as there are processors, within reason. Every stretch is
+/// read after the file's dirty pages were written.
+pub(super) fn read_split(file: impl AsFd, path: &Path, size: ByteLen) -> Result<Vec<RawExtent>, ExtentError> {
+    let file = file.as_fd();
+    let parts = patiently(|| {
+        in_stretches(file, path, size, &|stretch| {
+            let mut records = Records::within(file, path, stretch);
+            let part: Vec<_> = records.by_ref().filter_map(|record| stretch.clip(record)).collect();
+            records.end().map(|()| part)
+        })
+    })?;
+    let mut parts = parts.into_iter();
+    let mut all = parts.next().unwrap_or_default();
+    parts.for_each(|part| all.extend(part));
+    Ok(all)
+}
+
+/// Tries again when records overlap across two pages: the file changed in between. An unpinned file may.
+pub(super) fn patiently<T>(mut read: impl FnMut() -> Result<T, ExtentError>) -> Result<T, ExtentError> {
     let mut attempt = 1;
     loop {
-        match read_once(&file, path) {
-            // Records that overlap across two pages: the file changed in between. An unpinned file may.
+        match read() {
             Err(ExtentError::Map { fault: MapFault::OverlapInFile { .. }, .. })
                 if attempt < READ_ATTEMPTS =>
             {
@@ -93,34 +139,157 @@ pub(super) fn read(file: impl AsFd, path: &Path) -> Result<Vec<RawExtent>, Exten
     }
 }
 
-fn read_once(file: impl AsFd, path: &Path) -> Result<Vec<RawExtent>, ExtentError> {
-    const FIEMAP_FLAG_SYNC: u32 = 1;
-    let mut page = vec![[0_u64; PAGE_WORDS]; 1];
-    let Some(page) = page.first_mut() else { return Ok(Vec::new()) };
-    let mut records = Vec::new();
-    let mut start = 0_u64;
-    loop {
-        // One SYNC is enough: the first page's covers the whole file.
-        let flags = if start == 0 { FIEMAP_FLAG_SYNC } else { 0 };
-        write_header(page, start, flags);
-        sys::fiemap(file.as_fd(), page)
-            .map_err(|source| ExtentError::io("read the extent map of", path, source))?;
-        let last = parse_page(zerocopy::IntoBytes::as_bytes(page), start, &mut records)
-            .map_err(|fault| ExtentError::Map { path: path.to_path_buf(), fault })?;
-        match last {
-            PageEnd::Last => return Ok(records),
-            PageEnd::Continue { next } => start = next,
-        }
+/// A stretch of a file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    /// Where it begins.
+    pub(super) start: u64,
+    /// Where it ends; `u64::MAX` for the end of the file and whatever lies behind it.
+    pub(super) end: u64,
+}
+
+impl Stretch {
+    /// All of a file.
+    const WHOLE: Self = Self { start: 0, end: u64::MAX };
+
+    /// What of `record` lies in it.
+    fn clip(self, record: RawExtent) -> Option<RawExtent> {
+        let start = record.file_offset.get().max(self.start);
+        let end = record.file_end().min(self.end);
+        let into = start - record.file_offset.get();
+        let len = end.checked_sub(start).filter(|len| *len > 0)?;
+        Some(RawExtent {
+            file_offset: ByteOffset(start),
+            device_offset: ByteOffset(record.device_offset.get() + into),
+            len: ByteLen(len),
+            flags: record.flags,
+        })
     }
 }
 
-fn write_header(page: &mut [u64; PAGE_WORDS], start: u64, flags: u32) {
+/// Does `work` for every stretch of a file of `size` bytes, each on a thread of its own when there are several, once its
+/// dirty pages are written. Their results in file order, or the first failure.
+pub(super) fn in_stretches<T: Send>(
+    file: BorrowedFd<'_>,
+    path: &Path,
+    size: ByteLen,
+    work: &(dyn Fn(Stretch) -> Result<T, ExtentError> + Sync),
+) -> Result<Vec<T>, ExtentError> {
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(STRETCHES_MAX);
+    let stretches = stretches(size.get(), threads);
+    if stretches.len() > 1 {
+        // Only the page at offset 0 is asked for with SYNC, and the stretches do not wait for each other.
+        rustix::fs::fdatasync(file).map_err(|error| ExtentError::io("flush", path, error))?;
+    }
+    let Some((first, others)) = stretches.split_first() else { return Ok(Vec::new()) };
+    thread::scope(|scope| {
+        let others: Vec<_> = others
+            .iter()
+            .map(|stretch| thread::Builder::new().spawn_scoped(scope, || work(*stretch)))
+            .collect();
+        let first = work(*first);
+        let no_thread = |error| ExtentError::io("read the extent map of", path, error);
+        let others = others.into_iter().map(|thread| {
+            let ended = thread.map_err(no_thread)?.join();
+            ended.unwrap_or_else(|_| Err(no_thread(std::io::Error::other("a thread ended before its time"))))
+        });
+        std::iter::once(first).chain(others).collect()
+    })
+}
+
+/// At most `most` stretches of a file, none of them short unless it is the only one.
+fn stretches(size: u64, most: usize) -> Vec<Stretch> {
+    let count = (size / STRETCH_LEN_MIN).clamp(1, most as u64);
+    // Cut at blocks of any filesystem.
+    let len = (size / count) & !0xFFFF;
+    let cuts: Vec<u64> = (0..count).map(|number| number * len).chain([u64::MAX]).collect();
+    cuts.windows(2).filter_map(|cut| Some(Stretch { start: *cut.first()?, end: *cut.last()? })).collect()
+}
+
+/// The records of a file, read a page at a time. It ends at the last record or at the first failure: ask for the
+/// [`end`](Self::end) before relying on what it gave.
+pub(super) struct Records<'f> {
+    file: BorrowedFd<'f>,
+    path: &'f Path,
+    page: Vec<[u64; PAGE_WORDS]>,
+    /// What was read, with the last record of the page before in front, if there was one.
+    records: Vec<RawExtent>,
+    /// Of `records`, what comes next.
+    next: usize,
+    /// What to ask for next; `None` when all is read.
+    ask: Option<Stretch>,
+    failed: Option<ExtentError>,
+}
+
+impl<'f> Records<'f> {
+    /// Those of a whole file. Its dirty pages are written first.
+    pub(super) fn of(file: BorrowedFd<'f>, path: &'f Path) -> Self {
+        Self::within(file, path, Stretch::WHOLE)
+    }
+
+    /// Those of a stretch. The first and the last may begin before it and end behind it.
+    pub(super) fn within(file: BorrowedFd<'f>, path: &'f Path, stretch: Stretch) -> Self {
+        let page = vec![[0_u64; PAGE_WORDS]; 1];
+        Self { file, path, page, records: Vec::new(), next: 0, ask: Some(stretch), failed: None }
+    }
+
+    /// Whether there is nothing left to read.
+    fn are_all_read(&self) -> bool {
+        self.ask.is_none() && self.next >= self.records.len()
+    }
+
+    /// Why it ended before its time, if it did.
+    pub(super) fn end(self) -> Result<(), ExtentError> {
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    /// Reads the page that begins at `ask.start`.
+    fn read_page(&mut self, ask: Stretch) -> Result<(), ExtentError> {
+        const FIEMAP_FLAG_SYNC: u32 = 1;
+        let Some(page) = self.page.first_mut() else { return Ok(()) };
+        // One SYNC is enough: the first page's covers the whole file.
+        let flags = if ask.start == 0 { FIEMAP_FLAG_SYNC } else { 0 };
+        write_header(page, ask, flags);
+        sys::fiemap(self.file, page)
+            .map_err(|source| ExtentError::io("read the extent map of", self.path, source))?;
+        let kept = self.records.len().saturating_sub(1);
+        self.records.drain(..kept);
+        self.next = self.records.len();
+        let end = parse_page(zerocopy::IntoBytes::as_bytes(page), ask.start, &mut self.records)
+            .map_err(|fault| ExtentError::Map { path: self.path.to_path_buf(), fault })?;
+        self.ask = match end {
+            PageEnd::Continue { next } if next < ask.end => Some(Stretch { start: next, ..ask }),
+            PageEnd::Continue { .. } | PageEnd::Last => None,
+        };
+        Ok(())
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = RawExtent;
+
+    fn next(&mut self) -> Option<RawExtent> {
+        if self.next >= self.records.len() {
+            let ask = self.ask.take()?;
+            if let Err(error) = self.read_page(ask) {
+                self.failed = Some(error);
+                return None;
+            }
+        }
+        let record = self.records.get(self.next).copied();
+        self.next += 1;
+        record
+    }
+}
+
+fn write_header(page: &mut [u64; PAGE_WORDS], ask: Stretch, flags: u32) {
     let mut third = [0; 8];
     third[..4].copy_from_slice(&flags.to_ne_bytes());
     let mut fourth = [0; 8];
     fourth[..4].copy_from_slice(&PAGE_RECORDS.to_ne_bytes());
     // fm_start, fm_length, fm_flags and fm_mapped_extents, fm_extent_count and fm_reserved.
-    let header = [start, u64::MAX - start, u64::from_ne_bytes(third), u64::from_ne_bytes(fourth)];
+    let len = ask.end.saturating_sub(ask.start);
+    let header = [ask.start, len, u64::from_ne_bytes(third), u64::from_ne_bytes(fourth)];
     page[..header.len()].copy_from_slice(&header);
 }
 
@@ -243,6 +412,28 @@ mod tests {
         for (records, fault) in cases {
             assert_eq!(parse_page(&page(records), 0, &mut Vec::new()), Err(fault));
         }
+    }
+
+    #[test]
+    fn stretches_cover_a_file_without_gap_and_records_are_clipped_to_them() {
+        for (size, most, expected) in [(0, 4, 1), (4096, 4, 1), (16 << 20, 4, 2), (1 << 30, 3, 3)] {
+            let stretches = stretches(size, most);
+            assert_eq!(stretches.len(), expected, "{size}");
+            assert_eq!((stretches[0].start, stretches[expected - 1].end), (0, u64::MAX));
+            assert!(stretches.windows(2).all(|pair| pair[0].end == pair[1].start), "{stretches:?}");
+        }
+        let record = |start: u64, len| RawExtent {
+            file_offset: ByteOffset(start),
+            device_offset: ByteOffset(start + 1000),
+            len: ByteLen(len),
+            flags: FiemapFlags::SHARED,
+        };
+        let stretch = Stretch { start: 100, end: 200 };
+        assert_eq!(stretch.clip(record(50, 100)), Some(record(100, 50)));
+        assert_eq!(stretch.clip(record(150, 100)), Some(record(150, 50)));
+        assert_eq!(stretch.clip(record(0, 1000)), Some(record(100, 100)));
+        assert_eq!(stretch.clip(record(0, 100)), None);
+        assert_eq!(stretch.clip(record(200, 1)), None);
     }
 
     #[test]

@@ -1,7 +1,18 @@
 //! Lookup: a byte range of the file becomes the device segments that hold it.
 //!
-//! Binary search over the sealed extents, after a look at the extent of the last hit and the one that follows it. A
-//! range that crosses extents gives one [`Segment`] an extent. Nothing here is trusted by the data path:
+//! ```text
+//!   file      |..a..|b|....c....|..d..|e|f|....g....|h|      extents
+//!             ^               ^               ^              stretches of 2^n bytes, one for 16 to 32 extents
+//!   starts    a               c               g              the extent that holds the first byte of each
+//! ```
+//!
+//! The extent of the last hit and the one that follows it are looked at first. Else the starts of the byte's stretch and of the
+//! next one tell between which extents it lies, and its place in the stretch where among these: what is wanted is nearly always
+//! one of the few around that guess. These are compared without a branch. So whatever the number of extents there is one
+//! wait for memory, where a binary search of a million waits a dozen times: the starts of a million fit the cache of a core.
+//! Where the guess is wrong, as extents may be of any length, those of the stretch are searched.
+//!
+//! A range that crosses extents gives one [`Segment`] an extent. Nothing here is trusted by the data path:
 //! [`FrozenMap::check`](super::FrozenMap::check) proves each segment again, by another route.
 
 use super::error::LookupError;
@@ -38,18 +49,18 @@ pub struct Segments<'m> {
 }
 
 impl<'m> Segments<'m> {
-    /// `extents` must have no gaps, and hold `at..end`; [`FrozenMap`](super::FrozenMap) has checked both.
+    /// The extents must have no gaps, and hold `at..end`; [`FrozenMap`](super::FrozenMap) has checked both.
     pub(super) fn new(
-        extents: &'m [Extent],
+        index: Index<'m>,
         cursor: &'m mut LookupCursor,
         at: u64,
         end: u64,
     ) -> Result<Self, LookupError> {
         if at < end {
-            cursor.index = find(extents, cursor.index, at)
-                .ok_or(LookupError::NotInMap { file_offset: ByteOffset(at) })?;
+            cursor.index =
+                index.find(cursor.index, at).ok_or(LookupError::NotInMap { file_offset: ByteOffset(at) })?;
         }
-        Ok(Self { extents, cursor, at, end })
+        Ok(Self { extents: index.extents, cursor, at, end })
     }
 
     /// Bytes not yet given out. Zero once the iterator has ended.
@@ -86,16 +97,79 @@ impl Iterator for Segments<'_> {
     }
 }
 
-/// The index of the extent that holds the byte at `at`: that of `guess`, the next one, or the one a binary search finds.
-fn find(extents: &[Extent], guess: usize, at: u64) -> Option<usize> {
-    let holds = |index: usize| extents.get(index).is_some_and(|extent| extent.holds(at));
-    if holds(guess) {
-        return Some(guess);
+/// The extents of a map, and where to begin to look in them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Index<'m> {
+    pub(super) extents: &'m [Extent],
+    /// As [`starts`] made it.
+    pub(super) starts: &'m [u32],
+    pub(super) stretch_shift: u32,
+}
+
+/// Extents around the guess that are looked at.
+const WINDOW: usize = 8;
+/// Extents for which there is one stretch, at the most.
+const STRETCH_EXTENTS_MAX: u64 = 32;
+
+impl Index<'_> {
+    /// The index of the extent that holds the byte at `at`: that of `guess`, the next one, or the one that is found.
+    fn find(&self, guess: usize, at: u64) -> Option<usize> {
+        let extents = self.extents;
+        let holds = |index: usize| extents.get(index).is_some_and(|extent| extent.holds(at));
+        if holds(guess) {
+            return Some(guess);
+        }
+        let next = guess.wrapping_add(1);
+        if holds(next) {
+            return Some(next);
+        }
+        let stretch = usize::try_from(at >> self.stretch_shift).ok()?;
+        let first = *self.starts.get(stretch)? as usize;
+        let last = self.starts.get(stretch + 1).map_or(extents.len() - 1, |last| *last as usize);
+        if let Some(found) = self.near(self.guess(first, last, at), at) {
+            return Some(found);
+        }
+        let crowd = extents.get(first..=last)?;
+        let found = first + crowd.partition_point(|extent| extent.end() <= at);
+        holds(found).then_some(found)
     }
-    let next = guess.wrapping_add(1);
-    if holds(next) {
-        return Some(next);
+
+    /// Where `at` would be if all of `first..=last`, which hold its stretch, were of one length.
+    fn guess(&self, first: usize, last: usize, at: u64) -> usize {
+        let into = at & !(u64::MAX << self.stretch_shift);
+        let further = (last.saturating_sub(first) as u128 * u128::from(into)) >> self.stretch_shift;
+        // Less than `last`.
+        first + usize::try_from(further).unwrap_or(0)
     }
-    let found = extents.partition_point(|extent| extent.file_offset.get() <= at).checked_sub(1)?;
-    holds(found).then_some(found)
+
+    /// The extent that holds the byte at `at`, if it is near `guess`.
+    fn near(&self, guess: usize, at: u64) -> Option<usize> {
+        let most = self.extents.len().checked_sub(WINDOW)?;
+        let start = guess.saturating_sub(WINDOW / 2 - 1).min(most);
+        let window: &[Extent; WINDOW] = self.extents.get(start..)?.first_chunk()?;
+        // Of each: a branch that depends on memory would be waited for, and mispredicted.
+        let before: usize = window.iter().map(|extent| usize::from(extent.end() <= at)).sum();
+        window.get(before)?.holds(at).then_some(start + before)
+    }
+}
+
+/// How long stretches are, as a power of two, of which there is one for 16 to 32 of `count` extents in a map of `size` bytes.
+pub(super) fn stretch_shift(size: u64, count: usize) -> u32 {
+    let most = (count as u64).div_ceil(STRETCH_EXTENTS_MAX / 2);
+    let last = size.saturating_sub(1);
+    (0..u64::BITS).find(|shift| last >> shift < most).unwrap_or(u64::BITS - 1)
+}
+
+/// For each stretch the extent that holds its first byte. The extents must begin at 0 and have no gaps; there are less than
+/// 2^32 of them.
+pub(super) fn starts(extents: &[Extent], stretch_shift: u32) -> Vec<u32> {
+    let mut starts = Vec::new();
+    for (index, extent) in (0..).zip(extents) {
+        let stretches = ((extent.end() - 1) >> stretch_shift) + 1;
+        let ends_before = usize::try_from(stretches).unwrap_or(usize::MAX);
+        if ends_before > starts.len() {
+            starts.resize(ends_before, index);
+        }
+    }
+    starts
 }

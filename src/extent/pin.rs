@@ -21,6 +21,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::Advice;
 
@@ -43,11 +45,11 @@ use super::prepare::prepare;
 use super::progress::Progress;
 use super::record::{StoredMap, StoredPin};
 use super::state::StateDir;
-use super::survey::{absolute, open_read, survey_file, to_extents};
+use super::survey::{absolute, open_read, survey_file, survey_start, to_extents};
 use super::timeline::PinStep;
 use super::undo::{ImmutableFlag, IntentRecord};
 use super::unpin::{await_last_owners, refuse_if_held};
-use super::verify::verify_file;
+use super::verify::verify_at_cost;
 use super::watch::{WatchOptions, baseline_of};
 use crate::units::BlockSize;
 
@@ -112,7 +114,8 @@ pub fn pin(
     progress.stage("pinning");
     let _alone = state.lock()?;
     let file = Arc::new(open_read(&path)?);
-    let mut before = survey_file(&file, &path)?;
+    // The whole map is read when the guards are set. What forbids to serve a file is mostly seen at its beginning.
+    let mut before = survey_start(&file, &path)?;
     // Whether it is to be one is told by the record.
     let is_our_swap = before.facts.swap && swap_file::is_ours(&file);
     before.violations.retain(|violation| !is_our_swap || *violation != Violation::Swap);
@@ -262,12 +265,21 @@ impl Attempt<'_> {
         let map = FrozenMap::from_extents(identity, generation, extents)?;
         let baseline = baseline_of(self.file, self.path())?;
         progress.stage("checking the guards");
-        self.check_again(&map, &guard)?;
+        // The record is written beside the old one meanwhile, and takes its place only when the guards were found whole.
+        let (checked, staged) = thread::scope(|scope| {
+            let staged = scope.spawn(|| {
+                let (identity, map) = (map.identity().clone(), Some(StoredMap::from(&map)));
+                self.state.stage(&StoredPin { identity, map, ..intent })
+            });
+            (self.check_again(&map, &guard), staged.join())
+        });
+        let cost = checked?;
+        let staged =
+            staged.map_err(|_| self.guard_error("record", "its thread ended before its time", None))??;
         rustix::fs::fadvise(self.file, 0, None, Advice::DontNeed)
             .map_err(|error| ExtentError::io("drop the page cache of", self.path(), error))?;
         progress.stage("recording the pin");
-        let done = StoredPin { identity: map.identity().clone(), map: Some(StoredMap::from(&map)), ..intent };
-        self.state.store(&done)?;
+        staged.commit()?;
         // From here on nothing of this writes to the filesystem.
         thawed.map(Thawed::freeze).transpose()?;
         // The map is the living one: whatever ended an earlier grant is over.
@@ -278,7 +290,7 @@ impl Attempt<'_> {
         lease.into_iter().for_each(lease::LeaseHold::disarm);
         self.state.note(&intent_key, generation, PinStep::Pinned, format!("{} extents", map.extent_count()));
         let map = Arc::new(map);
-        guard.watch_over(&map, baseline);
+        guard.watch_over(&map, baseline, cost);
         let held = Held { mode: self.mode, clear_immutable: sets_flag && !foreign, header_written };
         Ok((guard, map, held))
     }
@@ -351,15 +363,13 @@ impl Attempt<'_> {
     }
 
     /// Whether the guards were in place all the while the map was read, and the map is still the same.
-    fn check_again(&self, map: &FrozenMap, guard: &Guard) -> Result<(), ExtentError> {
+    /// What the look at the map cost in processor time.
+    fn check_again(&self, map: &FrozenMap, guard: &Guard) -> Result<Duration, ExtentError> {
         if self.mode.sets_flag() && !is_immutable(self.file, self.path())? {
             return Err(self.guard_error(IMMUTABLE, "it was cleared meanwhile", None));
         }
-        let report = verify_file(map.identity(), map.extents(), self.file)?.under(
-            self.mode,
-            self.file,
-            map.identity(),
-        )?;
+        let (report, cost) = verify_at_cost(map.identity(), map.extents(), self.file)?;
+        let report = report.under(self.mode, self.file, map.identity())?;
         // The freeze comes last.
         if !report.guard_holds && self.mode != GuardMode::FrozenFilesystem {
             return Err(self.guard_error(self.mode.name(), "it was taken away meanwhile", None));
@@ -374,7 +384,7 @@ impl Attempt<'_> {
         if (self.mode.takes_lease() && !lease::is_held(self.file)) || guard.watch().reason().is_some() {
             return Err(self.guard_error("lease", "it was broken meanwhile", None));
         }
-        Ok(())
+        Ok(cost)
     }
 }
 

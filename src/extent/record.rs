@@ -1,11 +1,14 @@
 //! The stored form of a pin: one JSON document with a version and a checksum.
 //!
 //! ```text
-//!   { "format": "fastice-pin", "version": 1,
-//!     "checksum": SHA-256 of the compact JSON of what "pin" holds,
+//!   { "format": "fastice-pin", "version": 2,
+//!     "checksum": SHA-256 of the compact JSON of what "pin" holds, but with no extents,
 //!     "pin": { "identity": { ... }, "generation": 3, "owner": { ... }, "immutable_was_set_before": false,
 //!              "map": { "checksum": SHA-256, "extents": [ [device offset, length], ... ] } } }
 //! ```
+//!
+//! The extents are covered by the checksum of the map. Version 1 covers them by the other checksum as well, for which a map of a
+//! million extents is written out once more; it is read, and replaced by version 2 with the next pin.
 //!
 //! Extents follow each other in the file without gaps, so their file offsets are not written. [`parse`] is a plain
 //! function over bytes and never panics.
@@ -24,8 +27,8 @@ use super::mode::GuardMode;
 use super::owner::Owner;
 
 const FORMAT: &str = "fastice-pin";
-/// The version that this release writes and reads.
-const VERSION: u64 = 1;
+/// The version that this release writes. It reads this one, and those before.
+const VERSION: u64 = 2;
 
 /// A pin as the state directory keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +114,12 @@ struct Header {
 /// # Errors
 /// Those of `to`.
 pub(super) fn write(pin: &StoredPin, to: impl Write) -> io::Result<()> {
-    let document = Document { format: FORMAT.to_owned(), version: VERSION, checksum: checksum(pin)?, pin };
+    write_as(VERSION, pin, to)
+}
+
+/// Writes the document as that version had it.
+pub(super) fn write_as(version: u64, pin: &StoredPin, to: impl Write) -> io::Result<()> {
+    let document = Document { format: FORMAT.to_owned(), version, checksum: checksum(pin, version)?, pin };
     let mut serializer = serde_json::Serializer::with_formatter(to, Layout::default());
     document.serialize(&mut serializer)?;
     serializer.into_inner().write_all(b"\n")
@@ -127,12 +135,12 @@ pub(super) fn parse(bytes: &[u8]) -> Result<StoredPin, StateProblem> {
         let error = serde::de::Error::custom(format_args!("the format is not {FORMAT}"));
         return Err(StateProblem::Malformed(error));
     }
-    if header.version != VERSION {
+    if !(1..=VERSION).contains(&header.version) {
         return Err(StateProblem::Version { found: header.version, known: VERSION });
     }
     let document: Document<StoredPin> = serde_json::from_slice(bytes).map_err(StateProblem::Malformed)?;
     let pin = document.pin;
-    if checksum(&pin).ok() != Some(document.checksum) {
+    if checksum(&pin, header.version).ok() != Some(document.checksum) {
         return Err(StateProblem::Checksum);
     }
     if let Some(map) = &pin.map {
@@ -144,9 +152,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<StoredPin, StateProblem> {
     Ok(pin)
 }
 
-fn checksum(pin: &StoredPin) -> io::Result<[u8; 32]> {
+/// What the document of that version says in "checksum".
+fn checksum(pin: &StoredPin, version: u64) -> io::Result<[u8; 32]> {
     let mut hasher = io::BufWriter::with_capacity(1 << 16, HashWriter(Sha256::new()));
-    serde_json::to_writer(&mut hasher, pin)?;
+    if version == 1 {
+        serde_json::to_writer(&mut hasher, pin)?;
+    } else {
+        let mut pin = pin.clone();
+        if let Some(map) = &mut pin.map {
+            map.extents = Vec::new();
+        }
+        serde_json::to_writer(&mut hasher, &pin)?;
+    }
     let hasher = hasher.into_inner().map_err(io::IntoInnerError::into_error)?;
     Ok(hasher.0.finalize().into())
 }

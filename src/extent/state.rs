@@ -27,7 +27,7 @@ use super::error::{ExtentError, StateProblem};
 use super::owner::Owner;
 use super::places::Still;
 use super::record::{self, StoredPin};
-use crate::durable::{self, Locked};
+use crate::durable::{self, Locked, Staged};
 
 /// The largest record that is read: room for some 30 million extents.
 const RECORD_LEN_MAX: u64 = 1 << 30;
@@ -106,11 +106,20 @@ impl StateDir {
     /// # Errors
     /// [`ExtentError::Io`]; the old record is then still there.
     pub fn store(&self, pin: &StoredPin) -> Result<(), ExtentError> {
+        self.stage(pin)?.commit()
+    }
+
+    /// Writes a record beside the one of the same file, and durably: to be [committed](StagedRecord::commit).
+    pub(super) fn stage(&self, pin: &StoredPin) -> Result<StagedRecord, ExtentError> {
         let key = pin.identity.key();
         if self.last_generation(&key)?.is_none_or(|last| last < pin.generation) {
             replace(&self.file(&key, "generation"), |file| writeln!(file, "{}", pin.generation))?;
         }
-        replace(&self.file(&key, "json"), |file| record::write(pin, file))
+        let path = self.file(&key, "json");
+        match Staged::write(&path, |file| record::write(pin, file)) {
+            Ok(staged) => Ok(StagedRecord { staged, path }),
+            Err(error) => Err(ExtentError::io("write", &path, error)),
+        }
     }
 
     /// Removes a record. Its file's generation is kept.
@@ -193,6 +202,20 @@ impl StateDir {
 
     fn file(&self, key: &str, extension: &str) -> PathBuf {
         self.path.join(format!("{key}.{extension}"))
+    }
+}
+
+/// A record that is written, and does not count yet. Dropped, it is gone.
+#[derive(Debug)]
+pub(super) struct StagedRecord {
+    staged: Staged,
+    path: PathBuf,
+}
+
+impl StagedRecord {
+    /// Puts it in the place of the old one.
+    pub(super) fn commit(self) -> Result<(), ExtentError> {
+        self.staged.commit().map_err(|error| ExtentError::io("write", &self.path, error))
     }
 }
 

@@ -44,7 +44,7 @@ pub fn survey(path: &Path) -> Result<Survey, ExtentError> {
 /// The survey of an open file.
 pub(super) fn survey_file(file: &File, path: &Path) -> Result<Survey, ExtentError> {
     let facts = FileFacts::gather(file, path)?;
-    let records = match fiemap::read(file, path) {
+    let records = match fiemap::read_split(file, path, facts.size) {
         Ok(records) => records,
         // No FIEMAP here: the facts say why, unless they see nothing wrong.
         Err(_) if facts.filesystem.is_none() || facts.not_regular.is_some() => Vec::new(),
@@ -56,6 +56,25 @@ pub(super) fn survey_file(file: &File, path: &Path) -> Result<Survey, ExtentErro
         violations.retain(|violation| !matches!(violation, Violation::Hole { .. }));
     }
     Ok(Survey { facts, records, violations })
+}
+
+/// Whether the file can be pinned, as far as its facts and the first of its records tell: cheap, whatever the size of the
+/// map. Where they tell against it, all of it is looked at.
+pub(super) fn survey_start(file: &File, path: &Path) -> Result<Survey, ExtentError> {
+    let facts = FileFacts::gather(file, path)?;
+    if facts.filesystem.is_none() || facts.not_regular.is_some() {
+        return survey_file(file, path);
+    }
+    let (records, are_all) = fiemap::read_first(file, path)?;
+    let told = records.last().map_or(0, RawExtent::file_end);
+    let mut violations = violations(&facts, &records);
+    if !are_all {
+        // What lies behind the first records is not known yet.
+        violations.retain(
+            |found| !matches!(found, Violation::Hole { file_offset, .. } if file_offset.get() >= told),
+        );
+    }
+    if violations.is_empty() { Ok(Survey { facts, records, violations }) } else { survey_file(file, path) }
 }
 
 /// Reads the map of any file on a filesystem that fastice knows, also of one that cannot be served, with all flags.

@@ -36,23 +36,25 @@ unsafe impl Send for SealedMemory {}
 unsafe impl Sync for SealedMemory {}
 
 impl SealedMemory {
-    /// Copies `bytes` into sealed memory.
-    pub(super) fn seal(bytes: &[u8]) -> io::Result<Self> {
+    /// Copies `parts`, one behind the other, into sealed memory.
+    pub(super) fn seal(parts: &[&[u8]]) -> io::Result<Self> {
         let file = rustix::fs::memfd_create("fastice-map", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let written = rustix::io::write(&file, rest)?;
-            rest = rest.get(written..).unwrap_or_default();
+        for part in parts {
+            let mut rest = *part;
+            while !rest.is_empty() {
+                let written = rustix::io::write(&file, rest)?;
+                rest = rest.get(written..).unwrap_or_default();
+            }
         }
+        let len = parts.iter().map(|part| part.len()).sum();
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals)?;
         // SAFETY: a new mapping at an address the kernel chooses touches no memory of ours. The file has exactly
         // `len` bytes and, sealed against shrinking, keeps them, so no access can fault.
-        let start = unsafe {
-            rustix::mm::mmap(ptr::null_mut(), bytes.len(), ProtFlags::READ, MapFlags::SHARED, &file, 0)?
-        };
+        let start =
+            unsafe { rustix::mm::mmap(ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, &file, 0)? };
         let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, len: bytes.len(), file })
+        Ok(Self { start, len, file })
     }
 
     /// The sealed bytes, page aligned.

@@ -1,18 +1,21 @@
 //! Whether a frozen or stored map is still that of the living file.
 
 use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::time::Duration;
 
-use super::compare::{Comparison, compare};
+use super::compare::{Comparison, compare_within};
 use super::error::{ExtentError, StateProblem};
 use super::facts::{FileFacts, stat};
-use super::fiemap;
+use super::fiemap::{self, Records, Stretch};
 use super::guard::RecallReason;
 use super::identity::MapIdentity;
 use super::map::Extent;
 use super::mode::GuardMode;
 use super::record::StoredPin;
 use super::survey::open_read;
+use super::watch::cpu_time;
 use crate::units::ByteLen;
 
 /// What a verification saw.
@@ -75,11 +78,33 @@ pub(super) fn verify_file(
     extents: &[Extent],
     file: &File,
 ) -> Result<VerifyReport, ExtentError> {
+    Ok(verify_at_cost(identity, extents, file)?.0)
+}
+
+/// As [`verify_file`]; also what reading and comparing the map cost in processor time.
+pub(super) fn verify_at_cost(
+    identity: &MapIdentity,
+    extents: &[Extent],
+    file: &File,
+) -> Result<(VerifyReport, Duration), ExtentError> {
     let path = &identity.path;
-    let records = fiemap::read(file, path)?;
+    let size = identity.size;
+    let part = |stretch: Stretch| {
+        let begun = cpu_time();
+        let mut living = Records::within(file.as_fd(), path, stretch);
+        let stretch = Stretch { end: stretch.end.min(size.get()), ..stretch };
+        let start = identity.disk.partition_start;
+        let comparison = compare_within(stretch, extents, living.by_ref(), start, &mut |_| {});
+        living.end().map(|()| (comparison, cpu_time().saturating_sub(begun)))
+    };
+    let parts = fiemap::patiently(|| fiemap::in_stretches(file.as_fd(), path, size, &part))?;
+    let (mut comparison, mut cost) = (Comparison::default(), Duration::ZERO);
+    for (part, part_cost) in parts {
+        (comparison, cost) = (comparison.and(part), cost + part_cost);
+    }
     let stat = stat(file, path)?;
-    Ok(VerifyReport {
-        comparison: compare(extents, &records, identity.disk.partition_start, identity.size),
+    let report = VerifyReport {
+        comparison,
         size: ByteLen(stat.stx_size),
         size_is_frozen: stat.stx_size == identity.size.get(),
         immutable: stat.stx_attributes.contains(rustix::fs::StatxAttributes::IMMUTABLE),
@@ -87,7 +112,8 @@ pub(super) fn verify_file(
         recalled: None,
         guard: GuardMode::Default,
         guard_holds: true,
-    })
+    };
+    Ok((report, cost))
 }
 
 /// Compares a stored pin with the file now at its path. A pin without a map is compared as an empty one: all differs.

@@ -216,10 +216,11 @@ impl Guard {
         Ok(())
     }
 
-    /// From now on the file is watched: it has to stay what `map` and `baseline` say.
-    pub(in crate::extent) fn watch_over(&self, map: &Arc<FrozenMap>, baseline: Baseline) {
+    /// From now on the file is watched: it has to stay what `map` and `baseline` say. It was looked at a moment ago, for
+    /// `cost` of processor time, from which the first interval follows.
+    pub(in crate::extent) fn watch_over(&self, map: &Arc<FrozenMap>, baseline: Baseline, cost: Duration) {
         *self.post.baseline.lock().unwrap_or_else(PoisonError::into_inner) = Some(baseline);
-        self.post.watch.found_nothing(Instant::now(), Duration::ZERO);
+        self.post.watch.found_nothing(Instant::now(), cost);
         // Set once in the life of a guard.
         let _ = self.post.map.set(Arc::clone(map));
         self.warden.look_anew();

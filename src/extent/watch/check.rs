@@ -14,7 +14,7 @@ use crate::extent::compare::{Difference, differences};
 use crate::extent::device::Sysfs;
 use crate::extent::error::ExtentError;
 use crate::extent::facts::stat;
-use crate::extent::fiemap;
+use crate::extent::fiemap::{self, Records};
 use crate::extent::guard::{Baseline, Doubt, Post, RecallReason};
 use crate::extent::identity::MapIdentity;
 use crate::extent::map::{Extent, FrozenMap};
@@ -25,7 +25,7 @@ use crate::extent::undo::Chain;
 const DIFFERENCES_MAX: usize = 16;
 
 /// The processor time of this thread.
-pub(super) fn cpu_time() -> Duration {
+pub(in crate::extent) fn cpu_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0))
 }
@@ -55,9 +55,23 @@ pub(in crate::extent) fn cost_of(
     Sysfs::system()
         .len_of(disk.number)
         .map_err(|error| ExtentError::io("look at the disk under", path, error))?;
-    let records = fiemap::read(file, path)?;
-    let _ = differences(extents, &records, disk.partition_start, identity.size, DIFFERENCES_MAX);
+    moved_blocks(file, path, identity, extents)?;
     Ok(cpu_time().saturating_sub(begun))
+}
+
+/// What of the living map is not as it was frozen. The map is never held: it may have millions of extents.
+fn moved_blocks(
+    file: &File,
+    path: &Path,
+    identity: &MapIdentity,
+    extents: &[Extent],
+) -> Result<Vec<Difference>, ExtentError> {
+    fiemap::patiently(|| {
+        let mut living = Records::of(file.as_fd(), path);
+        let start = identity.disk.partition_start;
+        let found = differences(extents, living.by_ref(), start, identity.size, DIFFERENCES_MAX);
+        living.end().map(|()| found)
+    })
 }
 
 /// What differs, if anything does.
@@ -143,10 +157,7 @@ fn look_at(
     if let Some((doubt, detail)) = found {
         return Ok(Some(Differs { doubt, detail, blocks: Vec::new() }));
     }
-    let identity = map.identity();
-    let records = fiemap::read(&post.file, &post.path)?;
-    let (start, size) = (identity.disk.partition_start, identity.size);
-    let blocks = differences(map.extents(), &records, start, size, DIFFERENCES_MAX);
+    let blocks = moved_blocks(&post.file, &post.path, map.identity(), map.extents())?;
     let moved = |first: &Difference| Differs {
         doubt: Doubt::MapMoved,
         detail: first.to_string(),

@@ -29,7 +29,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 pub use check::SecondLook;
 use check::look;
-pub(in crate::extent) use check::{baseline_of, cost_of};
+pub(in crate::extent) use check::{baseline_of, cost_of, cpu_time};
 
 use pace::{Pace, QUICK_INTERVAL_MIN};
 
@@ -192,9 +192,9 @@ impl Body {
         let posts = self.watched();
         self.pace.plan(&posts);
         if self.pace.is_quick_due(Instant::now()) {
-            let begun = check::cpu_time();
+            let begun = cpu_time();
             posts.iter().for_each(|(_, post)| check::quick(post));
-            self.pace.quick_done(Instant::now(), check::cpu_time().saturating_sub(begun));
+            self.pace.quick_done(Instant::now(), cpu_time().saturating_sub(begun));
         }
         for (id, post) in &posts {
             if self.pace.is_due(*id, Instant::now()) {
