@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All benches, into bench/report.json: the driver here, its instructions, and the driver beside the kernel's in a guest.
+# All benches, into bench/report.json: the driver here, its instructions, pins at scale, and the driver beside the kernel's
+# in a guest.
 # usage: run.sh [ARGUMENT]...      of `fastice-bench driver`, such as --rounds 15
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,6 +11,11 @@ if command -v valgrind >/dev/null; then
     "$bench" instructions
 else
     echo "SKIPPED: instructions: there is no valgrind" >&2
+fi
+if ((EUID == 0)); then
+    "$bench" scale
+else
+    echo "SKIPPED: scale: that takes root, for filesystems on loop devices" >&2
 fi
 if [[ $(uname -m) == x86_64 ]] && { ((EUID == 0)) || command -v qemu-system-x86_64 >/dev/null; }; then
     bench/guest.sh

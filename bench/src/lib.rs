@@ -26,6 +26,7 @@ pub mod paced;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod scale;
 pub mod server;
 pub mod spread;
 pub mod suite;

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use fastice_bench::chosen::Chosen;
 use fastice_bench::report::Report;
 use fastice_bench::suite::{KernelPeer, Plan};
-use fastice_bench::{count, machine, server};
+use fastice_bench::{count, machine, scale, server};
 
 /// Sets fastice beside its peers
 #[derive(Debug, Parser)]
@@ -34,6 +34,8 @@ enum Command {
         #[arg(long, default_value_t = 10_000)]
         reads: usize,
     },
+    /// A million extents in one file, a thousand pinned files: time, memory, lookups, watching (root)
+    Scale(Scale),
     /// Instructions a read of the driver, counted by valgrind
     Instructions(Instructions),
     /// Puts the rows of a report that was made elsewhere, such as in a guest, into another
@@ -97,6 +99,22 @@ struct Driver {
 }
 
 #[derive(Debug, Args)]
+struct Scale {
+    /// Extents of the one file
+    #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    extents: u64,
+    /// Files pinned at once
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    files: u64,
+    /// Rounds of each side; an odd number has a middle one
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    rounds: usize,
+    /// Where the rows go, into what is there
+    #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+    report: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct Instructions {
     /// Queue depths
     #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 128], value_name = "N,N")]
@@ -105,6 +123,10 @@ struct Instructions {
     #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
     report: PathBuf,
 }
+
+/// Counts, for the rows of memory.
+#[global_allocator]
+static ALLOCATOR: scale::Counting = scale::Counting;
 
 fn say(line: &str) {
     // A reader that went away is no reason to stop.
@@ -115,6 +137,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Driver(options) => driver(&options),
         Command::Count { depth, reads } => count::run(depth, reads),
+        Command::Scale(options) => at_scale(&options),
         Command::Instructions(options) => instructions(&options),
         Command::Merge { from, report } => merge(&from, &report),
         Command::ServeModel { socket } => server::serve(&socket),
@@ -157,6 +180,16 @@ fn driver(options: &Driver) -> Result<()> {
             }
         }
     }
+    report.merge(rows);
+    Ok(report.save(&options.report)?)
+}
+
+fn at_scale(options: &Scale) -> Result<()> {
+    let Scale { extents, files, rounds, .. } = *options;
+    let mut report = Report::load(&options.report)?;
+    let plan = scale::Plan { extents, files, rounds, machine: machine::describe(), tell: say };
+    let mut rows = Vec::new();
+    plan.run(&mut rows)?;
     report.merge(rows);
     Ok(report.save(&options.report)?)
 }
