@@ -17,6 +17,8 @@ mod handover;
 mod leftover;
 #[path = "serve/load.rs"]
 mod load;
+#[path = "serve/metrics.rs"]
+mod metrics;
 #[path = "serve/nvme.rs"]
 mod nvme;
 #[path = "serve/policy.rs"]

@@ -30,6 +30,7 @@ pub mod pins;
 pub mod progress;
 pub mod read;
 pub mod serve;
+mod served;
 pub mod status;
 mod sys;
 pub mod unpin;

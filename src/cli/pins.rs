@@ -10,6 +10,7 @@ use super::StateDirArg;
 use super::exit::{Exit, Outcome};
 use super::files::existing_state;
 use super::out::{JsonFlag, Out};
+use super::served::{Served, served_with};
 use crate::config::format_size;
 use crate::extent::{
     ExtentError, GuardMode, Owner, PinEvent, StateDir, StateProblem, StoredIncident, StoredPin, VerifyReport,
@@ -89,6 +90,8 @@ pub(super) struct PinRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) guard: Option<GuardMode>,
     pub(super) extents: usize,
+    /// What the target that serves it says; null when nobody does.
+    pub(super) served: Option<Served>,
     /// For what its last grant was ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) incident: Option<StoredIncident>,
@@ -103,7 +106,10 @@ pub(super) struct PinRow {
 /// When the state directory cannot be read.
 pub fn run(args: &PinsArgs) -> Outcome {
     let rows = match existing_state(&args.state.state_dir)? {
-        Some(state) => rows_with(&state, args.events)?,
+        Some(state) => {
+            let served = served_with(state.path());
+            rows_with(&state, args.events, &served)?
+        }
         None => Vec::new(),
     };
     let mut out = Out::stdout();
@@ -136,6 +142,14 @@ pub fn run(args: &PinsArgs) -> Outcome {
 /// What is wrong with a pin, and what became of it.
 fn tell_more(row: &PinRow, out: &mut Out) -> io::Result<()> {
     let path = row.path.as_deref().unwrap_or("?");
+    match &row.served {
+        Some(served) => {
+            out.line(format!("\n{path}"))?;
+            served.lines().iter().try_for_each(|line| out.line(format!("    {line}")))?;
+        }
+        None if row.path.is_some() => out.line(format!("\n{path}: nobody serves it"))?,
+        None => {}
+    }
     if let Some(incident) = &row.incident {
         out.line(format!("\n{path}: its grant ended at {}: {}", time_of(incident.at_ms), incident.reason))?;
         if !incident.detail.is_empty() {
@@ -169,14 +183,19 @@ fn time_of(unix_ms: u64) -> String {
 
 /// Every record with the state of its file.
 pub(super) fn rows(state: &StateDir) -> Result<Vec<PinRow>, ExtentError> {
-    rows_with(state, false)
+    rows_with(state, false, &[])
 }
 
-fn rows_with(state: &StateDir, events: bool) -> Result<Vec<PinRow>, ExtentError> {
-    Ok(state.records()?.into_iter().map(|record| row(state, record, events)).collect())
+fn rows_with(state: &StateDir, events: bool, served: &[Served]) -> Result<Vec<PinRow>, ExtentError> {
+    Ok(state.records()?.into_iter().map(|record| row(state, record, events, served)).collect())
 }
 
-fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool) -> PinRow {
+fn row(
+    state: &StateDir,
+    record: Result<StoredPin, ExtentError>,
+    events: bool,
+    served: &[Served],
+) -> PinRow {
     let pin = match record {
         Ok(pin) => pin,
         Err(error) => {
@@ -191,6 +210,7 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool) -
                 size_bytes: 0,
                 guard: None,
                 extents: 0,
+                served: None,
                 incident: None,
                 events: Vec::new(),
             };
@@ -213,6 +233,7 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool) -
         size_bytes: pin.identity.size.get(),
         guard: Some(pin.guard),
         extents: pin.map.as_ref().map_or(0, |map| map.extents.len()),
+        served: Served::of(served, pin.path()).cloned(),
         incident,
         events,
     }

@@ -67,6 +67,9 @@ pub enum RestartReason {
     /// `log_format`.
     #[error("log_format")]
     LogFormat,
+    /// `[metrics]`.
+    #[error("metrics")]
+    Metrics,
     /// Any `[[listener]]`.
     #[error("listener")]
     Listeners,
@@ -139,6 +142,7 @@ fn restarts(old: &Config, new: &Config) -> Vec<RestartReason> {
     note(old.poll != new.poll, RestartReason::Poll);
     note(old.watch != new.watch, RestartReason::Watch);
     note(old.log_format != new.log_format, RestartReason::LogFormat);
+    note(old.metrics != new.metrics, RestartReason::Metrics);
     note(old.listeners != new.listeners, RestartReason::Listeners);
     note(!old.shares_buffers() && new.shares_buffers(), RestartReason::SharedBuffers);
     for after in &new.subsystems {

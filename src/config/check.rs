@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use toml::Spanned;
 
 use super::error::Finding;
-use super::raw::{RawConfig, RawCores, RawListener, RawNamespace, RawPoll, RawSize, RawSubsystem};
+use super::raw::{RawConfig, RawCores, RawListener, RawMetrics, RawNamespace, RawPoll, RawSize, RawSubsystem};
 use super::{
     Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_IDLE_AFTER, DEFAULT_MODEL, DEFAULT_STATE_DIR,
     DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, WatchShare,
@@ -73,6 +73,7 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
     let poll = checker.poll(raw.poll, raw.idle_after_us);
     let watch = checker.watch(raw.watch_cpu_percent);
     let listeners = checker.listeners(raw.listener, !raw.subsystem.is_empty());
+    let metrics = checker.metrics(raw.metrics, &listeners);
     let nvme = checker.controllers(raw.nvme);
     let subsystems = checker.subsystems(raw.subsystem);
     if !checker.findings.is_empty() {
@@ -86,6 +87,7 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
         watch,
         log: raw.log.unwrap_or_default(),
         log_format: raw.log_format.unwrap_or_default(),
+        metrics,
         listeners,
         nvme,
         subsystems,
@@ -224,6 +226,20 @@ impl Checker<'_> {
             );
         }
         listeners
+    }
+
+    fn metrics(&mut self, raw: Option<RawMetrics>, listeners: &[Listener]) -> Option<SocketAddr> {
+        let listen = raw?.listen;
+        let Ok(address) = listen.get_ref().parse::<SocketAddr>() else {
+            let text = clip(listen.get_ref());
+            self.refuse(listen.span(), format!("`{text}` is no address and port: write 127.0.0.1:9464"));
+            return None;
+        };
+        if let Some(other) = listeners.iter().find(|other| collide(other.address, address)) {
+            let reason = format!("{address} collides with the listener on {}", other.address);
+            self.refuse(listen.span(), reason);
+        }
+        Some(address)
     }
 
     fn advertise(&mut self, address: Option<Spanned<String>>) -> Option<IpAddr> {

@@ -96,6 +96,8 @@ pub struct Config {
     pub log: LogLevel,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where metrics are told, over HTTP; `None` for nowhere. No listener's address.
+    pub metrics: Option<SocketAddr>,
     /// The addresses to listen on, in file order; at least one.
     pub listeners: Vec<Listener>,
     /// The NVMe controllers that fastice may drive itself, in file order; the ways to them are distinct. At least one when

@@ -23,6 +23,7 @@ pub(super) struct RawConfig {
     pub(super) watch_cpu_percent: Option<Spanned<f64>>,
     pub(super) log: Option<LogLevel>,
     pub(super) log_format: Option<LogFormat>,
+    pub(super) metrics: Option<RawMetrics>,
     #[serde(default)]
     pub(super) listener: Vec<Spanned<RawListener>>,
     #[serde(default)]
@@ -36,6 +37,12 @@ pub(super) struct RawConfig {
 pub(super) enum RawPoll {
     Adaptive,
     Always,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawMetrics {
+    pub(super) listen: Spanned<String>,
 }
 
 #[derive(Deserialize)]

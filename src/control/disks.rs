@@ -270,6 +270,11 @@ impl Disks {
     }
 
     /// All devices of our driver that are in use.
+    pub(super) fn nvme_standings(&self) -> Vec<(String, u32, Standing)> {
+        let living = self.nvme.iter().filter_map(|(key, device)| Some((key, device.upgrade()?)));
+        living.map(|((way, nsid), device)| (way.to_string(), *nsid, device.standing())).collect()
+    }
+
     pub(super) fn nvme_in_use(&self) -> Vec<Arc<NvmeDevice>> {
         self.nvme.values().filter_map(Weak::upgrade).collect()
     }

@@ -11,13 +11,15 @@
 //! One thread owns everything that can change and is asked by messages, so that a reload, a recall and a stop never
 //! meet. What happens on the I/O path is none of its business.
 //!
-//! A socket in the state directory tells what it is doing (`api`, `status`). Not here yet: metrics.
+//! A socket in the state directory tells what it is doing (`api`, `status`), and so does a page of metrics, when the configuration
+//! asks for one (`metrics`).
 
 mod api;
 mod disks;
 mod error;
 mod event;
 mod listen;
+mod metrics;
 mod orphans;
 mod proof;
 mod provider;
@@ -35,8 +37,9 @@ pub use self::api::ask_all;
 pub use self::error::{DiskError, ServeError};
 use self::event::Event;
 pub use self::event::ReloadReport;
+pub use self::metrics::fuzz_metrics_request;
 use self::server::Server;
-pub use self::status::{ExportStatus, FenceStatus, HostStatus, Status, WatchStatus};
+pub use self::status::{DeviceStatus, ExportStatus, FenceStatus, HostStatus, Status, WatchStatus};
 pub use self::still::open_state;
 use crate::block::nvme::{Reach, SystemReach};
 use crate::config::Config;

@@ -235,6 +235,22 @@ impl Provider {
         })
     }
 
+    /// The guards that are held on the file of this map.
+    pub(super) fn guards(&self, map: &Arc<FrozenMap>) -> Vec<String> {
+        let found = self.files.values().find_map(|held| match held {
+            Held::Pinned { pinned, .. } if Arc::ptr_eq(pinned.map(), map) && pinned.watched().is_some() => {
+                Some(pinned.guards().iter().map(|guard| guard.name.to_owned()).collect())
+            }
+            _ => None,
+        });
+        found.unwrap_or_default()
+    }
+
+    /// The devices that our own driver drives, by the way to their controller and their namespace.
+    pub(super) fn nvme_standings(&self) -> Vec<(String, u32, crate::block::nvme::Standing)> {
+        self.disks.nvme_standings()
+    }
+
     /// The disks under the files.
     pub(super) fn disks(&mut self) -> &mut Disks {
         &mut self.disks

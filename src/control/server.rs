@@ -12,10 +12,11 @@ use super::disks::{NvmeKey, exports_on};
 use super::error::{DiskError, ServeError};
 use super::event::{Event, ReloadReport};
 use super::listen::listen_patiently;
+use super::metrics::{Metrics, Source};
 use super::orphans;
 use super::proof::prove_again;
 use super::provider::{Backings, Provider};
-use super::status::{ExportStatus, Fences, HostStatus, Status, WatchStatus};
+use super::status::{DeviceStatus, ExportStatus, Fences, HostStatus, Status, WatchStatus};
 use super::still::open_state_reaching;
 use crate::block::BlockDevice as _;
 use crate::block::nvme::{Epoch, NvmeChange, Reach, Standing};
@@ -58,6 +59,7 @@ pub(super) struct Server {
     started: Instant,
     /// Tells what it is doing; without it nobody can ask.
     _api: Option<Api>,
+    metrics: Option<Metrics>,
 }
 
 impl Server {
@@ -113,6 +115,13 @@ impl Server {
         let exports = target.exports().len();
         let pinned_bytes = provider.pinned_len().0;
         tracing::info!(subsystems = config.subsystems.len(), exports, pinned_bytes, ?addresses, "serving");
+        let metrics = config.metrics.and_then(|address| {
+            let (target, counters) = (Arc::clone(&target), Arc::clone(&counters));
+            let source = Source { events: events.clone(), target, counters, gauges: cores.gauges() };
+            Metrics::start(address, source)
+                .inspect_err(|error| tracing::error!(%address, %error, "no metrics"))
+                .ok()
+        });
         let cores = Some(cores);
         let api = Api::start(provider.state(), events.clone()).inspect_err(|error| {
             tracing::warn!(%error, "no control socket: `fastice status` will not know of this target");
@@ -131,6 +140,7 @@ impl Server {
             fences: Fences::new(),
             started: Instant::now(),
             _api: api.ok(),
+            metrics,
         })
     }
 
@@ -157,7 +167,20 @@ impl Server {
             exports: exports.iter().map(|export| self.export_status(export)).collect(),
             hosts: hosts.collect(),
             fences: self.fences.status(),
+            devices: self.devices(),
+            metrics: self.metrics.as_ref().map(|metrics| metrics.address().to_string()),
         }
+    }
+
+    fn devices(&self) -> Vec<DeviceStatus> {
+        let state = |standing| match standing {
+            Standing::Proven(_) => "proven",
+            Standing::Unproven(_) => "unproven",
+            Standing::Lost => "lost",
+        };
+        let all = self.provider.nvme_standings().into_iter();
+        all.map(|(device, nsid, standing)| DeviceStatus { device, nsid, state: state(standing).to_owned() })
+            .collect()
     }
 
     fn export_status(&self, export: &Export) -> ExportStatus {
@@ -176,6 +199,7 @@ impl Server {
             generation: map.map(|map| map.generation()),
             extents: map.map(|map| map.extent_count()),
             guard: map.and_then(|map| self.provider.guard_mode(map)),
+            guards: map.map(|map| self.provider.guards(map)).unwrap_or_default(),
             watch: map.and_then(|map| self.provider.watched(map)).map(WatchStatus::from),
         }
     }

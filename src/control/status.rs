@@ -25,6 +25,23 @@ pub struct Status {
     pub hosts: Vec<HostStatus>,
     /// How long the ends of grants took.
     pub fences: FenceStatus,
+    /// The devices that our own driver drives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceStatus>,
+    /// Where metrics are told, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
+}
+
+/// A device that our own driver drives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// The way to its controller.
+    pub device: String,
+    /// The namespace.
+    pub nsid: u32,
+    /// `proven`, `unproven` or `lost`.
+    pub state: String,
 }
 
 /// A namespace that is served.
@@ -51,6 +68,9 @@ pub struct ExportStatus {
     /// Which guards hold the file; none when its filesystem is not mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<GuardMode>,
+    /// The guards that this process holds on the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guards: Vec<String>,
     /// How the watch over the file is doing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<WatchStatus>,
@@ -117,7 +137,18 @@ pub struct FenceStatus {
     pub drained_max_us: u64,
     /// How many did not drain in time.
     pub not_drained: u64,
+    /// How many drained within 100, 250 and 500 us, 1, 2.5, 10, 50 and 250 ms, 1, 5, 20 and 45 s.
+    #[serde(default)]
+    pub drained_up_to: [u64; FENCE_BOUNDS_US.len()],
+    /// The sum of all.
+    #[serde(default)]
+    pub drained_sum_us: u64,
 }
+
+/// The bounds of a histogram of drain times: 100 us to the 45 s for which the kernel waits for a lease.
+pub(super) const FENCE_BOUNDS_US: [u64; 12] = [
+    100, 250, 500, 1_000, 2_500, 10_000, 50_000, 250_000, 1_000_000, 5_000_000, 20_000_000, 45_000_000,
+];
 
 /// An hour: what takes longer counts as that.
 const DRAINED_US_MAX: u64 = 3_600_000_000;
@@ -126,6 +157,8 @@ const DRAINED_US_MAX: u64 = 3_600_000_000;
 #[derive(Debug)]
 pub(super) struct Fences {
     drained_us: Histogram<u64>,
+    drained_up_to: [u64; FENCE_BOUNDS_US.len()],
+    drained_sum_us: u64,
     cleared: u64,
     not_drained: u64,
 }
@@ -135,11 +168,17 @@ impl Fences {
         // Bounds and digits are constants for which this cannot fail.
         let drained_us = Histogram::new_with_bounds(1, DRAINED_US_MAX, 2)
             .expect("1 us to an hour in two digits is possible");
-        Self { drained_us, cleared: 0, not_drained: 0 }
+        let drained_up_to = [0; FENCE_BOUNDS_US.len()];
+        Self { drained_us, drained_up_to, drained_sum_us: 0, cleared: 0, not_drained: 0 }
     }
 
     pub(super) fn drained(&mut self, after: Duration) {
-        self.drained_us.saturating_record(us(after).max(1));
+        let us = us(after);
+        self.drained_us.saturating_record(us.max(1));
+        self.drained_sum_us = self.drained_sum_us.saturating_add(us);
+        for (bound_us, up_to) in FENCE_BOUNDS_US.iter().zip(&mut self.drained_up_to) {
+            *up_to += u64::from(us <= *bound_us);
+        }
     }
 
     pub(super) const fn cleared(&mut self) {
@@ -160,6 +199,8 @@ impl Fences {
             drained_p99_us: at(0.99),
             drained_max_us: max,
             not_drained: self.not_drained,
+            drained_up_to: self.drained_up_to,
+            drained_sum_us: self.drained_sum_us,
         }
     }
 }
@@ -188,6 +229,8 @@ mod tests {
         let status = fences.status();
         assert_eq!((status.count, status.cleared, status.not_drained), (101, 1, 1));
         assert!((490..=510).contains(&status.drained_p50_us), "{status:?}");
+        assert_eq!(status.drained_up_to[..5], [10, 25, 50, 100, 100], "{status:?}");
+        assert_eq!(status.drained_sum_us, 50_500);
         assert!(
             status.drained_p99_us <= status.drained_max_us && status.drained_max_us >= 1000,
             "{status:?}"

@@ -62,6 +62,7 @@ fn identity(size: u64) -> MapIdentity {
         inode: 1,
         inode_generation: 1,
         size: ByteLen(size),
+        reserved: ByteLen(0),
         filesystem: FilesystemIdentity {
             kind: FilesystemKind::Xfs,
             uuid: [1; 16],

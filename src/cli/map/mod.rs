@@ -3,7 +3,7 @@
 mod draw;
 mod view;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -14,6 +14,7 @@ use super::StateDirArg;
 use super::exit::{Exit, Failure, Outcome};
 use super::files::{is_denied, required_record};
 use super::out::{JsonFlag, Out};
+use super::served::{Served, served_with};
 use crate::config::format_size;
 use crate::extent::{Comparison, Extent, ExtentError, GuardMode, RawExtent, VerifyReport, verify_stored};
 
@@ -192,7 +193,13 @@ struct FirstDifference {
 fn verify(args: &FileArgs, out: &mut Out) -> Outcome {
     let (state, pin) = required_record(&args.state.state_dir, &args.file)?;
     let report = match verify_stored(&pin) {
-        Err(error) if is_denied(&error) => return Err(held(&state, &pin, error)),
+        Err(error) if is_denied(&error) => {
+            let all = served_with(&args.state.state_dir);
+            return match Served::of(&all, pin.path()) {
+                Some(served) => told_by_its_target(pin.path(), served, args.json.json, out),
+                None => Err(held(&state, &pin, error)),
+            };
+        }
         other => other?,
     };
     let VerifyReport { comparison: Comparison { first, differing, .. }, .. } = report;
@@ -220,11 +227,30 @@ fn verify(args: &FileArgs, out: &mut Out) -> Outcome {
     Ok(if verdict.same { Exit::Ok } else { Exit::Differs })
 }
 
+/// The word of the target that serves the file: nobody else can open it.
+fn told_by_its_target(path: &Path, served: &Served, json: bool, out: &mut Out) -> Outcome {
+    let path = path.display();
+    if json {
+        let same = served.is_live();
+        out.json(&serde_json::json!({
+            "path": path.to_string(), "generation": served.generation, "same": same, "served": served
+        }))?;
+    } else {
+        out.line(format!("{path}: only the target that serves it can look at it, and says:"))?;
+        for line in served.lines() {
+            out.line(format!("    {line}"))?;
+        }
+    }
+    Ok(if served.is_live() { Exit::Ok } else { Exit::Differs })
+}
+
 fn describe(verdict: &Verdict, out: &mut Out) -> std::io::Result<()> {
     let path = &verdict.path;
     if verdict.same {
         let size = format_size(verdict.size_bytes);
         out.line(format!("{path}: every block of {size} lies where generation {} says", verdict.generation))?;
+        let guard = if verdict.immutable { "the immutable flag alone guards it" } else { "nothing guards it" };
+        out.line(format!("{path}: nobody serves it and nobody watches it; {guard}"))?;
     }
     if verdict.size_bytes != verdict.frozen_size_bytes {
         let (now, then) = (verdict.size_bytes, verdict.frozen_size_bytes);
@@ -247,7 +273,8 @@ fn describe(verdict: &Verdict, out: &mut Out) -> std::io::Result<()> {
 fn held(state: &crate::extent::StateDir, pin: &crate::extent::StoredPin, error: ExtentError) -> Failure {
     match state.holder(&pin.identity.key()) {
         Ok(Some(owner)) => {
-            let text = format!("{} is pinned by {owner}, which lets nobody open it", pin.path().display());
+            let path = pin.path().display();
+            let text = format!("{path} is pinned by {owner}, which lets nobody open it and tells nothing of it");
             let remedy = "that process verifies the map itself; to verify from outside, end it first";
             Failure::new(Exit::Refused, anyhow::Error::new(error).context(text)).with_remedy(remedy)
         }
