@@ -190,12 +190,7 @@ fn rows_with(state: &StateDir, events: bool, served: &[Served]) -> Result<Vec<Pi
     Ok(state.records()?.into_iter().map(|record| row(state, record, events, served)).collect())
 }
 
-fn row(
-    state: &StateDir,
-    record: Result<StoredPin, ExtentError>,
-    events: bool,
-    served: &[Served],
-) -> PinRow {
+fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, served: &[Served]) -> PinRow {
     let pin = match record {
         Ok(pin) => pin,
         Err(error) => {

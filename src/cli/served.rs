@@ -65,8 +65,9 @@ impl Served {
     pub(super) fn lines(&self) -> Vec<String> {
         let Self { pid, grant, generation, extents, .. } = self;
         let why = self.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        let mut lines =
-            vec![format!("served by process {pid}: {grant}{why}, generation {generation}, {extents} extents")];
+        let mut lines = vec![format!(
+            "served by process {pid}: {grant}{why}, generation {generation}, {extents} extents"
+        )];
         lines.push(match self.guards.as_slice() {
             [] => "guards: none any more".to_owned(),
             guards => format!("guards: {}", guards.join(", ")),

@@ -11,7 +11,9 @@ use sha2::{Digest, Sha256};
 use toml::Spanned;
 
 use super::error::Finding;
-use super::raw::{RawConfig, RawCores, RawListener, RawMetrics, RawNamespace, RawPoll, RawSize, RawSubsystem};
+use super::raw::{
+    RawConfig, RawCores, RawListener, RawMetrics, RawNamespace, RawPoll, RawSize, RawSubsystem,
+};
 use super::{
     Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_IDLE_AFTER, DEFAULT_MODEL, DEFAULT_STATE_DIR,
     DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, WatchShare,

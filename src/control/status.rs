@@ -146,9 +146,8 @@ pub struct FenceStatus {
 }
 
 /// The bounds of a histogram of drain times: 100 us to the 45 s for which the kernel waits for a lease.
-pub(super) const FENCE_BOUNDS_US: [u64; 12] = [
-    100, 250, 500, 1_000, 2_500, 10_000, 50_000, 250_000, 1_000_000, 5_000_000, 20_000_000, 45_000_000,
-];
+pub(super) const FENCE_BOUNDS_US: [u64; 12] =
+    [100, 250, 500, 1_000, 2_500, 10_000, 50_000, 250_000, 1_000_000, 5_000_000, 20_000_000, 45_000_000];
 
 /// An hour: what takes longer counts as that.
 const DRAINED_US_MAX: u64 = 3_600_000_000;

@@ -107,12 +107,16 @@ pub(super) fn read_first(file: impl AsFd, path: &Path) -> Result<(Vec<RawExtent>
     records.end().map(|()| (first, are_all))
 }
 
-/// As [`read`], for a file of `size` bytes, by as many threads as there are processors, within reason. Every stretch is
-/// read after the file's dirty pages were written.
+/// As [`read`], for a file of `size` bytes, by as many threads as there are processors, within reason, when it has more
+/// records than fit a page. Every stretch is read after the file's dirty pages were written.
 pub(super) fn read_split(file: impl AsFd, path: &Path, size: ByteLen) -> Result<Vec<RawExtent>, ExtentError> {
     let file = file.as_fd();
+    let (first, are_all) = read_first(file, path)?;
+    if are_all {
+        return Ok(first);
+    }
     let parts = patiently(|| {
-        in_stretches(file, path, size, &|stretch| {
+        in_stretches(file, path, size, usize::MAX, &|stretch| {
             let mut records = Records::within(file, path, stretch);
             let part: Vec<_> = records.by_ref().filter_map(|record| stretch.clip(record)).collect();
             records.end().map(|()| part)
@@ -167,15 +171,17 @@ impl Stretch {
     }
 }
 
-/// Does `work` for every stretch of a file of `size` bytes, each on a thread of its own when there are several, once its
-/// dirty pages are written. Their results in file order, or the first failure.
+/// Does `work` for every stretch of a file of `size` bytes and about `extents` extents, each on a thread of its own when there
+/// are several, once its dirty pages are written. Their results in file order, or the first failure.
 pub(super) fn in_stretches<T: Send>(
     file: BorrowedFd<'_>,
     path: &Path,
     size: ByteLen,
+    extents: usize,
     work: &(dyn Fn(Stretch) -> Result<T, ExtentError> + Sync),
 ) -> Result<Vec<T>, ExtentError> {
-    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(STRETCHES_MAX);
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(STRETCHES_MAX);
+    let threads = if extents > PAGE_RECORDS as usize { processors } else { 1 };
     let stretches = stretches(size.get(), threads);
     if stretches.len() > 1 {
         // Only the page at offset 0 is asked for with SYNC, and the stretches do not wait for each other.

@@ -97,7 +97,7 @@ pub(super) fn verify_at_cost(
         let comparison = compare_within(stretch, extents, living.by_ref(), start, &mut |_| {});
         living.end().map(|()| (comparison, cpu_time().saturating_sub(begun)))
     };
-    let parts = fiemap::patiently(|| fiemap::in_stretches(file.as_fd(), path, size, &part))?;
+    let parts = fiemap::patiently(|| fiemap::in_stretches(file.as_fd(), path, size, extents.len(), &part))?;
     let (mut comparison, mut cost) = (Comparison::default(), Duration::ZERO);
     for (part, part_cost) in parts {
         (comparison, cost) = (comparison.and(part), cost + part_cost);

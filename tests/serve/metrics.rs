@@ -29,7 +29,9 @@ fn value(page: &str, name: &str) -> f64 {
     let samples = page.lines().filter(|line| {
         line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
     });
-    samples.map(|line| line.rsplit(' ').next().and_then(|text| text.parse::<f64>().ok()).expect("a number")).sum()
+    samples
+        .map(|line| line.rsplit(' ').next().and_then(|text| text.parse::<f64>().ok()).expect("a number"))
+        .sum()
 }
 
 #[test]
@@ -72,7 +74,10 @@ fn a_scrape_tells_of_pins_watch_and_hosts() {
 
     drop(load.end_clean());
     running.stop(PATIENCE).expect("a clean end");
-    assert!(TcpStream::connect(&address).is_err() || scrape_is_refused(&address), "the page outlives the target");
+    assert!(
+        TcpStream::connect(&address).is_err() || scrape_is_refused(&address),
+        "the page outlives the target"
+    );
 }
 
 /// Whether what still listens for a moment answers nothing any more.

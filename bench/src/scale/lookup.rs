@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use fastice::extent::{
-    DeviceNumber, DiskIdentity, Extent, FilesystemIdentity, FilesystemKind, FrozenMap, LookupCursor, MapIdentity,
+    DeviceNumber, DiskIdentity, Extent, FilesystemIdentity, FilesystemKind, FrozenMap, LookupCursor,
+    MapIdentity,
 };
 use fastice::units::{BlockSize, ByteLen, ByteOffset};
 

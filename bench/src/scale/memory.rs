@@ -115,5 +115,10 @@ pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>, ground: &Ground, name: &str
         Some(Bar::OursAtMost(BYTES_AN_EXTENT_MAX)),
         "the same, and the most that a look of the watch had allocated at a time",
     )?;
-    measure("for-a-pin", pin_bytes as f64, None, "the most that pinning had allocated at a time, for that moment")
+    measure(
+        "for-a-pin",
+        pin_bytes as f64,
+        None,
+        "the most that pinning had allocated at a time, for that moment",
+    )
 }

@@ -65,7 +65,10 @@ impl Plan {
     /// # Errors
     /// When something does not work that should.
     pub fn run(&self, rows: &mut Vec<Row>) -> Result<()> {
-        ensure!(self.extents > 0 && self.files > 0 && self.rounds > 0, "there must be extents, files and rounds");
+        ensure!(
+            self.extents > 0 && self.files > 0 && self.rounds > 0,
+            "there must be extents, files and rounds"
+        );
         lookup::rows(self, rows)?;
         for ground in Ground::make_all(self.extents)? {
             let name = format!("scale/{}/{}-extents", ground.kind(), self.extents);

@@ -249,7 +249,8 @@ fn describe(verdict: &Verdict, out: &mut Out) -> std::io::Result<()> {
     if verdict.same {
         let size = format_size(verdict.size_bytes);
         out.line(format!("{path}: every block of {size} lies where generation {} says", verdict.generation))?;
-        let guard = if verdict.immutable { "the immutable flag alone guards it" } else { "nothing guards it" };
+        let guard =
+            if verdict.immutable { "the immutable flag alone guards it" } else { "nothing guards it" };
         out.line(format!("{path}: nobody serves it and nobody watches it; {guard}"))?;
     }
     if verdict.size_bytes != verdict.frozen_size_bytes {
@@ -274,7 +275,8 @@ fn held(state: &crate::extent::StateDir, pin: &crate::extent::StoredPin, error: 
     match state.holder(&pin.identity.key()) {
         Ok(Some(owner)) => {
             let path = pin.path().display();
-            let text = format!("{path} is pinned by {owner}, which lets nobody open it and tells nothing of it");
+            let text =
+                format!("{path} is pinned by {owner}, which lets nobody open it and tells nothing of it");
             let remedy = "that process verifies the map itself; to verify from outside, end it first";
             Failure::new(Exit::Refused, anyhow::Error::new(error).context(text)).with_remedy(remedy)
         }

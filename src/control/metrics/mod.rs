@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
-use self::http::{Asked, REQUEST_LEN_MAX, Refusal};
 pub use self::http::fuzz_metrics_request;
+use self::http::{Asked, REQUEST_LEN_MAX, Refusal};
 use self::page::Numbers;
 use super::event::Event;
 use super::listen::listen_patiently;

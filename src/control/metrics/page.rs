@@ -61,7 +61,9 @@ impl Writer<'_> {
         unit: Option<&Unit>,
         samples: impl IntoIterator<Item = Sample>,
     ) -> fmt::Result {
-        self.family(name, help, unit, MetricType::Gauge, samples, |encoder, value| encoder.encode_gauge(value))
+        self.family(name, help, unit, MetricType::Gauge, samples, |encoder, value| {
+            encoder.encode_gauge(value)
+        })
     }
 
     /// The same of numbers that only grow. The encoder adds `_total`.
@@ -111,10 +113,20 @@ impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Numbers { status, target, tcp, cores } = &self.0;
         let build = Info::new(vec![("version", status.version.clone())]);
-        build.encode(encoder.encode_descriptor("build", "The fastice that serves", None, build.metric_type())?)?;
+        build.encode(encoder.encode_descriptor(
+            "build",
+            "The fastice that serves",
+            None,
+            build.metric_type(),
+        )?)?;
         let mut writer = Writer { encoder };
         let one = |value: f64| [(Vec::new(), value)];
-        writer.gauges("uptime", "Since when it serves", Some(&Unit::Seconds), one(number(status.uptime_s)))?;
+        writer.gauges(
+            "uptime",
+            "Since when it serves",
+            Some(&Unit::Seconds),
+            one(number(status.uptime_s)),
+        )?;
         exports(&mut writer, &status.exports)?;
         watches(&mut writer, &status.exports)?;
         fences(&mut writer, status)?;
@@ -122,7 +134,8 @@ impl Collector for Page {
         devices(&mut writer, status)?;
         counted(&mut writer, target, tcp)?;
         for (name, help, unit, of) in core_gauges() {
-            let samples = cores.iter().enumerate().map(|(core, stats)| (vec![("core", core.to_string())], of(stats)));
+            let samples =
+                cores.iter().enumerate().map(|(core, stats)| (vec![("core", core.to_string())], of(stats)));
             writer.gauges(name, help, unit, samples)?;
         }
         Ok(())
@@ -152,9 +165,8 @@ fn and(mut labels: Labels<'static>, name: &'static str, value: &str) -> Labels<'
 
 fn exports(writer: &mut Writer<'_>, exports: &[ExportStatus]) -> fmt::Result {
     let grants = exports.iter().flat_map(|export| {
-        ["live", "fenced", "removed"].map(|grant| {
-            (and(labels_of(export), "grant", grant), f64::from(u8::from(export.grant == grant)))
-        })
+        ["live", "fenced", "removed"]
+            .map(|grant| (and(labels_of(export), "grant", grant), f64::from(u8::from(export.grant == grant))))
     });
     writer.gauges("export_grant", "1 for the state in which the export is", None, grants)?;
     let generations =
@@ -170,18 +182,29 @@ fn exports(writer: &mut Writer<'_>, exports: &[ExportStatus]) -> fmt::Result {
 
 fn watches(writer: &mut Writer<'_>, exports: &[ExportStatus]) -> fmt::Result {
     let of = |value: fn(&WatchStatus) -> f64| {
-        let watched = exports.iter().filter_map(move |export| Some((labels_of(export), value(&export.watch?))));
+        let watched =
+            exports.iter().filter_map(move |export| Some((labels_of(export), value(&export.watch?))));
         watched.collect::<Vec<Sample>>()
     };
-    let checks =
-        exports.iter().filter_map(|export| Some((labels_of(export), export.watch.as_ref()?.checks)));
+    let checks = exports.iter().filter_map(|export| Some((labels_of(export), export.watch.as_ref()?.checks)));
     writer.counters("watch_checks", "Looks at the map of the file that found nothing", None, checks)?;
     let seconds = Some(&Unit::Seconds);
-    let (age, interval) = (of(|watch| number(watch.last_check_ago_ms) / 1e3), of(|watch| number(watch.interval_ms) / 1e3));
-    writer.gauges("watch_last_check_age", "How long ago the map was last found to be the frozen one", seconds, age)?;
+    let (age, interval) =
+        (of(|watch| number(watch.last_check_ago_ms) / 1e3), of(|watch| number(watch.interval_ms) / 1e3));
+    writer.gauges(
+        "watch_last_check_age",
+        "How long ago the map was last found to be the frozen one",
+        seconds,
+        age,
+    )?;
     writer.gauges("watch_interval", "Between two looks at the map", seconds, interval)?;
     let (bound, cost) = (of(|watch| number(watch.bound_ms) / 1e3), of(|watch| number(watch.cost_us) / 1e6));
-    writer.gauges("watch_bound", "After so long without a look the file counts as changed", seconds, bound)?;
+    writer.gauges(
+        "watch_bound",
+        "After so long without a look the file counts as changed",
+        seconds,
+        bound,
+    )?;
     writer.gauges("watch_look_cost", "Processor time of a look at the map", seconds, cost)
 }
 
@@ -250,7 +273,11 @@ fn counted(writer: &mut Writer<'_>, target: &TargetStats, tcp: &TcpStats) -> fmt
         ("io_connects", "I/O queues connected", target.io_connects),
         ("connects_rejected", "Connects refused for their parameters or a limit", target.connects_rejected),
         ("hosts_refused", "Connects refused because the host is not on the list", target.hosts_refused),
-        ("keep_alive_expired", "Controllers ended because their keep alive timer expired", target.keep_alive_expired),
+        (
+            "keep_alive_expired",
+            "Controllers ended because their keep alive timer expired",
+            target.keep_alive_expired,
+        ),
         ("idle_expired", "Controllers ended because they were not enabled, or idle", target.idle_expired),
         ("controllers_revoked", "Controllers ended by a reload", target.controllers_revoked),
         ("aborts", "Abort commands", target.aborts),
@@ -265,11 +292,16 @@ fn counted(writer: &mut Writer<'_>, target: &TargetStats, tcp: &TcpStats) -> fmt
         ("tcp_duplicate_cids", "Commands whose CID was in use", tcp.duplicate_cids),
         ("tcp_term_reqs_sent", "C2HTermReq sent", tcp.term_reqs_sent),
         ("tcp_term_reqs_received", "H2CTermReq received", tcp.term_reqs_received),
-        ("tcp_handshake_timeouts", "Connections that did not introduce themselves in time", tcp.handshake_timeouts),
+        (
+            "tcp_handshake_timeouts",
+            "Connections that did not introduce themselves in time",
+            tcp.handshake_timeouts,
+        ),
         ("tcp_transfer_timeouts", "Connections whose host let a transfer hang", tcp.transfer_timeouts),
         ("tcp_broken", "Connections that the peer or the network broke off", tcp.broken),
     ];
-    rows.into_iter().try_for_each(|(name, help, value)| writer.counters(name, help, None, [(Vec::new(), value)]))
+    rows.into_iter()
+        .try_for_each(|(name, help, value)| writer.counters(name, help, None, [(Vec::new(), value)]))
 }
 
 type CoreGauge = (&'static str, &'static str, Option<&'static Unit>, fn(&CoreStats) -> f64);
@@ -337,7 +369,8 @@ mod tests {
             drained_sum_us: 60_000_900,
             ..FenceStatus::default()
         };
-        let device = DeviceStatus { device: "pci 0000:02:00.0".to_owned(), nsid: 1, state: "lost".to_owned() };
+        let device =
+            DeviceStatus { device: "pci 0000:02:00.0".to_owned(), nsid: 1, state: "lost".to_owned() };
         let status = Status {
             version: "1.2.3".to_owned(),
             pid: 4711,

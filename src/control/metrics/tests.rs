@@ -12,7 +12,8 @@ fn started(page: &'static str) -> (Metrics, Arc<AtomicUsize>) {
         count.fetch_add(1, Ordering::Relaxed);
         Some(page.repeat(1000))
     };
-    let metrics = Metrics::with("127.0.0.1:0".parse().expect("an address"), Box::new(ask)).expect("a free port");
+    let metrics =
+        Metrics::with("127.0.0.1:0".parse().expect("an address"), Box::new(ask)).expect("a free port");
     (metrics, made)
 }
 

@@ -10,7 +10,7 @@
 //! The quick looks see whatever leaves a trace in the inode; only FIEMAP sees the rest (clones from the file, exchanged
 //! extents). The intervals of the maps follow from their cost and from the share of a processor that watching may have:
 //! with costs c and a share s, intervals of sqrt(c) * (sum of all sqrt(c)) / s spend exactly s, and make the sum of the
-//! intervals the smallest. A difference recalls the pin, as a lease break does. What falls behind is found by the guard
+//! intervals the smallest. Four tenths of the share are for quick looks, as many for maps, the rest for waking up and planning. A difference recalls the pin, as a lease break does. What falls behind is found by the guard
 //! thread, and recalls too.
 //!
 //! What it does not do: fence, which whoever serves the file does when it hears of the recall; look at files that are
@@ -99,6 +99,7 @@ impl Watch {
         let body = Body {
             shared,
             pace: Pace::new(options),
+            worked: Duration::ZERO,
             stop: Arc::clone(&self.stop),
             mounts: File::open("/proc/self/mountinfo")?,
             swaps: File::open("/proc/swaps")?,
@@ -131,6 +132,8 @@ impl Drop for Watch {
 struct Body {
     shared: Arc<Shared>,
     pace: Pace,
+    /// The processor time of this thread up to the last turn.
+    worked: Duration,
     stop: Arc<std::sync::atomic::AtomicBool>,
     mounts: File,
     swaps: File,
@@ -191,17 +194,25 @@ impl Body {
         }
         let posts = self.watched();
         self.pace.plan(&posts);
+        let mut looked = Duration::ZERO;
         if self.pace.is_quick_due(Instant::now()) {
             let begun = cpu_time();
             posts.iter().for_each(|(_, post)| check::quick(post));
-            self.pace.quick_done(Instant::now(), cpu_time().saturating_sub(begun));
+            let cost = cpu_time().saturating_sub(begun);
+            self.pace.quick_done(Instant::now(), cost);
+            looked += cost;
         }
         for (id, post) in &posts {
             if self.pace.is_due(*id, Instant::now()) {
+                let begun = cpu_time();
                 look(post);
+                looked += cpu_time().saturating_sub(begun);
                 self.pace.done(*id, Instant::now());
             }
         }
+        let worked = cpu_time();
+        self.pace.worked(Instant::now(), worked.saturating_sub(self.worked + looked));
+        self.worked = worked;
         if let Some(begun) = begun.filter(|_| self.shared.posts().iter().all(|(_, post)| post.is_settled())) {
             oversight.proven(begun);
         }

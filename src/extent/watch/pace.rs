@@ -9,6 +9,8 @@ use crate::extent::guard::Post;
 
 /// Between two rounds of quick looks, when there are few files.
 pub(super) const QUICK_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Less than what a look may be late by.
+const REST_MAX: Duration = Duration::from_millis(500);
 /// What a look is taken to cost before there was one.
 const COST_FIRST: Duration = Duration::from_micros(20);
 
@@ -18,23 +20,37 @@ struct Turn {
     interval: Duration,
 }
 
-/// The schedule. Quick looks have half of the share, maps the other half.
+/// The part of the share that quick looks have, and that maps have.
+const LOOKS_PART: f64 = 0.4;
+/// The rest: waking up and planning, which for many files cost as much as the looks do.
+const OWN_PART: f64 = 0.2;
+
+/// The schedule. Quick looks, maps and the watch's own work each keep within their part of the share.
 #[derive(Debug)]
 pub(super) struct Pace {
     options: WatchOptions,
     turns: BTreeMap<u64, Turn>,
     quick_due: Instant,
     quick_interval: Duration,
+    /// Until when what is due waits for more that is, so that one turn deals with all of it.
+    rest_until: Instant,
 }
 
 impl Pace {
     pub(super) fn new(options: WatchOptions) -> Self {
-        let (turns, quick_due) = (BTreeMap::new(), Instant::now());
-        Self { options, turns, quick_due, quick_interval: QUICK_INTERVAL_MIN }
+        let (turns, now) = (BTreeMap::new(), Instant::now());
+        Self { options, turns, quick_due: now, quick_interval: QUICK_INTERVAL_MIN, rest_until: now }
     }
 
     fn share(&self) -> f64 {
-        self.options.share.clamp(1e-6, 1.0) / 2.0
+        self.options.share.clamp(1e-6, 1.0) * LOOKS_PART
+    }
+
+    /// A turn took this of a processor beside its looks.
+    pub(super) fn worked(&mut self, now: Instant, cost: Duration) {
+        let part = self.options.share.clamp(1e-6, 1.0) * OWN_PART;
+        let rest = Duration::try_from_secs_f64(cost.as_secs_f64() / part).unwrap_or(REST_MAX);
+        self.rest_until = now + rest.min(REST_MAX);
     }
 
     /// Sets the intervals of these files, and forgets all others. A new file is due after its first interval: it was
@@ -75,7 +91,8 @@ impl Pace {
             return None;
         }
         let is_planned = posts.iter().all(|(id, _)| self.turns.contains_key(id));
-        let first = self.turns.values().map(|turn| turn.due).chain([self.quick_due]).min()?;
+        let first =
+            self.turns.values().map(|turn| turn.due).chain([self.quick_due]).min()?.max(self.rest_until);
         Some(if is_planned { first.saturating_duration_since(now) } else { Duration::ZERO })
     }
 
@@ -132,7 +149,7 @@ mod tests {
         assert!(intervals[0] < Duration::from_secs(6), "{:?}", intervals[0]);
         assert!(intervals[999] < Duration::from_secs(800), "{:?}", intervals[999]);
         let (_, alone) = spent(WatchOptions::default(), &[Duration::from_millis(500)]);
-        assert_eq!(alone[0].as_secs(), 100);
+        assert_eq!(alone[0].as_secs(), 125);
     }
 
     proptest! {
