@@ -115,13 +115,8 @@ impl Server {
         let exports = target.exports().len();
         let pinned_bytes = provider.pinned_len().0;
         tracing::info!(subsystems = config.subsystems.len(), exports, pinned_bytes, ?addresses, "serving");
-        let metrics = config.metrics.and_then(|address| {
-            let (target, counters) = (Arc::clone(&target), Arc::clone(&counters));
-            let source = Source { events: events.clone(), target, counters, gauges: cores.gauges() };
-            Metrics::start(address, source)
-                .inspect_err(|error| tracing::error!(%address, %error, "no metrics"))
-                .ok()
-        });
+        let source = Source::new(&events, &target, &counters, cores.gauges());
+        let metrics = config.metrics.and_then(|address| Metrics::start(address, source));
         let cores = Some(cores);
         let api = Api::start(provider.state(), events.clone()).inspect_err(|error| {
             tracing::warn!(%error, "no control socket: `fastice status` will not know of this target");

@@ -44,7 +44,7 @@ use super::pinned::{Held, PinnedFile};
 use super::prepare::prepare;
 use super::progress::Progress;
 use super::record::{StoredMap, StoredPin};
-use super::state::StateDir;
+use super::state::{StagedRecord, StateDir};
 use super::survey::{absolute, open_read, survey_file, survey_start, to_extents};
 use super::timeline::PinStep;
 use super::undo::{ImmutableFlag, IntentRecord};
@@ -265,17 +265,7 @@ impl Attempt<'_> {
         let map = FrozenMap::from_extents(identity, generation, extents)?;
         let baseline = baseline_of(self.file, self.path())?;
         progress.stage("checking the guards");
-        // The record is written beside the old one meanwhile, and takes its place only when the guards were found whole.
-        let (checked, staged) = thread::scope(|scope| {
-            let staged = scope.spawn(|| {
-                let (identity, map) = (map.identity().clone(), Some(StoredMap::from(&map)));
-                self.state.stage(&StoredPin { identity, map, ..intent })
-            });
-            (self.check_again(&map, &guard), staged.join())
-        });
-        let cost = checked?;
-        let staged =
-            staged.map_err(|_| self.guard_error("record", "its thread ended before its time", None))??;
+        let (cost, staged) = self.check_and_stage(&map, &guard, intent)?;
         rustix::fs::fadvise(self.file, 0, None, Advice::DontNeed)
             .map_err(|error| ExtentError::io("drop the page cache of", self.path(), error))?;
         progress.stage("recording the pin");
@@ -342,6 +332,27 @@ impl Attempt<'_> {
         source: Option<io::Error>,
     ) -> ExtentError {
         ExtentError::Guard { path: self.path().to_path_buf(), guard, problem, source }
+    }
+
+    /// Checks the guards and the map again. The record is written beside the old one meanwhile, and takes its place only when
+    /// all was found whole. Also what the look at the map cost in processor time.
+    fn check_and_stage(
+        &self,
+        map: &FrozenMap,
+        guard: &Guard,
+        intent: StoredPin,
+    ) -> Result<(Duration, StagedRecord), ExtentError> {
+        let (checked, staged) = thread::scope(|scope| {
+            let staged = scope.spawn(|| {
+                let (identity, map) = (map.identity().clone(), Some(StoredMap::from(map)));
+                self.state.stage(&StoredPin { identity, map, ..intent })
+            });
+            (self.check_again(map, guard), staged.join())
+        });
+        let cost = checked?;
+        let staged =
+            staged.map_err(|_| self.guard_error("record", "its thread ended before its time", None))??;
+        Ok((cost, staged))
     }
 
     /// A leftover record's map must be that of the file; its size too.

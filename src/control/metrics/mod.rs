@@ -47,13 +47,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the numbers come from.
 pub(super) struct Source {
-    pub(super) events: Sender<Event>,
-    pub(super) target: Arc<Target>,
-    pub(super) counters: Arc<TcpCounters>,
-    pub(super) gauges: Vec<Arc<CoreGauges>>,
+    events: Sender<Event>,
+    target: Arc<Target>,
+    counters: Arc<TcpCounters>,
+    gauges: Vec<Arc<CoreGauges>>,
 }
 
 impl Source {
+    /// The control thread, and counters that it shares.
+    pub(super) fn new(
+        events: &Sender<Event>,
+        target: &Arc<Target>,
+        counters: &Arc<TcpCounters>,
+        gauges: Vec<Arc<CoreGauges>>,
+    ) -> Self {
+        let (target, counters) = (Arc::clone(target), Arc::clone(counters));
+        Self { events: events.clone(), target, counters, gauges }
+    }
+
     /// The page of this moment; `None` when the control thread is busy or gone.
     fn page(&self) -> Option<String> {
         let (reply, answer) = channel();
@@ -72,9 +83,12 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Listens on `address`, and answers from `source`.
-    pub(super) fn start(address: SocketAddr, source: Source) -> io::Result<Self> {
+    /// Listens on `address`, and answers from `source`. `None` after saying why not: a target without metrics is better than
+    /// none.
+    pub(super) fn start(address: SocketAddr, source: Source) -> Option<Self> {
         Self::with(address, Box::new(move || source.page()))
+            .inspect_err(|error| tracing::error!(%address, %error, "no metrics"))
+            .ok()
     }
 
     /// The same for any page.
