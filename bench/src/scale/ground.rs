@@ -29,7 +29,7 @@ pub(super) struct Ground {
 impl Ground {
     /// XFS and ext4, each with a file of `extents` extents, made side by side. Those that cannot be made are skipped.
     pub(super) fn make_all(extents: u64) -> Result<Vec<Self>> {
-        let size_mib = 512 + (extents * BLOCK_LEN * 3 >> 20);
+        let size_mib = 512 + ((extents * BLOCK_LEN * 3) >> 20);
         let specs = [
             Spec { mkfs: &["-q", "-m", "reflink=1", "-b", "size=1024"], size_mib, ..Spec::XFS },
             Spec { mkfs: &["-q", "-F", "-b", "1024"], size_mib, ..Spec::EXT4 },

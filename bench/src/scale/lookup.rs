@@ -50,7 +50,6 @@ impl Random {
     }
 
     /// Below `end`.
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half of a product")]
     const fn below(&mut self, end: u64) -> u64 {
         ((self.next() as u128 * end as u128) >> 64) as u64
     }
@@ -149,9 +148,9 @@ fn in_turns(map: &FrozenMap, data: &mut [u8]) -> Result<f64> {
     let turns = LOOKUPS / TURN / 4;
     let mut ns = Vec::new();
     for turn in 0..turns {
-        let chunks = data.chunks_exact_mut(TURN_BYTES);
+        let mut chunks = data.chunks_exact_mut(TURN_BYTES);
         let count = chunks.len().max(1);
-        if let Some(chunk) = chunks.skip(usize::try_from(turn)? % count).next() {
+        if let Some(chunk) = chunks.nth(usize::try_from(turn)? % count) {
             chunk.fill(u8::try_from(turn % 251)?);
             black_box(chunk);
         }

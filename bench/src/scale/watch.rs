@@ -59,6 +59,8 @@ pub(super) fn one_file(plan: &Plan, rows: &mut Vec<Row>, ground: &Ground, name: 
     let shares = (0..plan.rounds.min(2)).map(|_| share_percent(|| next_look(&pinned)));
     let shares = shares.collect::<Result<Vec<_>>>()?;
     pinned.release()?;
+    // With its watch, which may be looking at the file, and so has it open.
+    drop(warden);
     let warden = Warden::start(usual)?;
     let pinned = pin_one(&path, &warden, &state)?;
     let look = pinned.second_look().context("the file is not guarded")?;
