@@ -57,15 +57,20 @@ pub(crate) struct Load {
 impl Load {
     /// Starts it, and waits for its first commands.
     pub(crate) fn start(options: BenchOptions) -> Self {
+        let load = Self::begin(options);
+        load.goes_on();
+        load
+    }
+
+    /// Starts it.
+    pub(crate) fn begin(options: BenchOptions) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&done));
         let progress = move |progress: &BenchProgress| {
             counter.store(progress.reads + progress.writes, Ordering::Relaxed);
         };
         let thread = std::thread::spawn(move || bench::run_to_ledger(&options, &stopped, progress));
-        let load = Self { stop, done, thread };
-        load.goes_on();
-        load
+        Self { stop, done, thread }
     }
 
     /// Reads and writes that had completed some tenths of a second ago.

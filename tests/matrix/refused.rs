@@ -1,0 +1,137 @@
+//! What other processes try against a served file, and what the kernel answers: the hosts notice nothing of it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use fastice::extent::PinStep;
+
+use crate::broken::{clean, events_of, gentle, serve};
+use crate::daemon::Daemon;
+use crate::disk::Disk;
+use crate::load::{Load, assert_in_file};
+use crate::loopfs::{self, Spec};
+use crate::modes::{DEFAULT, Mode};
+use crate::ops::{ATTEMPTS, CHANGES, EXT4, On, PLAIN, Who, XFS, has_file_setattr, has_overlays};
+use crate::script::{ORDINARY, Scene};
+
+/// Commands of root that must fail or do nothing. `{f}` is the file, `{d}` its directory, `{m}` the filesystem.
+pub(crate) const WITHOUT_EFFECT: &[(&str, On, &str)] = &[
+    ("chattr_-i by chattr", On::All, "! chattr -i {f}"),
+    ("ficlone_from by cp", On::All, "! cp --reflink=always {f} {d}/copy"),
+    ("cp", On::All, "! cp {f} {d}/copy"),
+    ("filefrag", On::All, "! filefrag {f} | grep -q extent"),
+    ("e4defrag", On::Ext4, "e4defrag {f}; true"),
+    ("xfs_fsr", On::Xfs, "xfs_fsr {f}; true"),
+    ("mmap_inplace", On::All, "xfs_io -c 'mmap -rw 0 1m' -c 'mwrite -S 0x77 512k 4k' {f}; true"),
+    ("dio_inplace", On::All, "xfs_io -d -c 'pwrite -S 0x77 512k 64k' {f}; true"),
+    ("losetup", On::All, "! losetup --find --show {f}"),
+    ("drop_caches", On::All, "echo 3 > /proc/sys/vm/drop_caches"),
+    ("fitrim", On::All, "fstrim {m}"),
+    (
+        "xfs_free_eofblocks",
+        On::Xfs,
+        "perl -e 'open(my $d, \"<\", \"{d}\") or die; my $e = pack(\"L6Q13\", 1); ioctl($d, 0x8080583a, $e) or die $!'",
+    ),
+    ("remount_ro", On::All, "mount -o remount,ro {m} && sleep 0.1; mount -o remount,rw {m}"),
+    ("fifreeze_thaw", On::All, "fsfreeze -f {m} && sleep 0.1; fsfreeze -u {m}"),
+    ("umount", On::All, "! umount {m}"),
+    ("rename of the directory", On::All, "mv {d} {d}-away && sleep 0.1; mv {d}-away {d}"),
+    ("bind mount over it", On::All, "mount --bind {m}/filler {f} && sleep 0.1; umount {f}"),
+    (
+        "copy up of an overlay",
+        On::All,
+        "mkdir -p {m}/up {m}/work {m}/seen; \
+         mount -t overlay -o lowerdir={d},upperdir={m}/up,workdir={m}/work overlay {m}/seen || exit 3; \
+         touch {m}/seen/file-1 || cat {m}/seen/file-1 >/dev/null; code=$?; umount {m}/seen; [ $code != 0 ]",
+    ),
+];
+
+/// One of all attempts on `path` by root, which must get its answer.
+pub(crate) fn try_one(choice: usize, mode: &Mode, disk: &Disk, daemon: &Daemon, path: &Path) {
+    let attempt = &ATTEMPTS[choice % ATTEMPTS.len()];
+    if attempt.on.fits(disk.spec()) && attempt.who != Who::Ordinary {
+        let outcome = Scene::new(disk, daemon, path).run(attempt.perl, None);
+        assert_eq!(outcome, (mode.answer)(attempt.name, Who::Root), "{}", attempt.name);
+        clean(&disk.directory());
+    }
+}
+
+fn shell(text: &str, disk: &Disk) -> Result<String, String> {
+    let directory = disk.directory();
+    let text = text
+        .replace("{f}", &disk.path(1).display().to_string())
+        .replace("{d}", &directory.display().to_string())
+        .replace("{m}", &disk.lab.fs.root().display().to_string());
+    loopfs::run(Command::new("sh").args(["-c", &text]))
+}
+
+/// All attempts, and all changes by a descriptor that nobody gets, by root and by an ordinary process.
+fn everything_by_everybody(mode: &Mode, scene: &Scene<'_>) {
+    let disk = scene.disk;
+    let by_path = has_file_setattr();
+    let attempt = |name: &str, perl: &str, who: Who| {
+        let outcome = scene.run(perl, (who == Who::Ordinary).then_some(ORDINARY));
+        assert_eq!(outcome, (mode.answer)(name, who), "{name} by {who:?} on {:?}", disk.spec());
+        clean(&disk.directory());
+    };
+    for who in [Who::Root, Who::Ordinary] {
+        let mine = ATTEMPTS.iter().filter(|it| it.who == who || it.who == Who::Anybody);
+        for it in mine.filter(|it| it.on.fits(disk.spec()) && (by_path || !it.perl.contains("by_path"))) {
+            attempt(it.name, it.perl, who);
+        }
+        for it in CHANGES.iter().filter(|change| change.on.fits(disk.spec())) {
+            attempt(it.name, &format!("$h = opened($f, O_RDWR); {}", it.perl), who);
+        }
+    }
+}
+
+fn nobody_gets_in(mode: &Mode, spec: &Spec) {
+    let Some(mut disk) = Disk::new(mode.name, spec, 1) else { return };
+    let path = disk.path(1);
+    // An ordinary process may reach the file, as far as its mode goes.
+    let open_to_all = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("root may");
+    };
+    open_to_all(disk.lab.fs.root().parent().expect("a place"), 0o711);
+    open_to_all(&disk.directory(), 0o777);
+    open_to_all(&path, 0o666);
+    let daemon = serve(&disk, mode);
+    let key = disk.record(&path).identity.key();
+    let seed = 7001;
+    disk.expect_run(seed, &path);
+    let load = Load::start(gentle(daemon.address(), 1, seed));
+    everything_by_everybody(mode, &Scene::new(&disk, &daemon, &path));
+    load.goes_on();
+    for (what, _, text) in WITHOUT_EFFECT.iter().filter(|(_, on, _)| on.fits(spec)) {
+        if text.contains("overlay") && !has_overlays() {
+            continue;
+        }
+        let outcome = shell(text, &disk);
+        assert!(outcome.is_ok(), "{what} on {spec:?}: {outcome:?}: {}", daemon.log());
+        clean(&disk.directory());
+    }
+    load.goes_on();
+    let steps: Vec<_> = events_of(&disk.lab, &key).into_iter().map(|event| event.step).collect();
+    assert_eq!(steps, [PinStep::Pinned], "{spec:?}: {}", daemon.log());
+    let (_, mut ledger) = load.end_clean();
+    daemon.stop();
+    assert_in_file(&mut ledger, &path);
+    disk.check();
+}
+
+#[test]
+fn nobody_gets_at_a_served_file_on_xfs_with_reflink() {
+    nobody_gets_in(&DEFAULT, &XFS);
+}
+
+#[test]
+fn nobody_gets_at_a_served_file_on_xfs_without_reflink() {
+    nobody_gets_in(&DEFAULT, &PLAIN);
+}
+
+#[test]
+fn nobody_gets_at_a_served_file_on_ext4() {
+    nobody_gets_in(&DEFAULT, &EXT4);
+}
