@@ -1,13 +1,17 @@
 # The two commands: `make demo` shows what fastice does, `make test` checks all of it.
 
 PREFIX ?= /usr/local
+# How long make soak runs; SOAK_SEED=N repeats a round of it instead.
+SOAK_SECONDS ?= 1800
+SOAK_SEED ?=
 CARGO ?= cargo
 
-.PHONY: help build demo test hw-test bench install clean
+.PHONY: help build demo test soak hw-test bench install clean
 
 help:
 	@echo 'make demo      pins a fragmented file, serves it, writes and verifies, cleans up (root; 2 minutes)'
 	@echo 'make test      formatting, lints, all tests, a real Linux host in a guest (root; up to 40 minutes)'
+	@echo 'make soak      hostile operations against served files, in random order (root; SOAK_SECONDS, 30 minutes)'
 	@echo 'make hw-test   our own driver by VFIO: every combination, kills, the bare-metal suite in a guest (root; some 15 minutes)'
 	@echo 'make bench     the driver alone, on models, and beside the kernel in a guest; pins at scale: bench/report.json (12 minutes)'
 	@echo 'make build     target/release/fastice'
@@ -24,6 +28,12 @@ demo:
 test:
 	@.ci/packages test
 	@CARGO='$(CARGO)' .ci/test
+
+# A round that fails tells how to repeat it.
+soak:
+	@.ci/packages test
+	FASTICE_REQUIRE_LOOP=1 SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) \
+		$(CARGO) test --locked -p fastice --test matrix random_operations -- --nocapture
 
 hw-test:
 	@.ci/packages test
