@@ -370,7 +370,7 @@ impl Provider {
     }
 
     fn warden(&mut self, path: &Path) -> Result<Arc<Warden>, ExtentError> {
-        if let Some(warden) = &self.warden {
+        if let Some(warden) = self.warden.as_ref().filter(|warden| warden.is_whole()) {
             return Ok(Arc::clone(warden));
         }
         let warden = Warden::start_with(self.watch, Arc::clone(&self.oversight)).map_err(|source| {

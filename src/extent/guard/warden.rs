@@ -91,6 +91,13 @@ impl Warden {
         Ok(Arc::new(warden))
     }
 
+    /// Whether both threads are at work. When one ended by itself, all files were recalled, and the warden is of no use for
+    /// others.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.guard.as_ref().is_some_and(|guard| !guard.is_finished()) && self.watch.is_at_work()
+    }
+
     pub(super) fn signals_to(&self) -> ThreadId {
         self.signals_to
     }
@@ -127,7 +134,10 @@ impl fmt::Debug for Warden {
 
 impl Drop for Warden {
     fn drop(&mut self) {
-        self.shared.oversight.keep(false);
+        // A thread that ended by itself has told that already, and another warden may be at work since.
+        if self.is_whole() {
+            self.shared.oversight.keep(false);
+        }
         if let Err(error) = rustix::io::write(&self.shared.stop, &1_u64.to_ne_bytes()) {
             // Only a full counter refuses, and then the thread has been told already.
             tracing::error!(%error, "cannot stop a guard thread by eventfd");

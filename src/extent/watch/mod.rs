@@ -111,6 +111,10 @@ impl Watch {
         Ok(())
     }
 
+    pub(in crate::extent) fn is_at_work(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Makes it look at what is new.
     pub(in crate::extent) fn wake(&self) {
         if let Some(wake) = &self.wake {
