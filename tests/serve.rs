@@ -9,6 +9,8 @@ mod loopfs;
 mod crash;
 #[path = "serve/daemon.rs"]
 mod daemon;
+#[path = "serve/detectors.rs"]
+mod detectors;
 #[path = "serve/guards.rs"]
 mod guards;
 #[path = "serve/handover.rs"]
