@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,6 +25,8 @@ use crate::loopfs::{self, LoopFs, Spec};
 /// The size of a pinned file.
 pub(crate) const FILE_LEN: u64 = 1 << 20;
 const FRAGMENT_LEN: u64 = 16384;
+/// No guard takes more of the beginning of a file.
+const RESERVED_MAX: usize = 8192;
 /// What is left free.
 const RESERVE_LEN: u64 = 5 << 20;
 pub(crate) const SECTOR: usize = 512;
@@ -32,8 +34,16 @@ pub(crate) const PIECE: usize = 1 << 16;
 /// The first word of a block of `fastice::initiator::bench::verify`.
 const REMOTE: &[u8; 8] = b"fastice\x01";
 
-/// Where the blocks of a run belong: runs of (byte offset of the file, of the disk, length).
-type Home = Vec<(u64, u64, u64)>;
+/// Runs of (byte offset of the file, of the disk, length).
+type Runs = Vec<(u64, u64, u64)>;
+
+/// Where the blocks of a run belong.
+#[derive(Default)]
+struct Home {
+    /// Where the file begins that hosts see.
+    begin: u64,
+    runs: Runs,
+}
 
 /// A sector that is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,7 +152,11 @@ impl Disk {
                 rustix::fs::fallocate(file, FallocateFlags::empty(), at, FRAGMENT_LEN).expect("room");
             }
         }
-        file.write_all_at(&vec![0x5A; usize::try_from(FILE_LEN).expect("small")], 0).expect("room");
+        // Some guards take the first blocks, if these are zeros, and want a file that is root's alone.
+        let mut content = vec![0x5A; usize::try_from(FILE_LEN).expect("small")];
+        content[..RESERVED_MAX].fill(0);
+        file.write_all_at(&content, 0).expect("room");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("ours");
         for at in (0..FILE_LEN).step_by(PIECE) {
             other.write_all_at(&piece(pattern, at), at).expect("room");
         }
@@ -163,7 +177,7 @@ impl Disk {
     }
 
     /// Where the file at `path` is now.
-    pub(crate) fn extents(&self, path: &Path) -> Home {
+    pub(crate) fn extents(&self, path: &Path) -> Runs {
         let survey = survey(path).expect("a file that tells its map");
         let runs = survey.records.iter();
         runs.map(|it| (it.file_offset.get(), it.device_offset.get(), it.len.get())).collect()
@@ -178,15 +192,16 @@ impl Disk {
 
     /// The blocks of run `seed` belong to the frozen map of `path`, and nowhere else.
     pub(crate) fn expect_run(&mut self, seed: u64, path: &Path) {
-        let map = self.record(path).map.expect("a map");
-        let home = map.extents.iter().map(|it| (it.file_offset.get(), it.device_offset.get(), it.len.get()));
-        self.homes.insert(seed, home.collect());
+        let record = self.record(path);
+        let map = record.map.expect("a map");
+        let runs = map.extents.iter().map(|it| (it.file_offset.get(), it.device_offset.get(), it.len.get()));
+        self.homes.insert(seed, Home { begin: record.identity.reserved.get(), runs: runs.collect() });
     }
 
     /// The filesystem itself has copied blocks of run `seed` to the file at `path`: they may also be where it is now.
     pub(crate) fn copied(&mut self, seed: u64, path: &Path) {
         let copies = self.extents(path);
-        self.homes.entry(seed).or_default().extend(copies);
+        self.homes.entry(seed).or_default().runs.extend(copies);
     }
 
     /// All that is not as it should be in the neighbours and on the raw disk.
@@ -234,10 +249,19 @@ impl Disk {
     }
 
     fn is_at_home(&self, run: u64, block: u64, offset: u64) -> bool {
-        let file_offset = block.saturating_mul(SECTOR as u64);
-        self.homes.get(&run).into_iter().flatten().any(|(file, disk, len)| {
+        let Some(home) = self.homes.get(&run) else { return false };
+        let file_offset = block.saturating_mul(SECTOR as u64).saturating_add(home.begin);
+        home.runs.iter().any(|(file, disk, len)| {
             (*file..file + len).contains(&file_offset) && disk + (file_offset - file) == offset
         })
+    }
+
+    /// Gives back what a broken pin has left.
+    pub(crate) fn unpin_all(&self) {
+        let state = StateDir::open(self.lab.place("state")).expect("a state directory");
+        for record in state.records().expect("readable") {
+            self.lab.fastice(&["unpin", "--force"], &[record.expect("sound").path()], 0);
+        }
     }
 
     /// Looks at everything, and unmounts it; the filesystem must find itself sound.
@@ -249,15 +273,31 @@ impl Disk {
             wrongs.len(),
             wrongs.get(..16).unwrap_or(&wrongs)
         );
-        let device = self.lab.fs.device().to_owned();
+        let device = self.lab.fs.device();
         loopfs::unmount(&self.lab.fs.root()).expect("nobody uses it");
         let (check, how) = if self.spec.kind == "xfs" { ("xfs_repair", "-n") } else { ("e2fsck", "-fn") };
-        let found = Command::new(check).args([how, &device]).output().expect("it is installed");
+        let found = Command::new(check).args([how, device]).output().expect("it is installed");
         let said = String::from_utf8_lossy(&found.stdout);
         // That an extent tree could be narrower is no fault, though e2fsck ends as if it were.
         let fault = said.lines().any(|line| line.ends_with("? no") && !line.contains("Optimize"));
         let is_sound = found.status.success() || !fault && said.contains("Optimize");
         assert!(is_sound, "the filesystem is not sound: {said}");
+    }
+}
+
+impl Drop for Disk {
+    /// No swap area may outlive its filesystem, whatever a test came to.
+    fn drop(&mut self) {
+        let root = self.lab.fs.root();
+        let areas = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        let mine = areas.lines().filter_map(|line| line.split_whitespace().next()).map(Path::new);
+        for area in mine.filter(|area| area.starts_with(&root)) {
+            for (command, how) in [("chattr", &["-i"][..]), ("swapoff", &[])] {
+                if let Err(error) = loopfs::run(Command::new(command).args(how).arg(area)) {
+                    println!("LEFT BEHIND: swap area {}: {error}", area.display());
+                }
+            }
+        }
     }
 }
 

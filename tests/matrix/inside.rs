@@ -16,7 +16,7 @@ use crate::broken::{End, Victim, assert_fenced_by, clean};
 use crate::daemon::any_port;
 use crate::disk::Disk;
 use crate::loopfs::Spec;
-use crate::ops::{CHANGES, Change, EXT4, Leaves, On, PLAIN, XFS};
+use crate::ops::{CHANGES, Change, EXT4, Leaves, ONE_OF_EACH_KIND, On, PLAIN, XFS};
 use crate::script::{Outcome, Scene};
 use crate::thief::Thief;
 
@@ -28,9 +28,8 @@ const TRUNCATED: Change = Change {
     leaves: Leaves::Nothing,
     copies: false,
     may_fail: None,
+    must_fail: false,
 };
-/// One of each kind is enough: what they do is the matter of `broken`.
-const NAMES: [&str; 4] = ["fa_punch", "ftruncate_shrink", "xfs_swapext", "ext4_moveext"];
 
 fn clear_flag(path: &Path) {
     let file = File::open(path).expect("we may");
@@ -62,7 +61,9 @@ fn change_it(disk: &mut Disk, running: &Running, number: usize, change: &Change)
 }
 
 fn a_writer_waits(name: &str, spec: &Spec) {
-    let chosen = CHANGES.iter().filter(|change| NAMES.contains(&change.name) && change.on.fits(spec));
+    // What changes do is the matter of `broken`.
+    let is_chosen = |change: &&Change| ONE_OF_EACH_KIND.contains(&change.name) && change.on.fits(spec);
+    let chosen = CHANGES.iter().filter(is_chosen);
     let changes: Vec<_> = [&TRUNCATED].into_iter().chain(chosen).collect();
     let Some(mut disk) = Disk::new(name, spec, changes.len()) else { return };
     let paths = disk.paths();

@@ -76,8 +76,9 @@ pub(crate) struct Change {
     pub(crate) leaves: Leaves,
     /// The filesystem copies what the second half holds to the other file or the same.
     pub(crate) copies: bool,
-    /// It may be refused for what it is, with this.
+    /// It may be refused for what it is, or must be, with this.
     pub(crate) may_fail: Option<i32>,
+    pub(crate) must_fail: bool,
 }
 
 /// Where the halves of the file are after a change.
@@ -91,7 +92,7 @@ pub(crate) enum Leaves {
 }
 
 const fn change(name: &'static str, on: On, leaves: Leaves, perl: &'static str) -> Change {
-    Change { name, on, perl, leaves, copies: false, may_fail: None }
+    Change { name, on, perl, leaves, copies: false, may_fail: None, must_fail: false }
 }
 
 pub(crate) const CHANGES: &[Change] = &[
@@ -153,6 +154,9 @@ pub(crate) const CHANGES: &[Change] = &[
     },
     change("ext4_swapboot", On::Ext4, Leaves::Nothing, "told(ioctl($h, 0x6611, 0));"),
 ];
+
+/// Frees blocks, cuts the file, exchanges blocks.
+pub(crate) const ONE_OF_EACH_KIND: &[&str] = &["fa_punch", "ftruncate_shrink", "xfs_swapext", "ext4_moveext"];
 
 /// Who tries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,4 +261,21 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         Who::Ordinary,
         "my $path = \"$dir\\0\"; told(syscall(&SYS_UMOUNT2, $path, 2));",
     ),
+];
+
+/// What breaks a pin without a swap area.
+pub(crate) const SWAP_ATTEMPTS: &[Attempt] = &[
+    attempt(
+        "ficlone_from by the server's descriptor",
+        On::Reflink,
+        Who::Root,
+        "cloned(stolen(), opened(\"$dir/clone\", O_RDWR | O_CREAT));",
+    ),
+    attempt(
+        "dedupe_into by the server's descriptor",
+        On::Reflink,
+        Who::Root,
+        "deduped(donor(), stolen(), H, Q);",
+    ),
+    attempt("swapoff", On::All, Who::Anybody, "my $path = \"$f\\0\"; told(syscall(&SYS_SWAPOFF, $path));"),
 ];

@@ -25,6 +25,17 @@ sub broken_in {
     fail();
 }
 
+# The same for swapoff, which opens the file.
+sub swapped_off {
+    my $path = "$f\0";
+    for (1 .. 2000) {
+        return unless syscall(&SYS_SWAPOFF, $path) == -1;
+        fail() unless $!{EPERM};
+        select(undef, undef, undef, 0.01);
+    }
+    fail();
+}
+
 # A copy of the descriptor that the server has of the file: it is past the mark.
 sub stolen {
     opendir(my $fds, "/proc/$pid/fd") or fail();

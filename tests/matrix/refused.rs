@@ -10,9 +10,9 @@ use fastice::extent::PinStep;
 use crate::broken::{clean, events_of, gentle, serve};
 use crate::daemon::Daemon;
 use crate::disk::Disk;
-use crate::load::{Load, assert_in_file};
+use crate::load::{Load, units_behind};
 use crate::loopfs::{self, Spec};
-use crate::modes::{DEFAULT, Mode};
+use crate::modes::{DEFAULT, Mode, SWAP_FILE};
 use crate::ops::{ATTEMPTS, CHANGES, EXT4, On, PLAIN, Who, XFS, has_file_setattr, has_overlays};
 use crate::script::{ORDINARY, Scene};
 
@@ -35,7 +35,7 @@ pub(crate) const WITHOUT_EFFECT: &[(&str, On, &str)] = &[
         "perl -e 'open(my $d, \"<\", \"{d}\") or die; my $e = pack(\"L6Q13\", 1); ioctl($d, 0x8080583a, $e) or die $!'",
     ),
     ("remount_ro", On::All, "mount -o remount,ro {m} && sleep 0.1; mount -o remount,rw {m}"),
-    ("fifreeze_thaw", On::All, "fsfreeze -f {m} && sleep 0.1; fsfreeze -u {m}"),
+    ("fifreeze_thaw", On::All, "if fsfreeze -f {m}; then sleep 0.1; fsfreeze -u {m}; fi"),
     ("umount", On::All, "! umount {m}"),
     ("rename of the directory", On::All, "mv {d} {d}-away && sleep 0.1; mv {d}-away {d}"),
     ("bind mount over it", On::All, "mount --bind {m}/filler {f} && sleep 0.1; umount {f}"),
@@ -77,11 +77,15 @@ fn everything_by_everybody(mode: &Mode, scene: &Scene<'_>) {
         clean(&disk.directory());
     };
     for who in [Who::Root, Who::Ordinary] {
-        let mine = ATTEMPTS.iter().filter(|it| it.who == who || it.who == Who::Anybody);
+        let mine = ATTEMPTS
+            .iter()
+            .chain(mode.attempts)
+            .filter(|it| it.who == who || it.who == Who::Anybody && (who == Who::Root || mode.is_shared));
         for it in mine.filter(|it| it.on.fits(disk.spec()) && (by_path || !it.perl.contains("by_path"))) {
             attempt(it.name, it.perl, who);
         }
-        for it in CHANGES.iter().filter(|change| change.on.fits(disk.spec())) {
+        let can_open = who == Who::Root || mode.is_shared;
+        for it in CHANGES.iter().filter(|change| can_open && change.on.fits(disk.spec())) {
             attempt(it.name, &format!("$h = opened($f, O_RDWR); {}", it.perl), who);
         }
     }
@@ -96,7 +100,9 @@ fn nobody_gets_in(mode: &Mode, spec: &Spec) {
     };
     open_to_all(disk.lab.fs.root().parent().expect("a place"), 0o711);
     open_to_all(&disk.directory(), 0o777);
-    open_to_all(&path, 0o666);
+    if mode.is_shared {
+        open_to_all(&path, 0o666);
+    }
     let daemon = serve(&disk, mode);
     let key = disk.record(&path).identity.key();
     let seed = 7001;
@@ -105,19 +111,21 @@ fn nobody_gets_in(mode: &Mode, spec: &Spec) {
     everything_by_everybody(mode, &Scene::new(&disk, &daemon, &path));
     load.goes_on();
     for (what, _, text) in WITHOUT_EFFECT.iter().filter(|(_, on, _)| on.fits(spec)) {
-        if text.contains("overlay") && !has_overlays() {
+        if mode.minds.contains(what) || text.contains("overlay") && !has_overlays() {
             continue;
         }
         let outcome = shell(text, &disk);
         assert!(outcome.is_ok(), "{what} on {spec:?}: {outcome:?}: {}", daemon.log());
         clean(&disk.directory());
+        let opened = Scene::new(&disk, &daemon, &path).run("opened($f, O_RDONLY);", None);
+        assert_eq!(opened, (mode.answer)("open_rdonly", Who::Root), "after {what} on {spec:?}");
     }
     load.goes_on();
     let steps: Vec<_> = events_of(&disk.lab, &key).into_iter().map(|event| event.step).collect();
     assert_eq!(steps, [PinStep::Pinned], "{spec:?}: {}", daemon.log());
     let (_, mut ledger) = load.end_clean();
     daemon.stop();
-    assert_in_file(&mut ledger, &path);
+    assert!(units_behind(&mut ledger, &path, mode.reserved) > 100);
     disk.check();
 }
 
@@ -134,4 +142,14 @@ fn nobody_gets_at_a_served_file_on_xfs_without_reflink() {
 #[test]
 fn nobody_gets_at_a_served_file_on_ext4() {
     nobody_gets_in(&DEFAULT, &EXT4);
+}
+
+#[test]
+fn nobody_gets_at_a_served_swap_file_on_xfs_with_reflink() {
+    nobody_gets_in(&SWAP_FILE, &XFS);
+}
+
+#[test]
+fn nobody_gets_at_a_served_swap_file_on_ext4() {
+    nobody_gets_in(&SWAP_FILE, &EXT4);
 }

@@ -89,6 +89,7 @@ fn script(perl: &str) -> String {
         ("SYS_SETXATTR", libc::SYS_setxattr),
         ("SYS_UMOUNT2", libc::SYS_umount2),
         ("SYS_SWAPON", libc::SYS_swapon),
+        ("SYS_SWAPOFF", libc::SYS_swapoff),
         ("O_DIRECT", libc::O_DIRECT.into()),
     ];
     let numbers: String =

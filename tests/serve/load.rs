@@ -117,11 +117,17 @@ pub(crate) fn assert_in_file(ledger: &mut Ledger, path: &Path) {
 
 /// The same, also where a failure has left many writes of which nobody knows whether they were done: how many are known.
 pub(crate) fn units_in_file(ledger: &mut Ledger, path: &Path) -> u64 {
+    units_behind(ledger, path, 0)
+}
+
+/// The same for a file that hosts see from byte `begin` on.
+pub(crate) fn units_behind(ledger: &mut Ledger, path: &Path, begin: u64) -> u64 {
     let file = std::fs::File::open(path).expect("the file is free");
     // What this process read before is older than what was written past the cache since.
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advice");
-    let audit =
-        ledger.audit(|offset, data| file.read_exact_at(data, offset.get())).expect("the file is read");
+    let audit = ledger
+        .audit(|offset, data| file.read_exact_at(data, offset.get() + begin))
+        .expect("the file is read");
     assert_eq!(audit.faults, 0, "{audit:?}");
     audit.units_checked
 }
