@@ -311,12 +311,13 @@ pub(crate) fn break_pin(
     let Break { change, end } = broken;
     let victim = Victim::start(disk, daemon.address(), number, 1000 * number as u64);
     let what = format!("{}, file {number}: {}", disk.spec().kind, change.name);
+    let mut thief = Thief::waiting_on(disk, *end);
     let outcome = Scene::new(disk, daemon, &victim.path).run(perl, None);
     let done = SystemTime::now();
     let may_fail = change.may_fail.map(Outcome::Errno);
     let is_done = outcome == Outcome::Done && !change.must_fail;
     assert!(is_done || Some(outcome) == may_fail, "{what}: {outcome:?}: {}", daemon.log());
-    let mut thief = Thief::of(disk);
+    thief.grow();
     let events = victim.await_end(&disk.lab, *end);
     assert_fenced_by(&what, &events, done + if *end == End::Before { Duration::ZERO } else { bound });
     let outlived = thief.assert_alone(&what, *end, || victim.end_hosts(&what));

@@ -94,7 +94,8 @@ fn panics(check: impl FnOnce()) -> bool {
 }
 
 fn blocks_of_the_thief_are_found(disk: &Disk) {
-    let mut thief = Thief::of(disk);
+    let mut thief = Thief::waiting_on(disk, End::Before);
+    thief.grow();
     let path = disk.lab.fs.path("thief");
     thief.assert_alone("nobody writes", End::Before, || ());
     write_at(&path, 65536, &remote(RUN, 1));

@@ -165,15 +165,21 @@ impl Disk {
     }
 
     fn fill(&mut self) {
-        let [filler, reserved] = ["filler", "reserve"].map(|name| self.lab.fs.path(name));
+        let filler = self.hoard("filler", RESERVE_LEN);
+        self.filler = self.extents(&filler).into_iter().map(|(_, disk, len)| (disk, len)).collect();
+        assert!(!self.filler.is_empty());
+    }
+
+    /// A new file that has all free room but so much, unwritten.
+    pub(crate) fn hoard(&self, name: &str, leave: u64) -> PathBuf {
+        let [path, reserved] = [name, "reserve"].map(|name| self.lab.fs.path(name));
         let reserve = create(&reserved);
-        rustix::fs::fallocate(&reserve, FallocateFlags::empty(), 0, RESERVE_LEN).expect("room");
-        let file = create(&filler);
+        rustix::fs::fallocate(&reserve, FallocateFlags::empty(), 0, leave).expect("room");
+        let file = create(&path);
         take_all_room(&file, 0);
         file.sync_all().expect("a disk");
         fs::remove_file(reserved).expect("removed");
-        self.filler = self.extents(&filler).into_iter().map(|(_, disk, len)| (disk, len)).collect();
-        assert!(!self.filler.is_empty());
+        path
     }
 
     /// Where the file at `path` is now.

@@ -50,7 +50,8 @@ fn change_it(disk: &mut Disk, running: &Running, number: usize, change: &Change)
     let scene = Scene { disk, server: std::process::id(), file: &path };
     let outcome = scene.run_with(&perl, None, Stdio::from(writer));
     assert_eq!(outcome, Outcome::Done, "{what}");
-    let mut thief = Thief::of(disk);
+    let mut thief = Thief::waiting_on(disk, End::Before);
+    thief.grow();
     let events = victim.await_end(&disk.lab, End::Before);
     assert_fenced_by(&what, &events, let_in);
     let outlived = thief.assert_alone(&what, End::Before, || victim.end_hosts(&what));

@@ -13,20 +13,32 @@ const PATTERN: u64 = 9999;
 /// How long hosts may try what they are refused.
 const AFTERMATH: Duration = Duration::from_millis(20);
 
+/// Small extents that it has from the beginning, and where they begin: the blocks of its tree are not to be among those that
+/// were freed, for a host that writes those would write the filesystem's own.
+const EXTENTS: u64 = 60;
+const EXTENTS_AT: u64 = 1 << 30;
+/// What is left free of what the thief is not to have.
+const LEFT_FREE: u64 = 1 << 20;
+
 /// Has all free blocks, and a pattern of its own in them. Gone when dropped.
 pub(crate) struct Thief {
     path: PathBuf,
     file: File,
     len: u64,
+    hoard: Option<PathBuf>,
 }
 
 impl Thief {
-    /// Takes all free blocks of `disk`.
-    pub(crate) fn of(disk: &Disk) -> Self {
+    /// Waits for blocks of `disk`. Where every moment counts, somebody else has all that is free before that.
+    pub(crate) fn waiting_on(disk: &Disk, end: End) -> Self {
         let path = disk.lab.fs.path("thief");
-        let mut thief = Self { file: create(&path), path, len: 0 };
-        thief.grow();
-        thief
+        let file = create(&path);
+        for extent in 0..EXTENTS {
+            file.write_all_at(&[7; 4096], EXTENTS_AT + 8192 * extent).expect("room");
+        }
+        file.sync_all().expect("a disk");
+        let hoard = (end == End::Noticed).then(|| disk.hoard("hoard", LEFT_FREE));
+        Self { path, file, len: 0, hoard }
     }
 
     /// What is in it that it has not written: offsets, and whether a host did.
@@ -72,6 +84,8 @@ impl Thief {
 
 impl Drop for Thief {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        [Some(&self.path), self.hoard.as_ref()].into_iter().flatten().for_each(|path| {
+            let _ = fs::remove_file(path);
+        });
     }
 }
