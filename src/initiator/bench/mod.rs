@@ -34,6 +34,8 @@ use worker::{Share, Worker};
 const VERIFY_UNITS_MAX: u64 = 1 << 28;
 /// Time between two calls of the progress callback.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Time to the first one, which tells whoever waits for it that the run has begun.
+const PROGRESS_FIRST: Duration = Duration::from_millis(20);
 
 /// Which unit comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -302,15 +304,16 @@ fn run_to(
             .zip(counters.iter())
             .map(|(worker, counters)| scope.spawn(|| worker.run(started, stop, &ended, counters)))
             .collect();
+        let mut interval = PROGRESS_FIRST;
         while !handles.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             let slice = Duration::from_millis(10);
             let tick = Instant::now();
-            while tick.elapsed() < PROGRESS_INTERVAL
-                && !handles.iter().all(std::thread::ScopedJoinHandle::is_finished)
+            while tick.elapsed() < interval && !handles.iter().all(std::thread::ScopedJoinHandle::is_finished)
             {
                 std::thread::sleep(slice);
             }
             progress(&snapshot(started, options, &counters));
+            interval = PROGRESS_INTERVAL;
         }
         handles
             .into_iter()
