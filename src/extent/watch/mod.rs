@@ -190,7 +190,7 @@ impl Body {
         // Always with POLLERR, by which the kernel tells of a change of these files (`fs/namespace.c`, `mm/swapfile.c`).
         if (mounts | swaps).contains(PollFlags::PRI) {
             tracing::debug!("mounts or swap files changed: looking at all pinned files");
-            self.pace.all_due();
+            self.pace.hurry();
         }
         let begun = oversight.is_wanted().then(Instant::now);
         if begun.is_some() {
