@@ -12,6 +12,8 @@ use nvme_spec::NvmOpcode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Whoever is refused asks again after this, and leaves the processors to others meanwhile.
+const ERROR_PAUSE: Duration = Duration::from_millis(1);
 /// The longest wait for completions: so often, at least, the clock and `stop` are looked at.
 const WAIT: Duration = Duration::from_millis(20);
 /// Pause between two tries to connect again.
@@ -191,8 +193,14 @@ impl<'a> Worker<'a> {
             if self.queue.in_flight() == 0 && stage == Stage::Drain {
                 return Ok(());
             }
+            let errors = self.report.errors;
             match self.queue.poll(WAIT) {
-                Ok(()) => self.complete(reading_back, counters),
+                Ok(()) => {
+                    self.complete(reading_back, counters);
+                    if self.report.errors > errors {
+                        std::thread::sleep(ERROR_PAUSE);
+                    }
+                }
                 Err(error) => {
                     // What completed before the end counts.
                     self.complete(reading_back, counters);
