@@ -10,6 +10,8 @@ use crate::script::Outcome;
 #[derive(Debug)]
 pub(crate) struct Mode {
     pub(crate) name: &'static str,
+    /// The options that the filesystem is remounted with before the file is pinned, if any.
+    pub(crate) remount: Option<&'static str>,
     /// Lines of `[[subsystem.namespace]]` that ask for it.
     pub(crate) namespace: &'static str,
     /// Bytes at the beginning of the file that are not served.
@@ -33,6 +35,7 @@ pub(crate) struct Mode {
 /// The mark, the immutable flag and the lease.
 pub(crate) const DEFAULT: Mode = Mode {
     name: "the default pin",
+    remount: None,
     namespace: "",
     reserved: 0,
     is_shared: true,
@@ -47,6 +50,7 @@ pub(crate) const DEFAULT: Mode = Mode {
 /// The mark, the immutable flag and a swap area.
 pub(crate) const SWAP_FILE: Mode = Mode {
     name: "the swap-file pin",
+    remount: None,
     namespace: "guard = \"swap-file\"\n",
     reserved: 8192,
     is_shared: false,
@@ -59,6 +63,36 @@ pub(crate) const SWAP_FILE: Mode = Mode {
     // The kernel has 28 areas for all of this machine.
     changes: ONE_OF_EACH_KIND,
 };
+
+/// The mark, the lease, and a filesystem that takes no writes. What breaks it is tried in the tests of the daemon: here nobody
+/// could take what is freed.
+pub(crate) const READ_ONLY: Mode = Mode {
+    name: "the read-only-mount pin",
+    remount: Some("ro"),
+    namespace: "guard = \"read-only-mount\"\n",
+    reserved: 0,
+    is_shared: true,
+    answer: read_only_answer,
+    attempts: &[],
+    // These write, or end with a filesystem that can be written.
+    minds: &["xfs_free_eofblocks", "remount_ro", "rename of the directory", "copy up of an overlay"],
+    breaks: &[],
+    broken_in: "",
+    changes: &[],
+};
+
+/// Whatever begins with a write is refused with EROFS.
+fn read_only_answer(attempt: &str, who: Who) -> Outcome {
+    match (attempt, who) {
+        ("open_rdonly" | "odirect_read" | "reopen_proc" | "open_by_handle_at" | "fssetx_extsize", _)
+        | ("chattr_-i" | "chattr_+a" | "chattr_+j" | "chattr_-e" | "ficlone_from" | "dedupe_from", _)
+        | ("fallocate by the server's descriptor" | "truncate by the server's descriptor", _)
+        | ("the server's descriptors" | "a descriptor of the server by its number", _)
+        | ("the end of the server" | "the device" | "fifreeze" | "umount", _)
+        | ("swapon", Who::Ordinary) => answer(attempt, who),
+        _ => Outcome::Errno(libc::EROFS),
+    }
+}
 
 /// Everything is refused with EPERM, but for what was no more than a name or a descriptor to read; a swap area answers for
 /// itself where the mark is got past.

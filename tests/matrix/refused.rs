@@ -12,7 +12,7 @@ use crate::daemon::Daemon;
 use crate::disk::Disk;
 use crate::load::{Load, units_behind};
 use crate::loopfs::{self, Spec};
-use crate::modes::{DEFAULT, Mode, SWAP_FILE};
+use crate::modes::{DEFAULT, Mode, READ_ONLY, SWAP_FILE};
 use crate::ops::{ATTEMPTS, CHANGES, EXT4, On, PLAIN, Who, XFS, has_file_setattr, has_overlays};
 use crate::script::{ORDINARY, Scene};
 
@@ -103,6 +103,9 @@ fn nobody_gets_in(mode: &Mode, spec: &Spec) {
     if mode.is_shared {
         open_to_all(&path, 0o666);
     }
+    if let Some(options) = mode.remount {
+        shell(&format!("mount -o remount,{options} {{m}}"), &disk).expect("root may");
+    }
     let daemon = serve(&disk, mode);
     let key = disk.record(&path).identity.key();
     let seed = 7001;
@@ -152,4 +155,14 @@ fn nobody_gets_at_a_served_swap_file_on_xfs_with_reflink() {
 #[test]
 fn nobody_gets_at_a_served_swap_file_on_ext4() {
     nobody_gets_in(&SWAP_FILE, &EXT4);
+}
+
+#[test]
+fn nobody_gets_at_a_served_file_of_a_read_only_xfs() {
+    nobody_gets_in(&READ_ONLY, &XFS);
+}
+
+#[test]
+fn nobody_gets_at_a_served_file_of_a_read_only_ext4() {
+    nobody_gets_in(&READ_ONLY, &EXT4);
 }
