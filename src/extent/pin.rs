@@ -213,10 +213,7 @@ impl Attempt<'_> {
         progress: &mut dyn Progress,
     ) -> Result<(Guard, Arc<FrozenMap>, Held), ExtentError> {
         let intent_key = identity.key();
-        if self.mode == GuardMode::ReadOnlyMount {
-            read_only::refuse_unfit(self.facts, Some(self.state.path()))?;
-        }
-        let thawed = self.thaw(&identity)?;
+        let thawed = self.make_way(&identity)?;
         let generation = self.state.next_generation(&intent_key)?;
         self.sync()?;
         let guard = self
@@ -244,6 +241,9 @@ impl Attempt<'_> {
             map,
         };
         let record = IntentRecord::store(self.state, &intent, previous)?;
+        if self.mode == GuardMode::FrozenFilesystem {
+            frozen::refuse_foreign(self.file, self.path(), self.state, &intent.identity)?;
+        }
         let swap = swap.map(|swap| swap.carry_out(self.file, self.path(), foreign)).transpose()?;
         let sets_flag = self.mode.sets_flag();
         let flag = sets_flag.then(|| ImmutableFlag::set(self.file, self.path())).transpose()?;
@@ -285,16 +285,19 @@ impl Attempt<'_> {
         Ok((guard, map, held))
     }
 
-    /// Thaws the filesystem if fastice has frozen it and is to freeze it again; refuses one that it has frozen for others.
-    fn thaw(&self, identity: &MapIdentity) -> Result<Option<Thawed<'_>>, ExtentError> {
+    /// Refuses a filesystem on which the guards that are asked for are none. Thaws it if fastice has frozen it and is to
+    /// freeze it again; refuses one that it has frozen for others.
+    fn make_way(&self, identity: &MapIdentity) -> Result<Option<Thawed<'_>>, ExtentError> {
+        if self.mode == GuardMode::ReadOnlyMount {
+            read_only::refuse_unfit(self.facts, Some(self.state.path()))?;
+        }
         frozen::forget_stale_mark(self.state, identity)?;
         if self.mode != GuardMode::FrozenFilesystem {
             frozen::refuse_frozen(self.state, self.path(), identity)?;
             return Ok(None);
         }
         frozen::refuse_unfit(self.facts, Some(self.state.path()))?;
-        frozen::refuse_foreign(self.file, self.path(), self.state, identity)?;
-        Thawed::begin(self.file, self.path(), self.state, identity).map(Some)
+        Thawed::begin(self.file, self.path(), self.state, identity, false).map(Some)
     }
 
     /// What has to be done for a swap area; `None` when there shall be none.

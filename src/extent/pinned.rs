@@ -183,7 +183,7 @@ impl PinnedFile {
         let (file, state) = (Arc::clone(&self.file), self.state.clone());
         let is_frozen = self.held.mode == GuardMode::FrozenFilesystem;
         // Frozen again at the end, when other pins want that.
-        let thawed = is_frozen.then(|| Thawed::begin(&file, &path, &state, &identity)).transpose()?;
+        let thawed = is_frozen.then(|| Thawed::begin(&file, &path, &state, &identity, true)).transpose()?;
         if self.held.clear_immutable {
             change_flag(&self.file, false)
                 .and_then(|()| self.file.sync_all())

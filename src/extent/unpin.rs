@@ -76,7 +76,7 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
         Err(ExtentError::State { .. }) if force => {
             // It does not say whose it is.
             state.await_commands_of_the_dead(&path)?;
-            let thawed = Thawed::begin(&file, &path, state, &identity)?;
+            let thawed = Thawed::begin(&file, &path, state, &identity, false)?;
             let undone = mode::undo_all(&file, &path)?;
             state.remove(&key)?;
             drop(thawed);
@@ -86,7 +86,8 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
     };
     state.await_commands_of(&record.owner, &path)?;
     let map_was_true = compare_map(&record, &file, force)?;
-    let thawed = is_frozen(&record).then(|| Thawed::begin(&file, &path, state, &identity)).transpose()?;
+    let thawed =
+        is_frozen(&record).then(|| Thawed::begin(&file, &path, state, &identity, true)).transpose()?;
     let undone = mode::undo(&record, &file, &path)?;
     state.remove(&key)?;
     drop(thawed);

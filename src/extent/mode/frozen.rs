@@ -125,7 +125,8 @@ pub(in crate::extent) struct Thawed<'a> {
 }
 
 impl<'a> Thawed<'a> {
-    /// Thaws the filesystem of `file`, if fastice has frozen it. To be called under the lock of the state directory.
+    /// Thaws the filesystem of `file`, if fastice has frozen it: by the mark, or because `is_recorded`, a record of the very
+    /// file says so. To be called under the lock of the state directory.
     ///
     /// # Errors
     /// [`ExtentError::Guard`] while another process serves a file of it with this guard; [`ExtentError::Io`].
@@ -134,6 +135,7 @@ impl<'a> Thawed<'a> {
         path: &Path,
         state: &'a StateDir,
         identity: &MapIdentity,
+        is_recorded: bool,
     ) -> Result<Self, ExtentError> {
         let others = others_of(state, identity)?;
         let me = std::process::id();
@@ -146,7 +148,7 @@ impl<'a> Thawed<'a> {
         let alone = THAWING.lock().unwrap_or_else(PoisonError::into_inner);
         let io = |action| move |error| ExtentError::io(action, path, error);
         let is_ours = is_marked(state, identity);
-        if is_ours {
+        if is_ours || is_recorded {
             match sys::thaw(file.as_fd()) {
                 Ok(()) => {}
                 // A crash came between the mark and the freeze, a reboot, or somebody else's thaw.
@@ -165,9 +167,8 @@ impl<'a> Thawed<'a> {
     }
 
     fn freeze_now(&self) -> Result<(), ExtentError> {
+        write_mark(self.state, &self.identity)?;
         let mark = mark(self.state, &self.identity);
-        durable::replace(&mark, |file| io::Write::write_all(file, Owner::this_process().boot_id.as_bytes()))
-            .map_err(|error| ExtentError::io("write", &mark, error))?;
         sys::freeze(self.file.as_fd()).map_err(|error| {
             // It says what is not so; what is left of it is found to be so by the next thaw.
             let _ = durable::remove(&mark);
@@ -206,7 +207,8 @@ fn is_marked(state: &StateDir, identity: &MapIdentity) -> bool {
     fs::read_to_string(mark(state, identity)).is_ok_and(|boot| boot == Owner::this_process().boot_id)
 }
 
-/// Refuses a filesystem that somebody else has frozen, or that cannot be frozen. Found out by doing it.
+/// Refuses a filesystem that somebody else has frozen, or that cannot be frozen. Found out by doing it, under the mark, as a
+/// kill may come in between: so the record of the pin must be there already.
 pub(in crate::extent) fn refuse_foreign(
     file: &File,
     path: &Path,
@@ -216,15 +218,26 @@ pub(in crate::extent) fn refuse_foreign(
     if is_marked(state, identity) {
         return Ok(());
     }
-    sys::freeze(file.as_fd()).and_then(|()| sys::thaw(file.as_fd())).map_err(|error| {
-        match error.raw_os_error() {
-            Some(libc::EBUSY) => {
-                failed(path, "somebody else has frozen its filesystem: `fsfreeze --unfreeze` it", None)
-            }
-            Some(libc::EPERM) => failed(path, "it takes CAP_SYS_ADMIN", Some(error)),
-            _ => failed(path, "its filesystem cannot be frozen", Some(error)),
+    write_mark(state, identity)?;
+    let Err(error) = sys::freeze(file.as_fd()) else {
+        return sys::thaw(file.as_fd())
+            .map_err(|error| ExtentError::io("thaw the filesystem of", path, error));
+    };
+    let mark = mark(state, identity);
+    durable::remove(&mark).map_err(|error| ExtentError::io("remove", &mark, error))?;
+    Err(match error.raw_os_error() {
+        Some(libc::EBUSY) => {
+            failed(path, "somebody else has frozen its filesystem: `fsfreeze --unfreeze` it", None)
         }
+        Some(libc::EPERM) => failed(path, "it takes CAP_SYS_ADMIN", Some(error)),
+        _ => failed(path, "its filesystem cannot be frozen", Some(error)),
     })
+}
+
+fn write_mark(state: &StateDir, identity: &MapIdentity) -> Result<(), ExtentError> {
+    let mark = mark(state, identity);
+    durable::replace(&mark, |file| io::Write::write_all(file, Owner::this_process().boot_id.as_bytes()))
+        .map_err(|error| ExtentError::io("write", &mark, error))
 }
 
 /// Removes a mark that no record stands behind, as a crash at the very end of an unpin leaves it: what is frozen then is
