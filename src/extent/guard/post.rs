@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::incident::{OnRecall, RecallReason, RecallSignal, RecallWatch};
@@ -113,6 +114,8 @@ impl WatchState {
     }
 }
 
+/// How long the end of a look is waited for when a file is let go: that of a million extents takes a quarter of this.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// What a busy host may delay a look by without that it counts as late.
 pub(in crate::extent) const LATE_GRACE: Duration = Duration::from_secs(2);
 
@@ -249,5 +252,10 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.warden.let_out(self.id, &self.post);
+        // Whoever looks at the file at this moment has it open, and whoever pins it next would find it in use.
+        let until = Instant::now() + LOOK_PATIENCE;
+        while Arc::strong_count(&self.post) > 1 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
