@@ -17,6 +17,7 @@
 
 use super::error::LookupError;
 use super::map::Extent;
+use super::sys;
 use crate::units::{ByteLen, ByteOffset};
 
 /// A run of bytes of the file and where it lies on the whole disk. Never crosses an extent.
@@ -134,6 +135,26 @@ impl Index<'_> {
         holds(found).then_some(found)
     }
 
+    /// Has the processor fetch what [`find`](Self::find) is most likely to look at.
+    pub(super) fn prefetch(&self, at: u64) {
+        let around = || {
+            let stretch = usize::try_from(at >> self.stretch_shift).ok()?;
+            let first = *self.starts.get(stretch)? as usize;
+            let last = self.starts.get(stretch + 1).map_or(self.extents.len() - 1, |last| *last as usize);
+            let start = self.window_start(self.guess(first, last, at))?;
+            self.extents.get(start..start + WINDOW)
+        };
+        if let Some(window) = around() {
+            sys::prefetch(window);
+        }
+    }
+
+    /// Where the window around `guess` begins; `None` in a map that has no room for one.
+    fn window_start(&self, guess: usize) -> Option<usize> {
+        let most = self.extents.len().checked_sub(WINDOW)?;
+        Some(guess.saturating_sub(WINDOW / 2 - 1).min(most))
+    }
+
     /// Where `at` would be if all of `first..=last`, which hold its stretch, were of one length.
     fn guess(&self, first: usize, last: usize, at: u64) -> usize {
         let into = at & !(u64::MAX << self.stretch_shift);
@@ -144,8 +165,7 @@ impl Index<'_> {
 
     /// The extent that holds the byte at `at`, if it is near `guess`.
     fn near(&self, guess: usize, at: u64) -> Option<usize> {
-        let most = self.extents.len().checked_sub(WINDOW)?;
-        let start = guess.saturating_sub(WINDOW / 2 - 1).min(most);
+        let start = self.window_start(guess)?;
         let window: &[Extent; WINDOW] = self.extents.get(start..)?.first_chunk()?;
         // Of each: a branch that depends on memory would be waited for, and mispredicted.
         let before: usize = window.iter().map(|extent| usize::from(extent.end() <= at)).sum();

@@ -192,6 +192,7 @@ impl Core {
         work += self.socket_completions();
         work += self.device_completions();
         work += self.take_turns();
+        self.cx.engine.launch();
         if self.cx.now >= self.next_tick {
             self.tick();
         }

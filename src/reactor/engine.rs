@@ -106,6 +106,8 @@ pub struct IoEngine {
     jobs: Slab<Job>,
     /// Commands that the connections of this core may have in flight.
     reserved: usize,
+    /// Begun in this turn, and not looked up yet.
+    fresh: VecDeque<Key>,
     stalled: VecDeque<Key>,
     done: VecDeque<IoDone>,
     harvest: Vec<BlockDone>,
@@ -123,6 +125,7 @@ impl IoEngine {
             queues: Vec::new(),
             jobs: Slab::default(),
             reserved: 0,
+            fresh: VecDeque::new(),
             stalled: VecDeque::new(),
             done: VecDeque::new(),
             harvest: Vec::with_capacity(POLL_BUDGET),
@@ -135,6 +138,7 @@ impl IoEngine {
     pub fn reserve(&mut self, commands: usize) {
         self.reserved += commands;
         self.jobs.reserve(self.reserved);
+        self.fresh.reserve(self.reserved.saturating_sub(self.fresh.len()));
         self.stalled.reserve(self.reserved.saturating_sub(self.stalled.len()));
         self.done.reserve(self.reserved.saturating_sub(self.done.len()));
     }
@@ -216,7 +220,15 @@ impl IoEngine {
         self.exports.iter().flatten().any(|held| held.in_flight > 0 && held.export.is_in_doubt())
     }
 
-    /// Starts a command. Its end, also an immediate one, arrives by [`IoEngine::next_done`].
+    /// Looks up and submits the commands that were begun since the last time. What the lookups of one turn need of their maps
+    /// is fetched all at once by then: in a map of many extents each would wait for memory by itself.
+    pub fn launch(&mut self) {
+        while let Some(key) = self.fresh.pop_front() {
+            self.advance(key);
+        }
+    }
+
+    /// Begins a command, which goes to its device with the next [`IoEngine::launch`]. Its end, also an immediate one, arrives by [`IoEngine::next_done`].
     ///
     /// `buf` holds the data of a write (or the ranges of a Dataset Management), or takes that of a read; its
     /// length is the command's. The fence is looked at once more: data of a write may have travelled while it fell.
@@ -252,8 +264,11 @@ impl IoEngine {
             Ok(key) => {
                 if let Some(Some(held)) = self.exports.get_mut(command.slot.0 as usize) {
                     held.in_flight += 1;
+                    if let Some(map) = held.export.map.as_ref().filter(|_| next < end) {
+                        map.prefetch(command.start);
+                    }
                 }
-                self.advance(key);
+                self.fresh.push_back(key);
             }
             Err(job) => {
                 // Connections reserve a job for each command they may have, so this is a shortage, not a habit.
@@ -309,8 +324,9 @@ impl IoEngine {
         });
     }
 
-    /// Rings the doorbells, takes completions, and goes on with what had to wait. Returns how much was done.
+    /// Launches what is left, rings the doorbells, takes completions, and goes on with what had to wait. Returns how much was done.
     pub fn poll(&mut self) -> usize {
+        self.launch();
         let mut work = 0;
         for index in 0..self.queues.len() {
             let Some(Some(device)) = self.queues.get_mut(index) else { continue };
@@ -349,6 +365,7 @@ impl IoEngine {
     pub fn arm(&mut self) -> bool {
         self.armed = true;
         let may_sleep = self.done.is_empty()
+            && self.fresh.is_empty()
             && self.queues.iter_mut().flatten().all(|held| held.queue.outstanding() == 0 || held.queue.arm());
         if !may_sleep {
             self.disarm();

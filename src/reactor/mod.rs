@@ -10,6 +10,7 @@
 //!   |  socket completions -> Connection::on_ring                            |
 //!   |  engine.poll()      -> Connection::on_io                              |
 //!   |  ready connections  -> Connection::turn      (budgeted, round robin)  |
+//!   |  engine.launch()    lookups and submissions of the commands begun     |
 //!   |  every tick         -> Connection::tick      (keep-alive, deadlines)  |
 //!   +-----------------------------------------------------------------------+
 //!             sleeps in ring.turn() when there was nothing to do for a while

@@ -117,6 +117,7 @@ fn commands_that_wait_for_the_device_see_the_fence() {
     for request in 0..depth + 2 {
         lab.start(request, export.slot, IoKind::Write);
     }
+    lab.engine.launch();
     lab.target.fence(&export, FenceReason::MapInDoubt);
     let ends = lab.ends();
     assert_eq!(ends.len(), DEVICE_QUEUE_DEPTH + 2);
@@ -124,6 +125,24 @@ fn commands_that_wait_for_the_device_see_the_fence() {
         let expected = if request < depth { Status::SUCCESS } else { Status::NAMESPACE_NOT_READY };
         assert_eq!(status.code(), expected, "command {request}");
     }
+    assert_eq!(lab.engine.in_flight(export.slot), 0);
+}
+
+#[test]
+fn commands_of_a_turn_see_a_fence_that_falls_before_they_are_launched() {
+    let mut lab = Lab::new();
+    let (export, _) = lab.publish(1);
+    lab.engine.open(Arc::clone(&export)).expect("a queue");
+    lab.engine.reserve(2);
+    lab.start(1, export.slot, IoKind::Write);
+    assert_eq!(lab.engine.in_flight(export.slot), 1, "a drain waits for it");
+    assert!(!lab.engine.arm(), "there is something to do");
+    lab.target.fence(&export, FenceReason::MapInDoubt);
+    let ends = lab.ends();
+    assert_eq!(
+        ends.iter().map(|(_, status)| status.code()).collect::<Vec<_>>(),
+        [Status::NAMESPACE_NOT_READY]
+    );
     assert_eq!(lab.engine.in_flight(export.slot), 0);
 }
 
