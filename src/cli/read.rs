@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -71,7 +72,8 @@ enum Output {
 impl Output {
     fn create(path: Option<&Path>) -> Result<Self, Failure> {
         let Some(path) = path else { return Ok(Self::Stdout(io::stdout())) };
-        let file = OpenOptions::new().write(true).create_new(true).open(path);
+        // A copy of what may be a secret: the owner may give it to others.
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let file =
             file.map_err(|source| ExtentError::Io { action: "create", path: path.to_owned(), source })?;
         Ok(Self::File(file, path.to_owned()))

@@ -259,13 +259,7 @@ impl Server {
         self.provider.note(path, PinStep::Drained, since(incident));
         match reason {
             RecallReason::Doubt(doubt) if doubt.may_be_cleared() => self.provider.look_again(path, incident),
-            RecallReason::Doubt(_) => self.abandon(path, incident),
-            _ => {
-                self.provider.release(path);
-                // A reload that names the file is to pin it anew, not to find this fenced one still good.
-                self.backings.forget(path);
-                tracing::warn!(path = %shown, "drained and released; restart or reload the target to serve it again");
-            }
+            _ => self.abandon(path, incident),
         }
     }
 
@@ -288,13 +282,16 @@ impl Server {
         }
     }
 
-    /// Lets go of a file that is not what it was. Its export is fenced and drained.
+    /// Lets go of a file that somebody wants, or that is not what it was. Its export is fenced and drained. The record stays:
+    /// whoever serves the file next has its map to compare, and nobody serves another one unasked.
     fn abandon(&mut self, path: &Path, incident: &Incident) {
         self.provider.abandon(path, incident);
+        // A reload that names the file is to pin it anew, not to find this fenced one still good.
         self.backings.forget(path);
         tracing::error!(
             path = %path.display(),
-            "the file is no longer what was frozen: look at `fastice pins`, mend it, then `fastice pin --resume` and reload"
+            "drained and let go: `fastice pins` shows what is wrong. If its map is the recorded one, a reload serves it again; \
+             else mend it, then `fastice pin --resume` and reload"
         );
     }
 

@@ -210,8 +210,8 @@ impl Target {
     /// core that hears of it afterwards, by a message, has stopped starting them.
     pub fn fence(&self, export: &Export, reason: FenceReason) {
         let was_live = export.fence(reason);
-        tracing::warn!(subsystem = %export.subsystem, nsid = export.nsid.0, ?reason, "export fenced");
         if was_live {
+            tracing::warn!(subsystem = %export.subsystem, nsid = export.nsid.0, ?reason, "export fenced");
             self.tell_changed(export);
         }
     }

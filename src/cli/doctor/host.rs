@@ -45,6 +45,8 @@ fn lease_break_time() -> Check {
     const ID: &str = "lease-break";
     match read_trimmed("/proc/sys/fs/lease-break-time").and_then(|text| text.parse::<u64>().ok()) {
         None => Check::unknown(ID, "/proc/sys/fs/lease-break-time cannot be read"),
+        // To the kernel that is no limit (`fs/locks.c`).
+        Some(0) => Check::ok(ID, "no limit of time to let a file go when somebody forces it open"),
         Some(seconds) if seconds >= LEASE_BREAK_SECONDS_MIN => {
             Check::ok(ID, format!("{seconds} s to let a file go when somebody forces it open"))
         }

@@ -244,14 +244,26 @@ fn told_by_its_target(path: &Path, served: &Served, json: bool, out: &mut Out) -
     Ok(if served.is_live() { Exit::Ok } else { Exit::Differs })
 }
 
+/// What keeps the map as it is when no process does.
+const fn guarded_by(verdict: &Verdict) -> &'static str {
+    let has_flag = verdict.immutable && verdict.guard.sets_flag();
+    match (verdict.guard, verdict.guard_holds, has_flag) {
+        (GuardMode::SwapFile, true, true) => "the swap area and the immutable flag guard it",
+        (GuardMode::SwapFile, true, false) => "the swap area alone guards it",
+        (GuardMode::FrozenFilesystem, true, true) => "the frozen filesystem and the immutable flag guard it",
+        (GuardMode::FrozenFilesystem, true, false) => "the frozen filesystem alone guards it",
+        (GuardMode::ReadOnlyMount, true, _) => "the read-only filesystem alone guards it",
+        (_, _, true) => "the immutable flag alone guards it",
+        (_, _, false) => "nothing guards it",
+    }
+}
+
 fn describe(verdict: &Verdict, out: &mut Out) -> std::io::Result<()> {
     let path = &verdict.path;
     if verdict.same {
         let size = format_size(verdict.size_bytes);
         out.line(format!("{path}: every block of {size} lies where generation {} says", verdict.generation))?;
-        let guard =
-            if verdict.immutable { "the immutable flag alone guards it" } else { "nothing guards it" };
-        out.line(format!("{path}: nobody serves it and nobody watches it; {guard}"))?;
+        out.line(format!("{path}: nobody serves it and nobody watches it; {}", guarded_by(verdict)))?;
     }
     if verdict.size_bytes != verdict.frozen_size_bytes {
         let (now, then) = (verdict.size_bytes, verdict.frozen_size_bytes);

@@ -112,11 +112,13 @@ impl AsFd for Oversight {
     }
 }
 
-/// How long the kernel waits for a lease to be let go (`/proc/sys/fs/lease-break-time`); its default when it does not tell.
+/// How long the kernel waits for a lease to be let go (`/proc/sys/fs/lease-break-time`). Its default when it does not tell,
+/// and when it waits for ever, which is what 0 means (`fs/locks.c`, `__break_lease`): whoever waits is not to wait so long.
 #[must_use]
 pub fn lease_break_time() -> Duration {
+    const DEFAULT_S: u64 = 45;
     let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
-    Duration::from_secs(text.trim().parse().unwrap_or(45))
+    Duration::from_secs(text.trim().parse().ok().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_S))
 }
 
 #[cfg(test)]
