@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   file      |..a..|b|....c....|..d..|e|f|....g....|h|      extents
-//!             ^               ^               ^              stretches of 2^n bytes, one for 16 to 32 extents
+//!             ^               ^               ^              stretches of 2^n bytes, one for 4 to 8 extents
 //!   starts    a               c               g              the extent that holds the first byte of each
 //! ```
 //!
@@ -108,9 +108,9 @@ pub(super) struct Index<'m> {
 }
 
 /// Extents around the guess that are looked at.
-const WINDOW: usize = 8;
+const WINDOW: usize = 4;
 /// Extents for which there is one stretch, at the most.
-const STRETCH_EXTENTS_MAX: u64 = 32;
+const STRETCH_EXTENTS_MAX: u64 = 8;
 
 impl Index<'_> {
     /// The index of the extent that holds the byte at `at`: that of `guess`, the next one, or the one that is found.
@@ -173,7 +173,7 @@ impl Index<'_> {
     }
 }
 
-/// How long stretches are, as a power of two, of which there is one for 16 to 32 of `count` extents in a map of `size` bytes.
+/// How long stretches are, as a power of two, of which there is one for 4 to 8 of `count` extents in a map of `size` bytes.
 pub(super) fn stretch_shift(size: u64, count: usize) -> u32 {
     let most = (count as u64).div_ceil(STRETCH_EXTENTS_MAX / 2);
     let last = size.saturating_sub(1);

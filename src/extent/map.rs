@@ -6,7 +6,7 @@
 //!   what is served                         namespace           0 .............. len() = size - reserved
 //!   24 bytes each, native byte order, in a memfd sealed against write, grow, shrink and unsealing,
 //!   mapped read-only: no code of this process, however wrong, can alter it.
-//!   Behind them, in the same memory, a number for each 16 to 32 extents by which lookups begin (see `lookup`).
+//!   Behind them, in the same memory, a number for each 4 to 8 extents by which lookups begin (see `lookup`).
 //! ```
 
 use sha2::{Digest as _, Sha256};
