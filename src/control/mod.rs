@@ -15,6 +15,7 @@
 //! asks for one (`metrics`).
 
 mod api;
+mod backings;
 mod disks;
 mod error;
 mod event;

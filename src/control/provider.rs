@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::backings::{Backed, Backings};
 use super::disks::Disks;
 use super::error::{DiskError, ServeError};
 use super::event::Event;
@@ -17,7 +18,7 @@ use crate::extent::{
     PinOptions, PinStep, PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, WatchReport,
     pin,
 };
-use crate::fabrics::{Export, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target};
+use crate::fabrics::{Export, FenceReason, Identity, Target};
 use crate::units::{BlockSize, ByteLen};
 
 /// What a recall has to reach at once, from the guard's thread: the fence of the file's export.
@@ -97,81 +98,6 @@ impl Held {
             Self::Pinned { pinned, .. } => Voucher::Filesystem(pinned.witness()?),
             Self::HandedOver(taken) => Voucher::Device(Arc::clone(taken.map())),
         })
-    }
-}
-
-/// What one namespace stands on.
-#[derive(Clone)]
-struct Backed {
-    namespace: Namespace,
-    device: Arc<dyn BlockDevice>,
-    map: Option<Arc<FrozenMap>>,
-    identity: Identity,
-}
-
-/// The key of a namespace: its subsystem and identifier.
-type NamespaceKey = (String, u32);
-
-/// The namespaces of a configuration, backed.
-#[derive(Clone, Default)]
-pub(super) struct Backings(BTreeMap<NamespaceKey, Backed>);
-
-impl Backings {
-    /// The subsystems of `config`, whose namespaces these are.
-    pub(super) fn specs(&self, config: &Config) -> Vec<SubsystemSpec> {
-        config
-            .subsystems
-            .iter()
-            .map(|subsystem| SubsystemSpec {
-                nqn: subsystem.nqn.to_string(),
-                serial: subsystem.serial.clone(),
-                model: subsystem.model.clone(),
-                hosts: match &subsystem.hosts {
-                    crate::config::Hosts::Any => HostPolicy::Any,
-                    crate::config::Hosts::List(hosts) => {
-                        HostPolicy::List(hosts.iter().map(ToString::to_string).collect())
-                    }
-                },
-                namespaces: subsystem
-                    .namespaces
-                    .iter()
-                    .filter_map(|namespace| self.0.get(&(subsystem.nqn.to_string(), namespace.nsid)))
-                    .map(Backed::spec)
-                    .collect(),
-            })
-            .collect()
-    }
-
-    /// Forgets what stands on a file that was let go.
-    pub(super) fn forget(&mut self, path: &Path) {
-        self.0.retain(|_, backed| backed.path() != Some(path));
-    }
-
-    fn names(&self, path: &Path) -> bool {
-        self.0.values().any(|backed| backed.path() == Some(path))
-    }
-}
-
-impl Backed {
-    fn path(&self) -> Option<&Path> {
-        match &self.namespace.backing {
-            Backing::File { path, .. } => Some(path),
-            Backing::Memory { .. } | Backing::Null { .. } => None,
-        }
-    }
-
-    fn spec(&self) -> NamespaceSpec {
-        let info = self.device.info();
-        NamespaceSpec {
-            nsid: nvme_spec::Nsid(self.namespace.nsid),
-            map: self.map.clone(),
-            device: Arc::clone(&self.device),
-            read_only: self.namespace.read_only,
-            on_fence: self.namespace.on_fence,
-            block_size: self.namespace.block_size.unwrap_or(info.logical_block_size),
-            len: self.map.as_ref().map_or(info.len, |map| map.len()),
-            identity: self.identity.clone(),
-        }
     }
 }
 
@@ -283,9 +209,19 @@ impl Provider {
             let nqn = subsystem.nqn.to_string();
             for namespace in &subsystem.namespaces {
                 let key = (nqn.clone(), namespace.nsid);
-                let backed = match old.0.get(&key) {
-                    Some(backed) if backed.namespace == *namespace => backed.clone(),
-                    _ => self.open(&nqn, namespace, &config.nvme, progress)?,
+                let before = old.0.get(&key).filter(|backed| backed.namespace == *namespace);
+                let backed = match before {
+                    Some(backed) if !backed.is_let_go => backed.clone(),
+                    _ => match (self.open(&nqn, namespace, &config.nvme, progress), before) {
+                        (Ok(backed), _) => backed,
+                        // One file that is not mended yet must not stand in the way of all others.
+                        (Err(error), Some(let_go)) => {
+                            let error = &error as &dyn std::error::Error;
+                            tracing::error!(nqn, nsid = namespace.nsid, error, "it stays fenced");
+                            let_go.clone()
+                        }
+                        (Err(error), None) => return Err(error),
+                    },
                 };
                 backings.insert(key, backed);
             }
@@ -334,7 +270,7 @@ impl Provider {
                 (Arc::new(device), None, Identity::named("null"))
             }
         };
-        Ok(Backed { namespace: namespace.clone(), device, map, identity })
+        Ok(Backed { namespace: namespace.clone(), device, map, identity, is_let_go: false })
     }
 
     fn pin(

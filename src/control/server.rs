@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use super::api::Api;
+use super::backings::Backings;
 use super::disks::{NvmeKey, exports_on};
 use super::error::{DiskError, ServeError};
 use super::event::{Event, ReloadReport};
@@ -15,7 +16,7 @@ use super::listen::listen_patiently;
 use super::metrics::{Metrics, Source};
 use super::orphans;
 use super::proof::prove_again;
-use super::provider::{Backings, Provider};
+use super::provider::Provider;
 use super::status::{DeviceStatus, ExportStatus, Fences, HostStatus, Status, WatchStatus};
 use super::still::open_state_reaching;
 use crate::block::BlockDevice as _;
@@ -287,7 +288,7 @@ impl Server {
     fn abandon(&mut self, path: &Path, incident: &Incident) {
         self.provider.abandon(path, incident);
         // A reload that names the file is to pin it anew, not to find this fenced one still good.
-        self.backings.forget(path);
+        self.backings.let_go(path);
         tracing::error!(
             path = %path.display(),
             "drained and let go: `fastice pins` shows what is wrong. If its map is the recorded one, a reload serves it again; \

@@ -88,8 +88,11 @@ fn nothing_is_written_to_blocks_that_are_given_to_another_file() {
         thief.read_exact_at(&mut found, 0).expect("the file is read");
         assert!(found == loot, "a host wrote into a file that is not its own");
         // Nobody serves the blocks that the file has now without having been asked to.
-        daemon.reload("the configuration stays as it was");
-        assert!(daemon.log().contains("--resume"), "{}", daemon.log());
+        daemon.reload("configuration reloaded");
+        assert!(daemon.log().contains("it stays fenced"), "{}", daemon.log());
+        let status = lab.json(&["status", "--json"], 0);
+        let grants: Vec<_> = [0, 1].map(|at| status["targets"][0]["exports"][at]["grant"].clone()).into();
+        assert_eq!(grants, ["fenced", "live"], "{status}");
         let (report, mut ledger) = bystander.end_clean();
         assert_eq!(report.reconnects, 0);
         daemon.stop();
