@@ -46,17 +46,7 @@ fn with_a_swap_area_pin_and_unpin_are_killed_at_every_step() {
     for spec in [Spec::XFS, Spec::EXT4] {
         let Some(lab) = Lab::for_swap("swap area, killed", &spec) else { return };
         let pin = ["pin", "--guard", "swap-file", lab.name()];
-        let pinning = lab.every_point(&calls, &pin, |_| {}, || {});
-        let unpin = ["unpin", lab.name()];
-        let unpinning = lab.every_point(
-            &calls,
-            &unpin,
-            |lab| {
-                let output = lab.fastice(&pin).output().expect("the binary runs");
-                assert!(output.status.success(), "{output:?}");
-            },
-            || {},
-        );
+        let (pinning, unpinning) = pin_and_unpin_at_every_point(&lab, &calls, &pin);
         println!("{}: {pinning} and {unpinning} points", spec.kind);
         assert!(pinning > 10 && unpinning > 6, "{pinning} {unpinning}");
     }
@@ -69,20 +59,21 @@ fn with_a_frozen_filesystem_pin_and_unpin_are_killed_at_every_step() {
         let Some(mut lab) = Lab::new("frozen, killed", &spec) else { return };
         lab.freezes = true;
         let pin = ["pin", "--guard", "frozen-filesystem", lab.name()];
-        let pinning = lab.every_point(&calls, &pin, |_| {}, || {});
-        let unpin = ["unpin", lab.name()];
-        let unpinning = lab.every_point(
-            &calls,
-            &unpin,
-            |lab| {
-                let output = lab.fastice(&pin).output().expect("the binary runs");
-                assert!(output.status.success(), "{output:?}");
-            },
-            || {},
-        );
+        let (pinning, unpinning) = pin_and_unpin_at_every_point(&lab, &calls, &pin);
         println!("{}: {pinning} and {unpinning} points", spec.kind);
         assert!(pinning > 10 && unpinning > 6, "{pinning} {unpinning}");
     }
+}
+
+/// Kills the command that pins at every point of these calls, and then the one that unpins: how many points each has.
+fn pin_and_unpin_at_every_point(lab: &Lab, calls: &[&str], pin: &[&str]) -> (u32, u32) {
+    let pinning = lab.every_point(calls, pin, |_| {}, || {});
+    let pinned = |lab: &Lab| {
+        let output = lab.fastice(pin).output().expect("the binary runs");
+        assert!(output.status.success(), "{output:?}");
+    };
+    let unpinning = lab.every_point(calls, &["unpin", lab.name()], pinned, || {});
+    (pinning, unpinning)
 }
 
 /// Waits for the first line, does something, then has the traced process end in order; how it ended.

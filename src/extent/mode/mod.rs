@@ -224,8 +224,8 @@ pub(super) struct Undone {
     pub(super) swap_ended: bool,
 }
 
-/// Takes away the guards of a pin that outlive a process, but for a freeze, which is thawed before, in the order in which the kernel lets them go, from whatever
-/// step a crash has left them at. What is done already is not done again.
+/// Takes away the guards of a pin that outlive a process, but for a freeze, which is thawed before: in the order in which
+/// the kernel lets them go, from whatever step a crash has left them at. What is done already is not done again.
 pub(super) fn undo(record: &StoredPin, file: &File, path: &Path) -> Result<Undone, ExtentError> {
     let not_ours = record.immutable_was_set_before || !record.guard.sets_flag();
     let flag_cleared = clear_flag(file, path, not_ours)?;
