@@ -265,9 +265,13 @@ pub(crate) const BREAKS: &[Break] = &[
 pub(crate) const SWAP_BREAKS: &[Break] = &[
     broken("chattr_-i", Leaves::Both, End::Held, "cleared();"),
     broken("chattr_-i, file_setattr", Leaves::Both, End::Held, "clear_flag_by_path();"),
-    in_vain("truncate_shrink, flag cleared", On::All, "cleared(); truncate($f, H) or fail();"),
-    in_vain("dedupe_into_rdonly, flag cleared", On::Reflink, "cleared(); deduped(donor(), stolen(), H, Q);"),
-    in_vain("unlink, flag cleared", On::All, "cleared(); unlink($f) or fail();"),
+    in_vain("truncate_shrink, flag cleared", On::All, "cleared_unseen(); truncate($f, H) or fail();"),
+    in_vain(
+        "dedupe_into_rdonly, flag cleared",
+        On::Reflink,
+        "my $d = donor(); deduped($d, cleared_unseen(), H, Q);",
+    ),
+    in_vain("unlink, flag cleared", On::All, "cleared_unseen(); unlink($f) or fail();"),
     broken(
         "touched",
         Leaves::Both,
@@ -282,7 +286,7 @@ pub(crate) const SWAP_BREAKS: &[Break] = &[
     ),
 ];
 
-/// Nothing comes of it but that the pin ends.
+/// Nothing comes of it but that the pin ends, and that only later: the area is ended then, and refuses nothing any more.
 const fn in_vain(name: &'static str, on: On, perl: &'static str) -> Break {
     let broken = broken(name, Leaves::Both, End::Held, perl);
     let errno = if matches!(name.as_bytes()[0], b'u') { libc::EPERM } else { libc::ETXTBSY };

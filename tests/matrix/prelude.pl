@@ -68,6 +68,11 @@ sub clear_flag_by_path {
 # The flag is cleared by whatever way the kernel has.
 sub cleared { clear_flag(stolen()) }
 
+# The same, and the server can do nothing about it until this script ends: what is refused then is by the kernel alone.
+my $held;
+sub cleared_unseen { my $s = stolen(); kill("STOP", $pid) or fail(); $held = 1; clear_flag($s); $s }
+END { kill("CONT", $pid) if $held }
+
 sub fallocated { my ($mode, $at, $len) = @_; told(syscall(&SYS_FALLOCATE, fileno($h), $mode, $at, $len)) }
 sub attributed { my ($path, $name, $value) = ("$f\0", "user.x\0", "v" x $_[0]); told(syscall(&SYS_SETXATTR, $path, $name, $value, $_[0], 0)) }
 sub written { my ($file, $at, $data) = @_; sysseek($file, $at, 0); defined syswrite($file, $data) or fail() }
