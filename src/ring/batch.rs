@@ -11,10 +11,10 @@ use hugepage_alloc::DmaBuf;
 ///
 /// `rx` is ordinary memory. While the batch is in flight it belongs to the kernel and the caller has no way to it.
 pub struct RecvBatch {
-    pub(super) direct: Option<DmaBuf>,
-    pub(super) rx: Box<[u8]>,
+    direct: Option<DmaBuf>,
+    rx: Box<[u8]>,
     start: usize,
-    pub(super) end: usize,
+    end: usize,
     pub(super) iovecs: [libc::iovec; 2],
     pub(super) header: libc::msghdr,
     /// The last receive emptied the socket: wait for it to be readable before trying.
@@ -93,6 +93,19 @@ impl RecvBatch {
             self.rx.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
+    }
+
+    /// Writes the io vectors of the room there is: how many.
+    pub(super) fn fill_iovecs(&mut self) -> usize {
+        let direct = self.direct.as_ref().map(|buf| (buf.as_ptr(), buf.len()));
+        let free = self.rx.get_mut(self.end..).filter(|free| !free.is_empty());
+        let places = direct.into_iter().chain(free.map(|free| (free.as_mut_ptr(), free.len())));
+        let mut count = 0;
+        for (iovec, (start, len)) in self.iovecs.iter_mut().zip(places) {
+            *iovec = libc::iovec { iov_base: start.cast(), iov_len: len };
+            count += 1;
+        }
+        count
     }
 
     /// Books the `count` bytes that a receive returned. A direct buffer that is full is given up.

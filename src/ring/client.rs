@@ -10,8 +10,9 @@ use std::rc::Rc;
 use hugepage_alloc::DmaBuf;
 use rustix::fs::FallocateFlags;
 
+use super::engine::Engine;
 use super::handle::FileInner;
-use super::sys::{Engine, Request};
+use super::sys::Request;
 use super::{FileRef, RecvBatch, SendBatch, Socket};
 use crate::units::{ByteLen, ByteOffset};
 

@@ -6,7 +6,7 @@ use std::rc::{Rc, Weak};
 
 use rustix::fs::OFlags;
 
-use super::sys::Engine;
+use super::engine::Engine;
 
 /// An open file, and its place in a ring's file table if it has one.
 pub(super) struct FileInner {

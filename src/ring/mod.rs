@@ -24,6 +24,7 @@
 
 mod batch;
 mod client;
+mod engine;
 mod handle;
 mod setup;
 mod sys;
@@ -39,8 +40,8 @@ pub use batch::{RecvBatch, RecvSplit, SendBatch};
 pub use client::{Full, RingClient, RingDone, RingResource};
 pub use handle::{FileRef, Socket};
 
+use engine::Engine;
 use std::os::fd::OwnedFd;
-use sys::Engine;
 
 /// How large a ring shall be.
 #[derive(Clone, Debug)]
