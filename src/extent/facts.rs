@@ -241,25 +241,51 @@ fn journaled_data(
 
 /// Whether the inode is one of the swap files of `/proc/swaps`.
 pub(super) fn is_swap(inode: u64, device: DeviceNumber) -> io::Result<bool> {
-    let table = match fs::read("/proc/swaps") {
-        Ok(table) => table,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    Ok(swap_paths(&table).any(|path| {
+    Ok(swap_paths(&swaps()?).any(|path| {
         fs::metadata(path).is_ok_and(|meta| meta.ino() == inode && number_of(meta.dev()) == device)
     }))
 }
 
 /// The devices of the filesystems that have swap files.
 pub(super) fn swap_devices() -> io::Result<Vec<DeviceNumber>> {
-    let table = match fs::read("/proc/swaps") {
-        Ok(table) => table,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let of = |path: PathBuf| fs::metadata(path).ok().map(|meta| number_of(meta.dev()));
-    Ok(swap_paths(&table).filter_map(of).collect())
+    Ok(swap_paths(&swaps()?).filter_map(of).collect())
+}
+
+/// `/proc/swaps`; empty on a kernel without swap.
+fn swaps() -> io::Result<Vec<u8>> {
+    match settled(|| read_in_large_pieces(Path::new("/proc/swaps"))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        table => table,
+    }
+}
+
+fn read_in_large_pieces(path: &Path) -> io::Result<Vec<u8>> {
+    let (mut file, mut table) = (File::open(path)?, Vec::new());
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        match io::Read::read(&mut file, &mut piece)? {
+            0 => return Ok(table),
+            len => table.extend_from_slice(piece.get(..len).unwrap_or_default()),
+        }
+    }
+}
+
+/// What is read twice the same. The kernel tells of swap areas by their place in the list (`swap_start`, `mm/swapfile.c`):
+/// where one ends between two reads of a piece, the one that comes next is passed over, and looks as if it had ended too.
+/// A list that does not come to rest is given twice over, so that nothing is missing that was there.
+fn settled(mut read: impl FnMut() -> io::Result<Vec<u8>>) -> io::Result<Vec<u8>> {
+    const ATTEMPTS: usize = 8;
+    let mut table = read()?;
+    for _ in 0..ATTEMPTS {
+        let again = read()?;
+        if again == table {
+            return Ok(table);
+        }
+        table = again;
+    }
+    table.extend(read()?);
+    Ok(table)
 }
 
 /// The paths of the swap files in a `/proc/swaps` table.
@@ -318,6 +344,28 @@ mod tests {
             b"Filename\t\t\tType\t\tSize\n/srv/a\\040b\\134c file\t\t12\t0\t-2\n/dev/sda2 partition 1 0 -3\n";
         assert_eq!(swap_paths(table).collect::<Vec<_>>(), [PathBuf::from("/srv/a b\\c")]);
         assert_eq!(swap_paths(b"").count(), 0);
+    }
+
+    #[test]
+    fn an_area_that_was_passed_over_while_another_ended_is_seen_again() {
+        let tables: [&[u8]; 4] =
+            [b"head\n/a file\n/c file\n", b"head\n/b file\n/c file\n", b"head\n/b file\n/c file\n", b""];
+        let mut reads = tables.iter();
+        let read = || Ok(reads.next().map_or_else(Vec::new, |table| table.to_vec()));
+        assert_eq!(settled(read).unwrap(), tables[1]);
+        // One that ends and begins all the time hides nobody else.
+        let mut turn = 0_u32;
+        let read = || {
+            turn += 1;
+            Ok(if turn.is_multiple_of(2) {
+                b"head\n/a file\n/c file\n".to_vec()
+            } else {
+                b"head\n/b file\n".to_vec()
+            })
+        };
+        let table = settled(read).unwrap();
+        let paths: Vec<_> = swap_paths(&table).collect();
+        assert!(["/a", "/b", "/c"].iter().all(|path| paths.contains(&PathBuf::from(path))), "{paths:?}");
     }
 
     #[test]
