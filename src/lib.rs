@@ -14,7 +14,7 @@
 //!   block   extent      devices behind one trait                         | pins, frozen maps, lookup
 //!    |        |
 //!   ring    units       io_uring with operations that own their buffers | newtypes
-//!           durable                                                      | files that survive a crash
+//!           durable   chain                                              | files that survive a crash; errors on one line
 //!    |
 //!   spdk/async-nvme, spdk/nvme-model      our NVMe driver, and a controller in software for demo and tests
 //!    |
@@ -25,6 +25,7 @@
 
 mod aligned;
 pub mod block;
+mod chain;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -22,6 +22,7 @@ use crate::block::nvme::{
     NvmeChange, NvmeController, NvmeDescription, NvmeDevice, NvmeWay, OnChange, Reach, Standing,
 };
 use crate::block::{BlockDevice, DeviceInfo, UringDevice, UringOptions};
+use crate::chain::Chain;
 use crate::config::{DeviceWay, NvmeChoice};
 use crate::extent::{
     CommandsHold, DiskIdentity, ExtentError, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity,
@@ -154,7 +155,7 @@ impl Disks {
             let controller = match self.controller(way) {
                 Ok(controller) => controller,
                 Err(error) => {
-                    tried.push(chain(&error));
+                    tried.push(Chain(&error).to_string());
                     unbound.extend(error.unbound());
                     continue;
                 }
@@ -391,17 +392,6 @@ fn check_shape(disk: &DiskIdentity, way: &NvmeWay, namespace: &NamespaceInfo) ->
         blocks: namespace.blocks,
         block_len: namespace.block_len(),
     })
-}
-
-/// An error and its sources on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

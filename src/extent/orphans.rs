@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use super::error::ExtentError;
 use super::record::StoredPin;
 use super::state::StateDir;
-use super::undo::Chain;
 use super::verify::verify_stored;
+use crate::chain::Chain;
 
 /// A stored pin that no process holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

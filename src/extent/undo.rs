@@ -10,6 +10,7 @@ use super::error::{ExtentError, IMMUTABLE};
 use super::facts::is_immutable;
 use super::record::StoredPin;
 use super::state::StateDir;
+use crate::chain::Chain;
 
 /// The record of a pin that is being made. Dropped, it puts back what was there before.
 pub(super) struct IntentRecord<'a> {
@@ -96,19 +97,4 @@ pub(super) fn change_flag(file: &File, immutable: bool) -> io::Result<()> {
     let mut flags = rustix::fs::ioctl_getflags(file)?;
     flags.set(IFlags::IMMUTABLE, immutable);
     Ok(rustix::fs::ioctl_setflags(file, flags)?)
-}
-
-/// An error and its sources on one line, for the log.
-pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
-    }
 }

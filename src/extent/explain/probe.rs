@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::operation::{Attempted, FailedCall, Operation, clone_from};
 use super::scratch::Scratch;
 use super::{Attempts, Finding, Verdict, detector, lease_break_time};
+use crate::chain::Chain;
 use crate::extent::error::ExtentError;
 use crate::extent::guard::{Incident, RecallReason, RecallWatch, Warden};
 use crate::extent::mode::GuardMode;
@@ -17,7 +18,7 @@ use crate::extent::pin::{PinOptions, pin};
 use crate::extent::pinned::PinnedFile;
 use crate::extent::progress::NoProgress;
 use crate::extent::state::StateDir;
-use crate::extent::undo::{Chain, change_flag};
+use crate::extent::undo::change_flag;
 use crate::extent::watch::WatchOptions;
 
 /// How long an attempt may take before it is given up.

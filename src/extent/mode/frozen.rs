@@ -191,7 +191,7 @@ impl Drop for Thawed<'_> {
         if self.freeze
             && let Err(error) = self.end()
         {
-            let error = crate::extent::undo::Chain(&error).to_string();
+            let error = crate::chain::Chain(&error).to_string();
             tracing::error!(path = %self.path.display(), error, "a filesystem is not frozen again");
         }
     }

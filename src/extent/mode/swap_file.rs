@@ -210,7 +210,7 @@ impl Drop for SwapArea<'_> {
             return;
         }
         if let Err(error) = end(self.file, &self.path, self.plan.write_header) {
-            let error = crate::extent::undo::Chain(&error).to_string();
+            let error = crate::chain::Chain(&error).to_string();
             tracing::error!(path = %self.path.display(), error, "cannot end the swap area of a failed pin");
         }
         if self.restore_flag

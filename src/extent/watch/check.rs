@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::StatxAttributes;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::chain::Chain;
 use crate::extent::compare::{Difference, differences};
 use crate::extent::device::Sysfs;
 use crate::extent::error::ExtentError;
@@ -19,7 +20,6 @@ use crate::extent::guard::{Baseline, Doubt, Post, RecallReason};
 use crate::extent::identity::MapIdentity;
 use crate::extent::map::{Extent, FrozenMap};
 use crate::extent::sys::{self, Lease};
-use crate::extent::undo::Chain;
 
 /// Differences that are kept of a map, of which there may be millions.
 const DIFFERENCES_MAX: usize = 16;
