@@ -20,7 +20,7 @@ use fastice::control::{DiskError, Running, ServeError, start_reaching};
 use fastice::extent::{Mismatch, NoProgress};
 use fastice::initiator::bench::BenchOptions;
 use fastice::initiator::controller::Controller;
-use nvme_model::vfio_user::{Server, ServerOptions};
+use nvme_model::vfio_user::{Server, ServerOptions, ServerThread};
 use nvme_model::{Backing, ControllerOptions, Model, ModelThread, NamespaceOptions, Subsystem};
 use nvme_spec::log::LogPageId;
 
@@ -91,26 +91,44 @@ fn a_controller_that_does_not_have_the_disk_is_refused() {
     }
 }
 
+/// The identity of the model's first namespace, as an operator vouches for it.
+const VOUCHED: &str = "nguid = \"fa571ce0-0000-0000-0000-000000000001\"";
+
+/// A model over the disk of a lab that is reached by a socket, as in another process.
+struct OtherProcess {
+    socket: PathBuf,
+    _serves: ServerThread,
+}
+
+impl OtherProcess {
+    fn serving(lab: &Lab) -> Self {
+        let socket = lab.place("nvme.sock");
+        let (model, _) = model_over(Path::new(lab.fs.device()));
+        let server = Server::bind(&socket, model, ServerOptions::default()).expect("a socket");
+        Self { socket, _serves: server.spawn().expect("a thread") }
+    }
+
+    /// A configuration that serves `file` by it, with `identity` beside the way to it.
+    fn config(&self, lab: &Lab, file: &Path, identity: &str) -> PathBuf {
+        let text = fs::read_to_string(lab.nvme_config(any_port(), &[file])).expect("the configuration");
+        let model = format!("model = {:?}", lab.fs.device());
+        let config = lab.place("vfio-user.toml");
+        let way = format!("vfio_user = {:?}\n{identity}", self.socket);
+        fs::write(&config, text.replace(&model, &way)).expect("a configuration");
+        config
+    }
+}
+
 #[test]
 fn a_controller_in_another_process_is_driven_where_the_operator_vouches_for_it() {
     let Some(lab) = Lab::new("vfio-user", &Spec::XFS) else { return };
     let file = telling(&lab, "file");
-    let socket = lab.place("nvme.sock");
-    let (model, _) = model_over(Path::new(lab.fs.device()));
-    let server = Server::bind(&socket, model, ServerOptions::default()).expect("a socket");
-    let _serves = server.spawn().expect("a thread");
-    let text = fs::read_to_string(lab.nvme_config(any_port(), &[&file])).expect("the configuration");
-    let model = format!("model = {:?}", lab.fs.device());
-    let config = lab.place("vfio-user.toml");
+    let other = OtherProcess::serving(&lab);
     // The loop device has no identifiers, so nothing says that the namespace is that disk.
-    let anonymous = format!("vfio_user = {socket:?}");
-    fs::write(&config, text.replace(&model, &anonymous)).expect("a configuration");
-    let (status, log) = lab.try_serve(&config).err().expect("refused");
+    let (status, log) = lab.try_serve(&other.config(&lab, &file, "")).err().expect("refused");
     assert_eq!(status.code(), Some(3), "{log}");
     assert!(log.contains("name its nguid"), "{log}");
-    let vouched = format!("{anonymous}\nnguid = \"fa571ce0-0000-0000-0000-000000000001\"");
-    fs::write(&config, text.replace(&model, &vouched)).expect("a configuration");
-    let daemon = lab.serve(&config);
+    let daemon = lab.serve(&other.config(&lab, &file, VOUCHED));
     let load = Load::start(options(daemon.address(), 1, 121));
     load.reaches(600);
     let (_, mut ledger) = load.end_clean();
@@ -123,25 +141,18 @@ fn a_controller_in_another_process_is_driven_where_the_operator_vouches_for_it()
 fn after_a_kill_the_controller_is_stilled_before_the_file_is_let_go() {
     let Some(lab) = Lab::new("kill -9 with vfio-user", &Spec::XFS) else { return };
     let file = telling(&lab, "file");
-    let socket = lab.place("nvme.sock");
-    let (model, _) = model_over(Path::new(lab.fs.device()));
-    let server = Server::bind(&socket, model, ServerOptions::default()).expect("a socket");
-    let _serves = server.spawn().expect("a thread");
-    let text = fs::read_to_string(lab.nvme_config(any_port(), &[&file])).expect("the configuration");
-    let vouched = format!("vfio_user = {socket:?}\nnguid = \"fa571ce0-0000-0000-0000-000000000001\"");
-    let config = lab.place("vfio-user.toml");
-    fs::write(&config, text.replace(&format!("model = {:?}", lab.fs.device()), &vouched))
-        .expect("a configuration");
+    let other = OtherProcess::serving(&lab);
+    let config = other.config(&lab, &file, VOUCHED);
     let daemon = lab.serve(&config);
     let load = Load::start(options(daemon.address(), 1, 131));
     load.reaches(300);
     assert_eq!(lists_of_controllers(&lab), 1);
     daemon.kill();
     // Somebody else gets hold of the controller before it was disabled: the file stays as it is.
-    let mut other = None;
+    let mut somebody = None;
     eventually("the server has let go of the daemon", || {
-        other = VfioUserAccess::connect(&socket, &VfioUserOptions::default()).ok();
-        other.is_some()
+        somebody = VfioUserAccess::connect(&other.socket, &VfioUserOptions::default()).ok();
+        somebody.is_some()
     });
     let told = lab.fastice(&["unpin"], &[&file], 3).stderr;
     let told = String::from_utf8_lossy(&told);
@@ -150,7 +161,7 @@ fn after_a_kill_the_controller_is_stilled_before_the_file_is_let_go() {
         "{told}"
     );
     assert!(is_immutable(&file));
-    drop(other);
+    drop(somebody);
     lab.fastice(&["unpin"], &[&file], 0);
     assert!(!is_immutable(&file));
     assert_eq!(lists_of_controllers(&lab), 0);
