@@ -1,0 +1,73 @@
+//! The parts that a server is put together from: sockets, cores, and what hosts see.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::config::{Config, PollMode};
+use crate::control::backings::Backings;
+use crate::control::error::ServeError;
+use crate::control::listen::listen_patiently;
+use crate::extent::{CommandsHold, ExtentError, Oversight};
+use crate::fabrics::{PortId, PortSpec, Published, Target};
+use crate::reactor::{ConnectionFactory, CoreOptions, Cores, IdlePolicy};
+
+/// Connections that one core serves at the most.
+const CONNECTIONS_PER_CORE: usize = 1024;
+
+/// Listening sockets for all listeners, with the ports as they are bound.
+pub(super) fn bind(config: &Config) -> Result<(Vec<PortSpec>, Vec<OwnedFd>), ServeError> {
+    let mut ports = Vec::with_capacity(config.listeners.len());
+    let mut listeners = Vec::with_capacity(config.listeners.len());
+    for (id, listener) in (1..).zip(&config.listeners) {
+        let (socket, address) = listen_patiently(listener.address)
+            .map_err(|source| ServeError::Listen { address: listener.address, source })?;
+        ports.push(PortSpec {
+            id: PortId(id),
+            listen: address,
+            advertise: listener.advertise,
+            discovery_only: listener.discovery_only,
+        });
+        listeners.push(socket);
+    }
+    Ok((ports, listeners))
+}
+
+pub(super) fn start_cores(
+    config: &Config,
+    factory: &Arc<dyn ConnectionFactory>,
+    hold: &CommandsHold,
+    oversight: &Arc<Oversight>,
+) -> Result<Cores, ServeError> {
+    let idle = match config.poll {
+        PollMode::Always => IdlePolicy::AlwaysPoll,
+        PollMode::Adaptive { idle_after } => IdlePolicy::SleepAfter(idle_after),
+    };
+    let hold = hold.copy().map_err(|source| ExtentError::Io {
+        action: "copy the descriptor of",
+        path: config.state_dir.clone(),
+        source,
+    })?;
+    let options = CoreOptions {
+        buffer_memory: config.buffer_memory,
+        share_buffers: config.shares_buffers(),
+        idle,
+        connections_max: CONNECTIONS_PER_CORE,
+        hold: Some(Arc::new(hold)),
+        oversight: Some(Arc::clone(oversight)),
+    };
+    let cpus: Vec<usize> = config.cores.iter().map(|&cpu| cpu as usize).collect();
+    Ok(Cores::start(&cpus, &options, factory)?)
+}
+
+/// Opens the queues of what is new on all cores, then lets the hosts see it.
+pub(super) fn publish(
+    target: &Target,
+    cores: &Cores,
+    backings: &Backings,
+    config: &Config,
+    ports: &[PortSpec],
+) -> Result<Published, ServeError> {
+    let plan = target.prepare(backings.specs(config), ports.to_vec())?;
+    cores.open(&plan.changes.added)?;
+    Ok(target.commit(plan)?)
+}
