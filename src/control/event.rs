@@ -1,33 +1,46 @@
 //! The messages that reach the control thread.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::disks::NvmeKey;
 use super::error::{DiskError, ServeError};
 use super::status::Status;
+use super::tripwire::Tripwire;
 use crate::block::nvme::{Epoch, NvmeChange};
 use crate::config::{Config, RestartReason};
 use crate::extent::{Baseline, Incident};
+use crate::fabrics::ExportSlot;
 
 /// What the control thread is asked for, or told.
 pub(super) enum Event {
     /// Somebody wants a pinned file back; its export is fenced already.
     Recalled {
-        /// The file.
-        path: PathBuf,
+        /// The pin.
+        wire: Arc<Tripwire>,
         /// Why.
         incident: Incident,
     },
     /// A file that was in doubt was looked at again, with its export fenced and drained.
     Looked {
-        /// The file.
-        path: PathBuf,
+        /// The pin.
+        wire: Arc<Tripwire>,
         /// The doubt.
         incident: Incident,
         /// What it is like, or what is not as it was.
         looked: Result<Baseline, String>,
+    },
+    /// A core has no command of a fenced export in flight any more.
+    Drained {
+        /// Which export.
+        slot: ExportSlot,
+    },
+    /// A file that was recalled is let go.
+    LetGo {
+        /// Which.
+        path: PathBuf,
     },
     /// A device of our driver is lost, and its exports are fenced already; or it is back.
     Device {

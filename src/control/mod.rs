@@ -17,6 +17,7 @@
 mod api;
 mod backings;
 mod disks;
+mod drains;
 mod error;
 mod event;
 mod listen;
@@ -27,6 +28,7 @@ mod provider;
 mod server;
 mod status;
 mod still;
+mod tripwire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,74 +1,28 @@
 //! Backings of namespaces: files pinned, devices opened, each once, and kept over reloads as long as they are named.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod recall;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use self::recall::Leaving;
 use super::backings::{Backed, Backings};
 use super::disks::Disks;
 use super::error::{DiskError, ServeError};
 use super::event::Event;
 use super::proof::Voucher;
+use super::tripwire::Tripwire;
 use crate::block::nvme::Reach;
 use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
-    Baseline, CommandsHold, ExtentError, FrozenMap, GuardMode, HandedOver, Incident, OnRecall, Oversight,
-    PinOptions, PinStep, PinnedFile, Progress, StateDir, StoredIncident, Warden, WatchOptions, WatchReport,
-    pin,
+    CommandsHold, ExtentError, FrozenMap, GuardMode, HandedOver, OnRecall, Oversight, PinOptions, PinnedFile,
+    Progress, StateDir, Warden, WatchOptions, WatchReport, pin,
 };
-use crate::fabrics::{Export, FenceReason, Identity, Target};
+use crate::fabrics::{Export, Identity, Target};
 use crate::units::{BlockSize, ByteLen};
-
-/// What a recall has to reach at once, from the guard's thread: the fence of the file's export.
-struct Tripwire {
-    path: PathBuf,
-    target: Weak<Target>,
-    /// The export, as soon as there is one, and the number of the recall that stands, if one does.
-    armed: Mutex<(Option<Arc<Export>>, Option<u64>)>,
-    events: Sender<Event>,
-}
-
-impl Tripwire {
-    /// Fences first and tells the control thread second: no command starts after this returns.
-    fn trip(&self, incident: &Incident) {
-        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
-        armed.1 = Some(incident.number);
-        self.fence(armed.0.as_ref());
-        drop(armed);
-        // The control thread is gone only when everything is being let go anyway.
-        let _ = self.events.send(Event::Recalled { path: self.path.clone(), incident: incident.clone() });
-    }
-
-    /// Lets hosts in again when the recall `number` still stands, and `clear` says that it is cleared. A new recall waits
-    /// meanwhile, and fences after that.
-    fn clear(&self, number: u64, clear: impl FnOnce() -> bool) -> bool {
-        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
-        if armed.1 != Some(number) || !clear() {
-            return false;
-        }
-        armed.1 = None;
-        if let (Some(export), Some(target)) = (&armed.0, self.target.upgrade()) {
-            target.unfence(export, FenceReason::MapInDoubt);
-        }
-        true
-    }
-
-    fn arm(&self, export: &Arc<Export>) {
-        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
-        armed.0 = Some(Arc::clone(export));
-        if armed.1.is_some() {
-            self.fence(armed.0.as_ref());
-        }
-    }
-
-    fn fence(&self, export: Option<&Arc<Export>>) {
-        if let (Some(export), Some(target)) = (export, self.target.upgrade()) {
-            target.fence(export, FenceReason::MapInDoubt);
-        }
-    }
-}
 
 /// A file whose blocks are served.
 enum Held {
@@ -113,8 +67,8 @@ pub(super) struct Provider {
     /// What the warden and the cores tell each other.
     oversight: Arc<Oversight>,
     disks: Disks,
-    /// Files with commands on a device that may never come back: pinned until the target ends.
-    undrained: BTreeSet<PathBuf>,
+    /// Files on their way out.
+    leaving: Vec<Leaving>,
 }
 
 impl Provider {
@@ -129,11 +83,11 @@ impl Provider {
         let oversight =
             Oversight::new().map_err(|source| ExtentError::io("guard the files of", state.path(), source))?;
         let oversight = Arc::new(oversight);
-        let (files, undrained) = (BTreeMap::new(), BTreeSet::new());
+        let (files, leaving) = (BTreeMap::new(), Vec::new());
         let disks = Disks::new(target, events.clone(), reach, commands, config.cores.len());
         let watch = WatchOptions { share: config.watch.part(), ..WatchOptions::default() };
         let target = Arc::downgrade(target);
-        Ok(Self { state, target, events, files, warden: None, watch, oversight, disks, undrained })
+        Ok(Self { state, target, events, files, warden: None, watch, oversight, disks, leaving })
     }
 
     pub(super) const fn state(&self) -> &StateDir {
@@ -289,18 +243,14 @@ impl Provider {
                 _ => Ok(Arc::clone(held.map())),
             };
         }
-        let tripwire = Arc::new(Tripwire {
-            path: path.to_owned(),
-            target: self.target.clone(),
-            armed: Mutex::new((None, None)),
-            events: self.events.clone(),
-        });
+        let tripwire = Tripwire::new(path.to_owned(), self.target.clone(), self.events.clone());
         let wire = Arc::clone(&tripwire);
         let on_recall: OnRecall = Arc::new(move |incident| wire.trip(incident));
         let warden = Some(self.warden(path)?);
         let options = PinOptions { warden, on_recall: Some(on_recall), ..wanted };
         let pinned = pin(path, &options, &self.state, progress)?;
         let map = Arc::clone(pinned.map());
+        tripwire.holds(&map);
         self.files.insert(path.to_owned(), Held::Pinned { pinned, tripwire });
         Ok(map)
     }
@@ -364,34 +314,34 @@ impl Provider {
         maps.filter_map(held).map(Held::voucher).collect()
     }
 
-    /// From now on a recall of a file fences its export at once.
+    /// From now on a recall of a file fences these exports at once. To be called before hosts see them.
     pub(super) fn arm(&self, exports: &[Arc<Export>]) {
-        for export in exports {
-            let Some(map) = &export.map else { continue };
-            let held = self.files.values().find(|held| Arc::ptr_eq(held.map(), map));
-            if let Some(tripwire) = held.and_then(Held::tripwire) {
-                tripwire.arm(export);
-            }
-        }
+        exports.iter().for_each(|export| self.wires_of(export).for_each(|wire| wire.arm(export)));
     }
 
-    /// Keeps the file under an export that did not drain, whether a namespace names it or not.
-    pub(super) fn hold(&mut self, export: &Export) {
-        let Some(map) = &export.map else { return };
-        let under = self.files.iter().filter(|(_, held)| Arc::ptr_eq(held.map(), map));
-        self.undrained.extend(under.map(|(path, _)| path.clone()));
+    /// The export is gone, and drained.
+    pub(super) fn disarm(&self, export: &Export) {
+        self.wires_of(export).for_each(|wire| wire.disarm(export));
     }
 
-    /// Whether commands of an export of this file, gone since, may still be on a device.
-    pub(super) fn is_undrained(&self, path: &Path) -> bool {
-        self.undrained.contains(path)
+    fn wires_of(&self, export: &Export) -> impl Iterator<Item = &Arc<Tripwire>> {
+        let map = export.map.clone();
+        let is_under = move |held: &&Held| map.as_ref().is_some_and(|map| Arc::ptr_eq(held.map(), map));
+        self.files.values().filter(is_under).filter_map(Held::tripwire)
     }
 
-    /// Lets go of files that no namespace names any more.
-    pub(super) fn release_unnamed(&mut self, backings: &Backings) {
-        let is_gone = |path: &&PathBuf| !backings.names(path) && !self.undrained.contains(*path);
-        let gone: Vec<_> = self.files.keys().filter(is_gone).cloned().collect();
-        for path in gone {
+    /// Lets go of files that no namespace names any more, but for those under exports that are not drained yet.
+    pub(super) fn release_unnamed<'a>(
+        &mut self,
+        backings: &Backings,
+        undrained: impl Iterator<Item = &'a Arc<Export>>,
+    ) {
+        let busy: Vec<_> = undrained.filter_map(|export| export.map.as_ref()).collect();
+        let is_gone = |path: &Path, held: &Held| {
+            !backings.names(path) && !busy.iter().any(|map| Arc::ptr_eq(held.map(), map))
+        };
+        let gone = self.files.iter().filter(|(path, held)| is_gone(path, held));
+        for path in gone.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
             self.release(&path);
         }
     }
@@ -407,56 +357,6 @@ impl Provider {
             let path = path.display();
             tracing::error!(%path, %error, "the pin could not be released; run `fastice unpin`");
         }
-    }
-
-    /// Has a file that is in doubt, fenced and drained, looked at again, on a thread of its own: a filesystem whose
-    /// device is in trouble may not answer. The result arrives as [`Event::Looked`].
-    pub(super) fn look_again(&self, path: &Path, incident: &Incident) {
-        let Some(Held::Pinned { pinned, .. }) = self.files.get(path) else { return };
-        let Some(look) = pinned.second_look() else { return };
-        let (path, incident, events) = (path.to_owned(), incident.clone(), self.events.clone());
-        let looking = std::thread::Builder::new().name("second-look".to_owned()).spawn(move || {
-            let looked = look.look();
-            // As above.
-            let _ = events.send(Event::Looked { path, incident, looked });
-        });
-        if let Err(error) = looking {
-            tracing::error!(%error, "no thread to look at a file again: it stays fenced");
-        }
-    }
-
-    /// Serves a file again whose doubt was cleared, unless it is recalled anew.
-    pub(super) fn clear(&self, path: &Path, number: u64, looked: Baseline) -> bool {
-        match self.files.get(path) {
-            Some(Held::Pinned { pinned, tripwire }) => {
-                tripwire.clear(number, || pinned.clear(number, looked))
-            }
-            _ => false,
-        }
-    }
-
-    /// Lets go of a file that is not what it was, and is drained: the record stays, with what differs.
-    pub(super) fn abandon(&mut self, path: &Path, incident: &Incident) {
-        let Some(Held::Pinned { pinned, .. }) = self.files.remove(path) else { return };
-        let (key, generation) = (pinned.map().identity().key(), pinned.map().generation());
-        let stored = StoredIncident::new(incident, generation);
-        if let Err(error) = self.state.store_incident(&key, &stored) {
-            tracing::error!(path = %path.display(), %error, "what is wrong with a pin is not written down");
-        }
-        pinned.keep();
-    }
-
-    /// Adds to the events of a file.
-    pub(super) fn note(&self, path: &Path, step: PinStep, detail: impl Into<String>) {
-        if let Some(Held::Pinned { pinned, .. }) = self.files.get(path) {
-            pinned.note(step, detail);
-        }
-    }
-
-    /// The export's slot of a file, if it is armed.
-    pub(super) fn export_of(&self, path: &Path) -> Option<Arc<Export>> {
-        let held = self.files.get(path)?;
-        held.tripwire()?.armed.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
     /// Lets go of all files, in order.

@@ -6,15 +6,19 @@ mod reload;
 mod report;
 mod set_up;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use self::device::fence_lost;
+use self::recall::Endings;
+use self::reload::{Asked, Reloaded};
 use self::set_up::{bind, publish, start_cores};
 use super::api::Api;
 use super::backings::Backings;
+use super::drains::Drains;
 use super::error::ServeError;
 use super::event::Event;
 use super::metrics::{Metrics, Source};
@@ -25,7 +29,7 @@ use super::still::open_state_reaching;
 use crate::block::nvme::Reach;
 use crate::config::Config;
 use crate::extent::{CommandsHold, Progress};
-use crate::fabrics::{PortSpec, Target, TargetOptions};
+use crate::fabrics::{Export, PortSpec, Target, TargetOptions};
 use crate::reactor::{ConnectionFactory, CoreGauges, Cores};
 use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
 
@@ -49,6 +53,13 @@ pub(super) struct Server {
     /// For threads that work for the control thread.
     events: Sender<Event>,
     fences: Fences,
+    drains: Drains,
+    endings: Endings,
+    /// Reloads that wait, and those whose last exports are being drained.
+    asked: VecDeque<Asked>,
+    reloaded: Vec<Reloaded>,
+    /// Exports that are gone, and not drained yet.
+    retiring: Vec<Arc<Export>>,
     started: Instant,
     /// Tells what it is doing; without it nobody can ask.
     _api: Option<Api>,
@@ -82,7 +93,7 @@ impl Server {
         let factory = TcpFactory::new(Arc::clone(&target), Arc::clone(&counters), TcpTimeouts::default());
         let factory: Arc<dyn ConnectionFactory> = Arc::new(factory);
         let started = start_cores(&config, &factory, &commands, provider.oversight()).and_then(|cores| {
-            match publish(&target, &cores, &backings, &config, &ports) {
+            match publish(&target, &cores, &provider, &backings, &config, &ports) {
                 Ok(_) => Ok(cores),
                 Err(error) => {
                     // No host was let in, so nothing is in flight.
@@ -99,7 +110,6 @@ impl Server {
                 return Err(error);
             }
         };
-        provider.arm(&target.exports());
         fence_lost(&target, &mut provider);
         let addresses = ports.iter().map(|port| port.listen).collect();
         for (listener, port) in listeners.into_iter().zip(&ports) {
@@ -124,8 +134,13 @@ impl Server {
             backings,
             cores,
             commands,
+            drains: Drains::new(events.clone()),
             events,
             fences: Fences::new(),
+            endings: Endings::new(),
+            asked: VecDeque::new(),
+            reloaded: Vec::new(),
+            retiring: Vec::new(),
             started: Instant::now(),
             _api: api.ok(),
             metrics,
@@ -138,34 +153,56 @@ impl Server {
 
     /// Serves until told to stop, or until a core is lost. The result has gone to whoever asked for the stop.
     pub(super) fn run(mut self, events: &Receiver<Event>) -> Result<(), ServeError> {
+        let mut next_look = Instant::now() + HEALTH_INTERVAL;
         loop {
-            match events.recv_timeout(HEALTH_INTERVAL) {
-                Ok(Event::Recalled { path, incident }) => self.recalled(&path, &incident),
-                Ok(Event::Looked { path, incident, looked }) => self.looked(&path, &incident, looked),
-                Ok(Event::Device { key, change }) => self.device_changed(key, change),
-                Ok(Event::Verdict { key, epoch, verdict }) => self.device_proven(&key, epoch, verdict),
-                Ok(Event::Status { reply }) => drop(reply.send(Box::new(self.status()))),
-                Ok(Event::Reload { config, reply }) => {
-                    let report = self.reload(*config);
-                    // Whoever asked may have lost patience.
-                    let _ = reply.send(report);
-                }
-                Ok(Event::Stop { patience, reply }) => {
-                    let stopped = self.stop(patience);
-                    let clean = stopped.is_ok();
-                    let _ = reply.send(stopped);
-                    return if clean { Ok(()) } else { Err(ServeError::NotDrained) };
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    if !self.cores.as_ref().is_some_and(Cores::healthy) {
-                        tracing::error!("a core is gone: ending the target");
-                        let _ = self.stop(Duration::from_secs(1));
-                        return Err(ServeError::CoreLost);
+            let due =
+                [self.endings_due(), self.reloads_due()].into_iter().flatten().fold(next_look, Instant::min);
+            match events.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(event) => {
+                    if let Some((patience, reply)) = self.hear(event) {
+                        let stopped = self.stop(patience);
+                        let clean = stopped.is_ok();
+                        let _ = reply.send(stopped);
+                        return if clean { Ok(()) } else { Err(ServeError::NotDrained) };
                     }
                 }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.stop(Duration::from_secs(5)),
             }
+            let now = Instant::now();
+            if now >= next_look {
+                next_look = now + HEALTH_INTERVAL;
+                if !self.cores.as_ref().is_some_and(Cores::healthy) {
+                    tracing::error!("a core is gone: ending the target");
+                    let _ = self.stop(Duration::from_secs(1));
+                    return Err(ServeError::CoreLost);
+                }
+            }
+            self.look_after_endings(now);
+            self.go_on_with_reloads();
         }
+    }
+
+    /// Deals with an event, but for a stop, which it returns. No recall, and nobody who asks, waits for commands on a device.
+    fn hear(&mut self, event: Event) -> Option<(Duration, Sender<Result<(), ServeError>>)> {
+        match event {
+            Event::Recalled { wire, incident } => self.recalled(&wire, incident),
+            Event::Drained { slot } => {
+                if self.drains.answered(slot) {
+                    // A file that is recalled keeps its record, whether a reload takes it away or not.
+                    self.go_on_with_endings();
+                    self.retire_drained();
+                }
+            }
+            Event::Looked { wire, incident, looked } => self.looked(&wire, &incident, looked),
+            Event::LetGo { path } => self.let_go(&path),
+            Event::Device { key, change } => self.device_changed(key, change),
+            Event::Verdict { key, epoch, verdict } => self.device_proven(&key, epoch, verdict),
+            Event::Status { reply } => drop(reply.send(Box::new(self.status()))),
+            Event::Reload { config, reply } => self.reload_asked(config, reply),
+            Event::Stop { patience, reply } => return Some((patience, reply)),
+        }
+        None
     }
 
     /// Tells the hosts, drains, and lets go of the files.
@@ -180,12 +217,14 @@ impl Server {
             cores.unlisten(port.id);
         }
         self.target.shut_down();
-        let clean = cores.stop(Instant::now() + patience);
+        let deadline = Instant::now() + patience;
+        let clean = cores.stop(deadline);
         // Also when commands are left on a device: a controller that is shut down executes none of them any more.
         self.provider.disks().shut_down();
         if clean {
             self.commands.all_done();
             self.provider.release_all();
+            self.provider.await_leaving(deadline);
             tracing::info!("stopped");
             Ok(())
         } else {

@@ -64,7 +64,8 @@ pub struct Core {
     seats: Slab<Seat>,
     ready: VecDeque<Key>,
     listeners: Slab<Listener>,
-    drains: Vec<(ExportSlot, std::sync::mpsc::Sender<()>)>,
+    /// Letters that wait for the last command of an export. No turn waits for them: what ends a command wakes the core.
+    drains: Vec<(ExportSlot, Box<dyn FnOnce() + Send>)>,
     letters: Vec<Letter>,
     factory: Arc<dyn ConnectionFactory>,
     spread: Spread,
@@ -215,7 +216,7 @@ impl Core {
 
     /// How long the ring may sleep: not at all while there is work or the polling time runs.
     fn wait(&mut self) -> Wait {
-        if !self.ready.is_empty() || !self.drains.is_empty() {
+        if !self.ready.is_empty() {
             return Wait::No;
         }
         match self.idle {
@@ -307,7 +308,7 @@ impl Core {
                 // The asker may have given up waiting; nobody is left to tell then.
                 let _ = reply.send(opened);
             }
-            Letter::Drain { slot, reply } => self.drains.push((slot, reply)),
+            Letter::Drain { slot, answer } => self.drains.push((slot, answer)),
             Letter::Close(slot) => {
                 if !self.cx.engine.close(slot) {
                     tracing::error!(slot = slot.0, "export closed before it was drained; kept");
@@ -415,13 +416,9 @@ impl Core {
 
     fn answer_drains(&mut self) {
         let engine = &self.cx.engine;
-        self.drains.retain(|(slot, reply)| {
-            let drained = engine.in_flight(*slot) == 0;
-            if drained {
-                let _ = reply.send(());
-            }
-            !drained
-        });
+        for (_, answer) in self.drains.extract_if(.., |(slot, _)| engine.in_flight(*slot) == 0) {
+            answer();
+        }
     }
 
     fn begin_stop(&mut self, deadline: Instant) {

@@ -21,8 +21,6 @@ use crate::units::ByteLen;
 
 /// How long a core may take to set itself up, or to open a device queue.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often a core that owes an answer is looked after.
-const HEALTH_LOOK: Duration = Duration::from_millis(200);
 
 /// What each core gets.
 #[derive(Clone, Debug)]
@@ -144,7 +142,8 @@ impl Cores {
         opened
     }
 
-    fn close(&self, slot: ExportSlot) {
+    /// Forgets an export that every core has drained, or that no host has seen.
+    pub fn close(&self, slot: ExportSlot) {
         self.cores.iter().for_each(|core| core.mailbox.post(Letter::Close(slot)));
     }
 
@@ -158,29 +157,14 @@ impl Cores {
         Ok(())
     }
 
-    /// Waits until no core has a command of a fenced export in flight, at most until `deadline`; then forgets the
-    /// export. False when the deadline passed first: the export stays open then.
-    #[must_use]
-    pub fn retire(&self, slot: ExportSlot, deadline: Instant) -> bool {
-        let drained = self.drain(slot, deadline);
-        if drained {
-            self.close(slot);
+    /// Asks each core to call `answer` as soon as it has no command of a fenced export in flight; how many were asked. Nobody
+    /// waits here: commands that a device keeps hold up no other export. A core that has ended never answers, for what it left
+    /// on a device may still be there.
+    pub fn drain(&self, slot: ExportSlot, answer: &(impl Fn() + Clone + Send + 'static)) -> usize {
+        for core in &self.cores {
+            core.mailbox.post(Letter::Drain { slot, answer: Box::new(answer.clone()) });
         }
-        drained
-    }
-
-    /// Waits until no core has a command of a fenced export in flight, at most until `deadline`. A core that has ended
-    /// tells nothing: what it left on a device may still be there.
-    #[must_use]
-    pub fn drain(&self, slot: ExportSlot, deadline: Instant) -> bool {
-        // A channel for each core: the answer of one must never stand for another.
-        let ask = |core: &CoreHandle| {
-            let (reply, answer) = mpsc::channel();
-            core.mailbox.post(Letter::Drain { slot, reply });
-            answer
-        };
-        let answers: Vec<_> = self.cores.iter().map(ask).collect();
-        self.cores.iter().zip(answers).all(|(core, answer)| answered(core, &answer, deadline))
+        self.cores.len()
     }
 
     /// Accepts connections on a listening socket; the core that accepts spreads them over all.
@@ -228,20 +212,6 @@ impl Cores {
             };
         }
         clean
-    }
-}
-
-/// Whether the answer of a core comes before `deadline`, and before the core ends without one.
-fn answered(core: &CoreHandle, answer: &mpsc::Receiver<()>, deadline: Instant) -> bool {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        // Asked before the wait: an answer that came before the end is still found.
-        let has_ended = core.thread.is_finished();
-        match answer.recv_timeout(left.min(HEALTH_LOOK)) {
-            Ok(()) => return true,
-            Err(mpsc::RecvTimeoutError::Timeout) if !left.is_zero() && !has_ended => {}
-            Err(_) => return false,
-        }
     }
 }
 

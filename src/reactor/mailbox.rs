@@ -52,8 +52,8 @@ pub enum Letter {
     Drain {
         /// Which export.
         slot: ExportSlot,
-        /// Where the answer goes.
-        reply: mpsc::Sender<()>,
+        /// Called from the core's loop: to be short.
+        answer: Box<dyn FnOnce() + Send>,
     },
     /// Forget a drained export, and close its device queue when no other export uses it.
     Close(ExportSlot),

@@ -181,7 +181,7 @@ fn lists_of_controllers(lab: &Lab) -> usize {
 }
 
 /// A place where a test plugs models in and pulls them out.
-struct Slot {
+pub(crate) struct Slot {
     plugged: Mutex<Arc<Model>>,
     is_there: AtomicBool,
     stands_on: (u32, u32),
@@ -202,7 +202,7 @@ impl Reach for Slot {
 }
 
 /// A model over a block device or image, that runs. All of them have the same identity, and so seem to be one device.
-fn model_over(path: &Path) -> (Arc<Model>, ModelThread) {
+pub(crate) fn model_over(path: &Path) -> (Arc<Model>, ModelThread) {
     model_with(path, ControllerOptions::default())
 }
 
@@ -220,7 +220,7 @@ fn model_with(path: &Path, options: ControllerOptions) -> (Arc<Model>, ModelThre
 
 impl Slot {
     /// Whatever is plugged in says that it is the loop device of the lab.
-    fn holding(model: &Arc<Model>, lab: &Lab) -> Arc<Self> {
+    pub(crate) fn holding(model: &Arc<Model>, lab: &Lab) -> Arc<Self> {
         let number = fs::metadata(lab.fs.device()).expect("the loop device").rdev();
         let stands_on = (rustix::fs::major(number), rustix::fs::minor(number));
         Arc::new(Self { plugged: Mutex::new(model.clone()), is_there: AtomicBool::new(true), stands_on })
@@ -238,7 +238,7 @@ impl Slot {
     }
 }
 
-fn serve_in_process(lab: &Lab, slot: &Arc<Slot>, files: &[&Path]) -> Result<Running, ServeError> {
+pub(crate) fn serve_in_process(lab: &Lab, slot: &Arc<Slot>, files: &[&Path]) -> Result<Running, ServeError> {
     let config = Config::load(&lab.nvme_config(any_port(), files)).expect("a good configuration");
     start_reaching(config, slot.clone(), &mut NoProgress)
 }

@@ -31,8 +31,18 @@ pub(crate) fn is_ready(host: &Controller) -> bool {
 
 /// The events of the only pin, by their names.
 pub(crate) fn steps(lab: &Lab) -> Vec<String> {
+    steps_in(&lab.json(&["pins", "--events", "--json"], 0)["pins"][0])
+}
+
+/// The events of the pin of a file.
+pub(crate) fn steps_of(lab: &Lab, path: &Path) -> Vec<String> {
     let pins = lab.json(&["pins", "--events", "--json"], 0);
-    let events = pins["pins"][0]["events"].as_array().cloned().unwrap_or_default();
+    let rows = pins["pins"].as_array().expect("an array");
+    rows.iter().find(|row| row["path"].as_str() == path.to_str()).map(steps_in).unwrap_or_default()
+}
+
+fn steps_in(pin: &Value) -> Vec<String> {
+    let events = pin["events"].as_array().cloned().unwrap_or_default();
     events.iter().filter_map(|event| event["step"].as_str()).map(str::to_owned).collect()
 }
 

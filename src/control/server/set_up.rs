@@ -7,6 +7,7 @@ use crate::config::{Config, PollMode};
 use crate::control::backings::Backings;
 use crate::control::error::ServeError;
 use crate::control::listen::listen_patiently;
+use crate::control::provider::Provider;
 use crate::extent::{CommandsHold, ExtentError, Oversight};
 use crate::fabrics::{PortId, PortSpec, Published, Target};
 use crate::reactor::{ConnectionFactory, CoreOptions, Cores, IdlePolicy};
@@ -59,15 +60,17 @@ pub(super) fn start_cores(
     Ok(Cores::start(&cpus, &options, factory)?)
 }
 
-/// Opens the queues of what is new on all cores, then lets the hosts see it.
+/// Opens the queues of what is new on all cores, has recalls reach it, then lets the hosts see it.
 pub(super) fn publish(
     target: &Target,
     cores: &Cores,
+    provider: &Provider,
     backings: &Backings,
     config: &Config,
     ports: &[PortSpec],
 ) -> Result<Published, ServeError> {
     let plan = target.prepare(backings.specs(config), ports.to_vec())?;
     cores.open(&plan.changes.added)?;
+    provider.arm(&plan.changes.added);
     Ok(target.commit(plan)?)
 }
