@@ -1,7 +1,6 @@
 //! What the commands on files share: how errors of `extent` end a command, and which record is whose.
 
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::exit::{Exit, Failure};
@@ -52,26 +51,9 @@ pub(super) fn existing_state(path: &Path) -> Result<Option<StateDir>, Failure> {
     }
 }
 
-/// The record of the file at `path`, by its path or, in the same boot, by its inode: a pinned file may not even be
-/// opened, and may have been moved. Damaged records are passed over.
+/// The record of the file at `path`: see [`StateDir::record_at`].
 pub(super) fn record_of(state: &StateDir, path: &Path) -> Result<Option<StoredPin>, ExtentError> {
-    let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let stat = std::fs::metadata(&resolved).ok();
-    let same_inode = |pin: &StoredPin| {
-        let device = pin.identity.filesystem.device;
-        let number = rustix::fs::makedev(device.major, device.minor);
-        stat.as_ref().is_some_and(|stat| stat.ino() == pin.identity.inode && stat.dev() == number)
-    };
-    let mut by_path = None;
-    for pin in state.records()?.into_iter().flatten() {
-        if same_inode(&pin) {
-            return Ok(Some(pin));
-        }
-        if pin.path() == resolved {
-            by_path = Some(pin);
-        }
-    }
-    Ok(by_path)
+    state.record_at(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))
 }
 
 /// The record of the file at `path`; an error with its remedy when there is none.

@@ -1,7 +1,7 @@
 //! Whether commands of a process may still be on the devices, also when the process was killed.
 //!
 //! ```text
-//!   serve          flock(PID-START-N.commands) --- a copy of the descriptor in the file table of each core's io_uring
+//!   serve          flock(processes/PID-START-N.commands) --- a copy of the descriptor in the file table of each core's io_uring
 //!     |            PID-START-N.places: the controllers that it drives itself (see `places`)
 //!     | SIGKILL                                    |
 //!     v                                            v
@@ -15,9 +15,10 @@
 //! could hit what the filesystem puts there next.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -28,7 +29,7 @@ use rustix::fs::FlockOperation;
 use super::error::ExtentError;
 use super::owner::Owner;
 use super::places::{self, Driven};
-use super::state::{StateDir, open_lock};
+use super::state::{StateDir, files_in, open_lock};
 
 const EXTENSION: &str = "commands";
 /// How long the commands of a dead process are waited for. What takes longer is a device in trouble.
@@ -84,10 +85,16 @@ impl StateDir {
         /// A process may have several targets, each with marks of its own.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let _alone = self.lock()?;
+        let processes = self.processes();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&processes)
+            .map_err(|error| ExtentError::io("create", &processes, error))?;
         self.sweep_commands()?;
         let me = Owner::this_process();
         let stem = format!("{}-{}-{}", me.pid, me.start_time_ticks, NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = self.path().join(format!("{stem}.{EXTENSION}"));
+        let path = processes.join(format!("{stem}.{EXTENSION}"));
         let file = open_lock(&path)?;
         rustix::fs::flock(&file, FlockOperation::LockShared)
             .map_err(|error| ExtentError::io("lock", &path, error))?;
@@ -145,14 +152,22 @@ impl StateDir {
         Ok(true)
     }
 
-    /// The files of the directory with this extension.
+    /// Processes that are gone and may have left commands on devices, or controllers that go on by themselves. By their
+    /// numbers: of a list that was left before the last boot the rest is told only inside.
+    pub(super) fn suspects(&self) -> Result<BTreeSet<(u32, u64)>, ExtentError> {
+        let mut marks = self.files_of(places::EXTENSION)?;
+        for mark in self.files_of(EXTENSION)? {
+            if !is_free(&mark)? {
+                marks.push(mark);
+            }
+        }
+        let dead = marks.iter().filter_map(|mark| Owner::named_by(mark)).filter(|owner| !owner.is_alive());
+        Ok(dead.map(|owner| owner.number()).collect())
+    }
+
+    /// The marks with this extension.
     pub(super) fn files_of(&self, extension: &str) -> Result<Vec<PathBuf>, ExtentError> {
-        let io = |error| ExtentError::io("read the state directory", self.path(), error);
-        let entries = fs::read_dir(self.path()).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
-        let mut paths: Vec<_> = entries.into_iter().map(|entry| entry.path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|found| found == extension));
-        paths.sort();
-        Ok(paths)
+        files_in(&self.processes(), extension)
     }
 
     /// Removes what processes left that were killed and are done since.
@@ -200,8 +215,10 @@ mod tests {
         let state = StateDir::open(dir.path()).expect("a state directory");
         let file = Path::new("/srv/file");
         state.await_commands_of(&dead(), file).expect("it left nothing");
+        fs::create_dir(state.processes()).expect("a directory");
         // One of its targets was done, the other one was not.
-        let marks = [0, 1].map(|number| state.path().join(format!("{}-1-{number}.{EXTENSION}", u32::MAX)));
+        let marks =
+            [0, 1].map(|number| state.processes().join(format!("{}-1-{number}.{EXTENSION}", u32::MAX)));
         let [_done, held] = marks.each_ref().map(|mark| open_lock(mark).expect("a file"));
         rustix::fs::flock(&held, FlockOperation::LockShared).expect("a lock");
         let error = state.await_commands_of(&dead(), file).expect_err("the lock is held");

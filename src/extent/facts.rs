@@ -318,6 +318,14 @@ pub(super) fn number_of(dev: u64) -> DeviceNumber {
     DeviceNumber { major: rustix::fs::major(dev), minor: rustix::fs::minor(dev) }
 }
 
+/// The UUID of the filesystem with device number `device`, of which `place` is any file or directory; `None` when it is none
+/// that fastice knows, or has none.
+pub(super) fn uuid_by(place: &File, device: DeviceNumber) -> io::Result<Option<[u8; 16]>> {
+    let magic = u64::try_from(rustix::fs::fstatfs(place)?.f_type).ok();
+    let (_, kind) = filesystem_type(magic, Mount::of(device)?.as_ref());
+    kind.map_or(Ok(None), |kind| uuid(place, kind, device))
+}
+
 /// The filesystem's UUID, from the filesystem, or from its superblock where the kernel is older than that question.
 fn uuid(file: &File, kind: FilesystemKind, device: DeviceNumber) -> io::Result<Option<[u8; 16]>> {
     if let Ok(uuid) = sys::filesystem_uuid(file.as_fd()) {

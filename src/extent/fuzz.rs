@@ -36,7 +36,11 @@ pub fn fuzz_fiemap(data: &[u8]) {
 /// # Panics
 /// When what was read does not survive being written and read again: that is what the fuzzer looks for.
 pub fn fuzz_stored_map(data: &[u8]) {
+    let head = record::parse_head(data);
     let Ok(pin) = record::parse(data) else { return };
+    if let Some(head) = head {
+        assert_eq!(head.ok(), Some(pin.clone().into()), "the head of a record is not that of the whole");
+    }
     let mut written = Vec::new();
     let again = record::write(&pin, &mut written).ok().and_then(|()| record::parse(&written).ok());
     assert_eq!(again, Some(pin), "a stored pin changed by being stored again");

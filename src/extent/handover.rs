@@ -50,8 +50,7 @@ impl HandedOver {
 /// [`ExtentError::State`] when there is none, or one without a map; [`ExtentError::Io`].
 pub fn stored_pin(path: &Path, state: &StateDir) -> Result<StoredPin, ExtentError> {
     let path = std::path::absolute(path).map_err(|error| ExtentError::io("find", path, error))?;
-    let record = state.records()?.into_iter().flatten().find(|record| record.path() == path);
-    match record {
+    match state.record_by_path(&path)? {
         Some(record) if record.map.is_some() => Ok(record),
         _ => Err(no_record(&path)),
     }

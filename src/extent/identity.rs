@@ -184,14 +184,19 @@ impl MapIdentity {
     /// A name for this file that is safe in a file name and independent of path and boot: 32 hexadecimal digits.
     #[must_use]
     pub fn key(&self) -> String {
-        let mut hasher = Sha256::new();
-        hasher.update(b"fastice file 1\0");
-        hasher.update(self.filesystem.uuid);
-        hasher.update(self.inode.to_le_bytes());
-        hasher.update(self.inode_generation.to_le_bytes());
-        let digest = hasher.finalize();
-        to_hex(digest.get(..16).unwrap_or_default())
+        key_of(&self.filesystem.uuid, self.inode, self.inode_generation)
     }
+}
+
+/// The [key](MapIdentity::key) of a file.
+pub(super) fn key_of(filesystem_uuid: &[u8; 16], inode: u64, inode_generation: u32) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(b"fastice file 1\0");
+    hasher.update(filesystem_uuid);
+    hasher.update(inode.to_le_bytes());
+    hasher.update(inode_generation.to_le_bytes());
+    let digest = hasher.finalize();
+    to_hex(digest.get(..16).unwrap_or_default())
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]

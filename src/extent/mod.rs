@@ -35,6 +35,7 @@ mod error;
 mod explain;
 mod facts;
 mod fiemap;
+mod find;
 pub mod fuzz;
 mod guard;
 mod handover;

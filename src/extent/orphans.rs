@@ -4,11 +4,11 @@
 //! pinning or serving the file again adopts one, when its map is still that of the file; unpinning releases it.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::error::ExtentError;
 use super::record::StoredPin;
-use super::state::StateDir;
+use super::state::{StateDir, read_record};
 use super::verify::verify_stored;
 use crate::chain::Chain;
 
@@ -57,10 +57,17 @@ impl fmt::Display for OrphanStanding {
 pub fn orphans(state: &StateDir) -> Result<Vec<Orphan>, ExtentError> {
     let unknown = |error: &ExtentError| OrphanStanding::Unknown(Chain(error).to_string());
     let mut found = Vec::new();
-    for record in state.records()? {
-        match record {
-            Ok(pin) if state.holder(&pin.identity.key())?.is_some() => {}
-            Ok(pin) => {
+    for (place, head) in state.heads()? {
+        // What is held is its holder's matter, however large its map.
+        if let Ok(head) = &head
+            && state.holder(&head.identity.key())?.is_some()
+        {
+            continue;
+        }
+        // One map at a time.
+        match head.and_then(|_| read_record(&place)) {
+            Ok(None) => {}
+            Ok(Some(pin)) => {
                 let standing = standing_of(&pin).unwrap_or_else(|error| unknown(&error));
                 found.push(Orphan { path: Some(pin.path().to_owned()), kept: pin.kept, standing });
             }
@@ -85,12 +92,12 @@ fn standing_of(pin: &StoredPin) -> Result<OrphanStanding, ExtentError> {
 /// The files whose pins a run left behind that has ended: neither held by a process nor kept by an operator.
 ///
 /// # Errors
-/// When the state directory cannot be read. Damaged records are passed over: they name no file.
+/// When the state directory cannot be read. Records that do not say of which file they are, whole, are passed over.
 pub fn left_behind(state: &StateDir) -> Result<Vec<PathBuf>, ExtentError> {
     let mut files = Vec::new();
-    for pin in state.records()?.into_iter().flatten().filter(|pin| !pin.kept) {
-        if state.holder(&pin.identity.key())?.is_none() {
-            files.push(Path::to_owned(pin.path()));
+    for head in state.heads()?.into_iter().filter_map(|(_, head)| head.ok()).filter(|head| !head.kept) {
+        if state.holder(&head.identity.key())?.is_none() {
+            files.push(head.identity.path);
         }
     }
     Ok(files)

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::commands::marked;
 use super::error::ExtentError;
 use super::owner::Owner;
+use super::record::RecordHead;
 use super::state::{StateDir, replace};
 use crate::durable;
 
@@ -94,7 +95,7 @@ pub struct Driven {
 
 impl Driven {
     pub(super) fn new(state: &StateDir, stem: &str) -> Self {
-        Self { path: state.path().join(format!("{stem}.{EXTENSION}")), places: Mutex::default() }
+        Self { path: state.processes().join(format!("{stem}.{EXTENSION}")), places: Mutex::default() }
     }
 
     /// A controller was taken, or taken again after it was lost: it was reset, and is given nothing that writes before
@@ -246,9 +247,11 @@ impl StateDir {
         if dead.is_empty() {
             return Ok(());
         }
-        let Ok(records) = self.records()?.into_iter().collect::<Result<Vec<_>, _>>() else { return Ok(()) };
+        let heads = self.heads()?.into_iter().map(|(_, head)| head);
+        let owner = |head: Result<RecordHead, _>| head.map(|head| head.owner.number());
+        let Ok(owners) = heads.map(owner).collect::<Result<BTreeSet<_>, _>>() else { return Ok(()) };
         for list in dead {
-            if !records.iter().any(|record| record.owner.number() == list.number) {
+            if !owners.contains(&list.number) {
                 // The next one tries again.
                 let _ = fs::remove_file(&list.path);
             }
@@ -304,7 +307,8 @@ mod tests {
 
     fn leave(state: &StateDir, owner: &Owner, places: &[&str], since: u64) -> PathBuf {
         let places = places.iter().map(|&place| (place.to_owned(), since)).collect();
-        let path = state.path().join(format!("{}-{}-0.{EXTENSION}", owner.pid, owner.start_time_ticks));
+        fs::create_dir_all(state.processes()).expect("a directory");
+        let path = state.processes().join(format!("{}-{}-0.{EXTENSION}", owner.pid, owner.start_time_ticks));
         let content = Content { version: VERSION, owner: owner.clone(), places };
         fs::write(&path, serde_json::to_vec(&content).expect("JSON")).expect("room");
         path

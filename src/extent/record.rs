@@ -10,8 +10,11 @@
 //! The extents are covered by the checksum of the map. Version 1 covers them by the other checksum as well, for which a map of a
 //! million extents is written out once more; it is read, and replaced by version 2 with the next pin.
 //!
-//! Extents follow each other in the file without gaps, so their file offsets are not written. [`parse`] is a plain
-//! function over bytes and never panics.
+//! Extents follow each other in the file without gaps, so their file offsets are not written. [`parse`] and [`parse_head`]
+//! are plain functions over bytes and never panic.
+//!
+//! The extents come last, on lines of their own, and what is in front of them is proven without them. So of a record that is
+//! looked at for whose it is only the head is read, whatever the size of the map.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -74,6 +77,21 @@ impl StoredPin {
     }
 }
 
+/// What a record says beside the extents of the map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RecordHead {
+    pub(super) identity: MapIdentity,
+    pub(super) owner: Owner,
+    pub(super) kept: bool,
+    pub(super) guard: GuardMode,
+}
+
+impl From<StoredPin> for RecordHead {
+    fn from(pin: StoredPin) -> Self {
+        Self { identity: pin.identity, owner: pin.owner, kept: pin.kept, guard: pin.guard }
+    }
+}
+
 /// The map of a stored pin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -130,6 +148,49 @@ pub(super) fn write_as(version: u64, pin: &StoredPin, to: impl Write) -> io::Res
 /// # Errors
 /// In what way it is not.
 pub(super) fn parse(bytes: &[u8]) -> Result<StoredPin, StateProblem> {
+    let pin = parse_document(bytes)?;
+    if let Some(map) = &pin.map {
+        validate(&pin.identity, &map.extents).map_err(StateProblem::Map)?;
+        if checksum_of(&pin.identity, &map.extents) != map.checksum {
+            return Err(StateProblem::Checksum);
+        }
+    }
+    Ok(pin)
+}
+
+/// How much of a record is read to find its head: paths of 4096 bytes that are all escapes are 20 KiB long.
+pub(super) const HEAD_LEN_MAX: usize = 32 << 10;
+
+/// Reads what stands in front of the extents, of which `beginning` may have some, and proves that it is whole. `None` when that
+/// cannot be told without all of the document: version 1, and what was not laid out by [`write`].
+///
+/// # Errors
+/// In what way it is not whole.
+pub(super) fn parse_head(beginning: &[u8]) -> Option<Result<RecordHead, StateProblem>> {
+    const EXTENTS: &[u8] = b"\"extents\": [";
+    // JSON has no line ends within strings: a line that begins so is what it seems.
+    let mut lines = beginning.split_inclusive(|byte| *byte == b'\n');
+    let mut len = 0;
+    let found = lines.find_map(|line| {
+        let start = len;
+        len += line.len();
+        let blanks = line.iter().take_while(|byte| **byte == b' ').count();
+        line.get(blanks..)?.starts_with(EXTENTS).then_some(start + blanks + EXTENTS.len())
+    })?;
+    let mut document = beginning.get(..found)?.to_vec();
+    document.extend_from_slice(b"]}}}");
+    if matches!(serde_json::from_slice(&document), Ok(Header { version: 1, .. })) {
+        return None;
+    }
+    match parse_document(&document) {
+        // Fields may stand behind the extents.
+        Err(StateProblem::Malformed(_)) => None,
+        result => Some(result.map(RecordHead::from)),
+    }
+}
+
+/// Reads a document, and proves what its own checksum covers.
+fn parse_document(bytes: &[u8]) -> Result<StoredPin, StateProblem> {
     let header: Header = serde_json::from_slice(bytes).map_err(StateProblem::Malformed)?;
     if header.format != FORMAT {
         let error = serde::de::Error::custom(format_args!("the format is not {FORMAT}"));
@@ -142,12 +203,6 @@ pub(super) fn parse(bytes: &[u8]) -> Result<StoredPin, StateProblem> {
     let pin = document.pin;
     if checksum(&pin, header.version).ok() != Some(document.checksum) {
         return Err(StateProblem::Checksum);
-    }
-    if let Some(map) = &pin.map {
-        validate(&pin.identity, &map.extents).map_err(StateProblem::Map)?;
-        if checksum_of(&pin.identity, &map.extents) != map.checksum {
-            return Err(StateProblem::Checksum);
-        }
     }
     Ok(pin)
 }

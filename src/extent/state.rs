@@ -6,9 +6,13 @@
 //!   KEY.lock           held (flock) by the process that holds the pin, and naming it
 //!   KEY.generation     the generation last given to the file; stays when the record goes
 //!   KEY.events, KEY.incident  what became of it, and what is wrong with it (see `timeline`)
-//!   PID-START-N.commands held while a process may have commands on devices (see `commands`)
-//!   PID-START-N.places the controllers that it drives itself (see `places`)
+//!   processes/         of each process that serves, as few as there are of those:
+//!     PID-START-N.commands  held while it may have commands on devices (see `commands`)
+//!     PID-START-N.places    the controllers that it drives itself (see `places`)
 //! ```
+//!
+//! There may be thousands of records, and each may have a map of a million extents. So whoever pins or lets go of one file
+//! finds what it needs by names (see `find`), and where all records have to be looked at, only their heads are read.
 //!
 //! A record is replaced by writing a new file, fsync, rename, fsync of the directory: a crash leaves the old or the
 //! new one. Whether a pin is held is told by the lock, which the kernel drops with the process, however it ends.
@@ -26,7 +30,7 @@ use rustix::fs::FlockOperation;
 use super::error::{ExtentError, StateProblem};
 use super::owner::Owner;
 use super::places::Still;
-use super::record::{self, StoredPin};
+use super::record::{self, RecordHead, StoredPin};
 use crate::durable::{self, Locked, Staged};
 
 /// The largest record that is read: room for some 30 million extents.
@@ -81,16 +85,23 @@ impl StateDir {
     /// # Errors
     /// [`ExtentError::Io`] when the directory cannot be read.
     pub fn records(&self) -> Result<Vec<Result<StoredPin, ExtentError>>, ExtentError> {
-        let io = |source| ExtentError::io("read the state directory", &self.path, source);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                names.push(path);
-            }
-        }
-        names.sort();
-        Ok(names.iter().filter_map(|path| read_record(path).transpose()).collect())
+        Ok(self.record_paths()?.iter().filter_map(|path| read_record(path).transpose()).collect())
+    }
+
+    /// What all records say beside their extents, and where they are: for finding some of them. Of a whole head the map may be
+    /// damaged all the same, which loading the record tells.
+    pub(super) fn heads(&self) -> Result<Vec<FoundHead>, ExtentError> {
+        let head = |path: PathBuf| Some((read_head(&path).transpose()?, path));
+        Ok(self.record_paths()?.into_iter().filter_map(head).map(|(head, path)| (path, head)).collect())
+    }
+
+    fn record_paths(&self) -> Result<Vec<PathBuf>, ExtentError> {
+        files_in(&self.path, "json")
+    }
+
+    /// Where processes that may have commands on devices say so.
+    pub(super) fn processes(&self) -> PathBuf {
+        self.path.join("processes")
     }
 
     /// The record with this key; `None` when there is none.
@@ -99,6 +110,11 @@ impl StateDir {
     /// [`ExtentError::State`] when it is damaged or of another version, [`ExtentError::Io`].
     pub fn load(&self, key: &str) -> Result<Option<StoredPin>, ExtentError> {
         read_record(&self.file(key, "json"))
+    }
+
+    /// What the record with this key says beside its extents; `None` when there is none.
+    pub(super) fn head(&self, key: &str) -> Result<Option<RecordHead>, ExtentError> {
+        read_head(&self.file(key, "json"))
     }
 
     /// Writes a record, in place of one of the same file.
@@ -205,6 +221,9 @@ impl StateDir {
     }
 }
 
+/// Where a record is, and its head, or what is wrong with it.
+pub(super) type FoundHead = (PathBuf, Result<RecordHead, ExtentError>);
+
 /// A record that is written, and does not count yet. Dropped, it is gone.
 #[derive(Debug)]
 pub(super) struct StagedRecord {
@@ -237,7 +256,45 @@ fn lock_owner(path: &Path) -> Owner {
     serde_json::from_slice(&bytes).unwrap_or(Owner { pid: 0, start_time_ticks: 0, boot_id: String::new() })
 }
 
-fn read_record(path: &Path) -> Result<Option<StoredPin>, ExtentError> {
+/// The files of a directory with this extension, in order. A directory that is not there has none.
+pub(super) fn files_in(directory: &Path, extension: &str) -> Result<Vec<PathBuf>, ExtentError> {
+    let io = |error| ExtentError::io("read the state directory", directory, error);
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(io)?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(io)?.file_name();
+        if Path::new(&name).extension().is_some_and(|found| found == extension) {
+            paths.push(directory.join(name));
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Reads a record up to its extents; all of it where that does not tell.
+fn read_head(path: &Path) -> Result<Option<RecordHead>, ExtentError> {
+    let io = |error| ExtentError::io("read the stored pin", path, error);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    let mut beginning = Vec::with_capacity(record::HEAD_LEN_MAX);
+    let mut file = io::Read::take(file, record::HEAD_LEN_MAX as u64);
+    io::Read::read_to_end(&mut file, &mut beginning).map_err(io)?;
+    match record::parse_head(&beginning) {
+        Some(head) => {
+            head.map(Some).map_err(|problem| ExtentError::State { path: path.to_path_buf(), problem })
+        }
+        None => Ok(read_record(path)?.map(RecordHead::from)),
+    }
+}
+
+/// Reads a record, and proves that it is whole.
+pub(super) fn read_record(path: &Path) -> Result<Option<StoredPin>, ExtentError> {
     let state = |problem| ExtentError::State { path: path.to_path_buf(), problem };
     let io = |error| ExtentError::io("read the stored pin", path, error);
     let file = match File::open(path) {

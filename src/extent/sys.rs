@@ -174,6 +174,38 @@ pub(super) fn truncate(path: &CStr, len: i64) -> io::Result<()> {
     check(unsafe { libc::truncate64(path.as_ptr(), len) }).map(drop)
 }
 
+/// Inode number and inode generation of the file at `path`, without opening it: what its handle is made of
+/// (`name_to_handle_at(2)`). `None` when that has another form than those of ext4 and XFS.
+pub(super) fn inode_by_path(path: &CStr) -> io::Result<Option<(u64, u32)>> {
+    /// `FILEID_INO32_GEN` (`linux/exportfs.h`): inode number and generation, 32 bits each.
+    const INO32_GEN: libc::c_int = 1;
+    /// The same with `XFS_FILEID_TYPE_64FLAG` (`fs/xfs/xfs_export.h`): an inode number of 64 bits.
+    const INO64_GEN: libc::c_int = 0x81;
+    /// `struct file_handle` with room for the longest, `MAX_HANDLE_SZ`.
+    #[repr(C)]
+    struct Handle {
+        len: libc::c_uint,
+        kind: libc::c_int,
+        id: [u8; 128],
+    }
+    let mut handle = Handle { len: 128, kind: 0, id: [0; 128] };
+    let mut mount: libc::c_int = 0;
+    // SAFETY: the path ends in a null byte; the kernel writes at most `len` bytes of the id, which it has, beside the two
+    // fields in front of it, and one int for the mount.
+    check(unsafe {
+        let start = (&raw mut handle).cast::<libc::file_handle>();
+        libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), start, &raw mut mount, libc::AT_SYMLINK_FOLLOW)
+    })?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = handle.id;
+    Ok(match (handle.kind, handle.len) {
+        (INO32_GEN, 8..) => Some((u32::from_ne_bytes([a, b, c, d]).into(), u32::from_ne_bytes([e, f, g, h]))),
+        (INO64_GEN, 12..) => {
+            Some((u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([i, j, k, l])))
+        }
+        _ => None,
+    })
+}
+
 /// `file_getattr(2)` and `file_setattr(2)`, Linux 6.17: the same numbers on every architecture that Rust knows.
 const FILE_GETATTR: libc::c_long = 468;
 const FILE_SETATTR: libc::c_long = 469;

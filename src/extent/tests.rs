@@ -236,6 +236,67 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn the_head_of_a_stored_pin_is_told_by_as_much_as_reaches_to_the_extents(
+        layout in layouts(), frozen in any::<bool>(), part in 0_usize..=100,
+    ) {
+        let pin = stored(layout, 1, frozen);
+        let bytes = written(&pin);
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let reach = text.find("\"extents\": [").map(|at| at + "\"extents\": [".len());
+        let cut = bytes.len() * part / 100;
+        let head = record::parse_head(&bytes[..cut]).transpose().unwrap();
+        prop_assert_eq!(head, reach.filter(|reach| cut >= *reach).map(|_| pin.into()));
+    }
+}
+
+#[test]
+fn a_head_is_proven_whatever_follows_it() {
+    let pin = stored(extents(&[(1, 0), (2, 1)]), 1, true);
+    let text = String::from_utf8(written(&pin)).unwrap();
+    let (front, behind) = text.split_at(text.find("\"extents\": [").unwrap() + 12);
+    let head = |text: String| record::parse_head(text.as_bytes());
+    assert_eq!(head(format!("{front}, nonsense")).unwrap().unwrap(), pin.clone().into());
+    let other = front.replace("4711", "4712");
+    assert!(matches!(head(other.clone()), Some(Err(StateProblem::Checksum))));
+    assert!(matches!(record::parse((other + behind).as_bytes()), Err(StateProblem::Checksum)));
+    let newer = front.replace("\"version\": 2", "\"version\": 3");
+    assert!(matches!(head(newer), Some(Err(StateProblem::Version { found: 3, .. }))));
+    // All of these take the whole document.
+    let mut first = Vec::new();
+    record::write_as(1, &pin, &mut first).unwrap();
+    assert!(record::parse_head(&first).is_none(), "its only checksum covers the extents too");
+    assert!(head(front.replace("\"kept\"", "\"later\"")).is_none());
+    assert!(record::parse_head(&written(&stored(extents(&[(1, 0)]), 1, false))).is_none(), "there is no map");
+}
+
+#[test]
+fn a_record_is_found_by_its_head_and_believed_when_it_is_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::open(directory.path()).unwrap();
+    let pin = stored(extents(&[(1, 0), (2, 1)]), 1, true);
+    let dead = Owner { pid: u32::MAX, ..Owner::this_process() };
+    let place = |name: &str| state.path().join(name);
+    state.store(&StoredPin { owner: dead.clone(), ..pin.clone() }).unwrap();
+    let path = place(&format!("{}.json", pin.identity.key()));
+    assert_eq!(state.record_at(&pin.identity.path).unwrap().unwrap().identity, pin.identity);
+    assert_eq!(state.last_owners_at(&pin.identity.path).unwrap(), [], "it left nothing on a device");
+    std::fs::create_dir_all(state.processes()).unwrap();
+    let mark = state.processes().join(format!("{}-{}-0.places", dead.pid, dead.start_time_ticks));
+    std::fs::write(mark, "{}").unwrap();
+    assert_eq!(state.last_owners_at(&pin.identity.path).unwrap(), std::slice::from_ref(&dead));
+    // Whatever became of the extents, its head says whose it was; but nothing else is done by what it says.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(2 << 30).unwrap();
+    assert_eq!(state.last_owners_at(&pin.identity.path).unwrap(), [dead]);
+    assert_eq!(state.record_at(&pin.identity.path).unwrap(), None);
+    assert_eq!(state.record_by_path(&pin.identity.path).unwrap(), None);
+    let records = state.records().unwrap();
+    assert!(matches!(&records[..], [Err(ExtentError::State { problem: StateProblem::TooLarge { .. }, .. })]));
+    assert!(matches!(&orphans(&state).unwrap()[..], [Orphan { path: None, .. }]), "it is told all the same");
+    assert_eq!(left_behind(&state).unwrap(), [pin.identity.path]);
+}
+
 fn is_true(model: &[(u64, u32)], segment: &Segment) -> bool {
     let Segment { file_offset, device_offset, len, extent_index } = *segment;
     let whole = [file_offset.get(), device_offset.get(), len.get()].iter().all(|value| value % BLOCK == 0);

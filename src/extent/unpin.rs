@@ -2,11 +2,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::error::{ExtentError, StateProblem};
-use super::facts::{FileFacts, number_of};
+use super::facts::FileFacts;
 use super::mode::frozen::Thawed;
 use super::mode::{self, GuardMode, Undone};
 use super::pin::no_record;
@@ -47,7 +46,7 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
         Ok(file) => file,
         Err(_) if force => return forget_by_path(&path, state),
         Err(ExtentError::Io { source, .. })
-            if source.kind() == io::ErrorKind::NotFound && by_path(&path, state)?.is_some() =>
+            if source.kind() == io::ErrorKind::NotFound && state.record_by_path(&path)?.is_some() =>
         {
             return Err(ExtentError::State { path, problem: StateProblem::FileGone });
         }
@@ -61,7 +60,7 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
     let key = identity.key();
     let record = match state.load(&key) {
         Ok(Some(record)) => record,
-        Ok(None) if by_path(&path, state)?.is_some() => {
+        Ok(None) if state.record_by_path(&path)?.is_some() => {
             if force {
                 return forget_by_path(&path, state);
             }
@@ -121,7 +120,7 @@ fn compare_map(record: &StoredPin, file: &File, force: bool) -> Result<Option<bo
 
 /// Removes the record that names `path`, whose file is gone or another.
 fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentError> {
-    let record = by_path(path, state)?.ok_or_else(|| no_record(path))?;
+    let record = state.record_by_path(path)?.ok_or_else(|| no_record(path))?;
     state.await_commands_of(&record.owner, path)?;
     let key = record.identity.key();
     state.remove(&key)?;
@@ -130,39 +129,16 @@ fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentEr
     Ok(report(Undone::default(), Some(false)))
 }
 
-fn by_path(path: &Path, state: &StateDir) -> Result<Option<StoredPin>, ExtentError> {
-    Ok(state.records()?.into_iter().flatten().find(|record| record.path() == path))
-}
-
 /// Refuses when a living process holds a pin of the file at `path`. Opens nothing, since that would be denied.
 pub(super) fn refuse_if_held(path: &Path, state: &StateDir) -> Result<(), ExtentError> {
-    for record in records_of_inode(path, state)? {
-        if let Some(owner) = state.holder(&record.identity.key())? {
-            return Err(ExtentError::AlreadyPinned { path: path.to_path_buf(), owner: Box::new(owner) });
-        }
+    match state.holder_at(path)? {
+        Some(owner) => Err(ExtentError::AlreadyPinned { path: path.to_path_buf(), owner: Box::new(owner) }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Waits for the commands of whoever had the file at `path` last, without holding up everybody else who pins or lets go
 /// of files. What came in between is looked at again under the lock.
 pub(super) fn await_last_owners(path: &Path, state: &StateDir) -> Result<(), ExtentError> {
-    let mut records = records_of_inode(path, state)?;
-    records.extend(by_path(path, state)?);
-    for record in records {
-        if state.holder(&record.identity.key())?.is_none() {
-            state.await_commands_of(&record.owner, path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Records of the file that is at `path` now.
-fn records_of_inode(path: &Path, state: &StateDir) -> Result<Vec<StoredPin>, ExtentError> {
-    let Ok(meta) = fs::metadata(path) else { return Ok(Vec::new()) };
-    let is_it = |record: &StoredPin| {
-        let identity = &record.identity;
-        identity.inode == meta.ino() && identity.filesystem.device == number_of(meta.dev())
-    };
-    Ok(state.records()?.into_iter().flatten().filter(is_it).collect())
+    state.last_owners_at(path)?.iter().try_for_each(|owner| state.await_commands_of(owner, path))
 }

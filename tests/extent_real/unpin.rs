@@ -6,6 +6,8 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::process::{Command, Stdio};
 
+use rustix::fs::inotify;
+
 use super::files::{BOTH, command, open, refused, written};
 use super::loopfs::{self, Spec};
 use super::pin::{assert_ordinary, clear_immutable, pinned, try_pin};
@@ -168,5 +170,50 @@ fn a_killed_process_leaves_a_pin_that_is_mended() {
         adopted.keep();
         assert!(unpin(&path, &state, false).unwrap().immutable_cleared);
         assert_ordinary(&fs, &path);
+    }
+}
+
+/// Whoever pins or lets go of one file has no business in the records of others: there may be thousands, with maps of
+/// millions of extents.
+#[test]
+fn pinning_and_unpinning_open_no_record_of_another_file() {
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("records of others", &spec) else { return };
+        let state = StateDir::open(fs.outside()).unwrap();
+        let others = ["held", "kept", "damaged"].map(|name| {
+            let path = fs.path(name);
+            drop(written(&path, 16));
+            let file = pinned(&fs, &path);
+            let record = state.path().join(format!("{}.json", file.map().identity().key()));
+            (path, file, record)
+        });
+        let [(_, held, held_record), (_, kept, kept_record), (_, damaged, damaged_record)] = others;
+        kept.keep();
+        damaged.keep();
+        fs::write(&damaged_record, "nonsense").unwrap();
+        let opens = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        for record in [&held_record, &kept_record, &damaged_record] {
+            inotify::add_watch(&opens, record, inotify::WatchFlags::OPEN).unwrap();
+        }
+        let opened = || !matches!(rustix::io::read(&opens, &mut [0; 4096]), Err(rustix::io::Errno::AGAIN));
+        let path = fs.path("file");
+        drop(written(&path, 16));
+        pinned(&fs, &path).release().unwrap();
+        pinned(&fs, &path).keep();
+        unpin(&path, &state, false).unwrap();
+        assert!(!opened(), "{}", spec.kind);
+        // It is held, whatever its own record is like.
+        fs::write(&held_record, "nonsense").unwrap();
+        assert!(opened(), "such opens are seen");
+        for force in [false, true] {
+            let error = unpin(&fs.path("held"), &state, force).unwrap_err();
+            assert_eq!(error.kind(), ExtentErrorKind::AlreadyPinned, "{error}");
+        }
+        assert_eq!(try_pin(&fs, &fs.path("held")).unwrap_err().kind(), ExtentErrorKind::AlreadyPinned);
+        assert_eq!(unpin(&fs.path("damaged"), &state, false).unwrap_err().kind(), ExtentErrorKind::State);
+        held.release().unwrap();
+        let left = ["kept", "damaged"].map(|name| fs.path(name));
+        left.iter().for_each(|path| drop(unpin(path, &state, true).unwrap()));
+        left.iter().for_each(|path| assert_ordinary(&fs, path));
     }
 }

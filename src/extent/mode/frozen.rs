@@ -30,7 +30,7 @@ use crate::extent::facts::{FileFacts, number_of, swap_devices};
 use crate::extent::identity::{MapIdentity, to_hex};
 use crate::extent::mode::GuardMode;
 use crate::extent::owner::Owner;
-use crate::extent::record::StoredPin;
+use crate::extent::record::RecordHead;
 use crate::extent::state::StateDir;
 use crate::extent::sys;
 
@@ -249,14 +249,14 @@ pub(in crate::extent) fn forget_stale_mark(
     if !is_marked(state, identity) {
         return Ok(());
     }
-    let stands_behind = |record: &Result<StoredPin, ExtentError>| match record {
-        Ok(record) => {
-            record.guard == GuardMode::FrozenFilesystem
-                && record.identity.filesystem.uuid == identity.filesystem.uuid
+    let stands_behind = |head: &Result<RecordHead, ExtentError>| match head {
+        Ok(head) => {
+            head.guard == GuardMode::FrozenFilesystem
+                && head.identity.filesystem.uuid == identity.filesystem.uuid
         }
         Err(_) => true,
     };
-    if state.records()?.iter().any(stands_behind) {
+    if state.heads()?.iter().any(|(_, head)| stands_behind(head)) {
         return Ok(());
     }
     let mark = mark(state, identity);
@@ -280,9 +280,9 @@ fn others_of(state: &StateDir, identity: &MapIdentity) -> Result<Vec<MapIdentity
     let is_other = |found: &MapIdentity| {
         found.filesystem.uuid == identity.filesystem.uuid && !found.is_same_file(identity)
     };
-    let records = state.records()?.into_iter().flatten();
-    let frozen = records.filter(|record| record.guard == GuardMode::FrozenFilesystem);
-    Ok(frozen.map(|record| record.identity).filter(is_other).collect())
+    let heads = state.heads()?.into_iter().filter_map(|(_, head)| head.ok());
+    let frozen = heads.filter(|head| head.guard == GuardMode::FrozenFilesystem);
+    Ok(frozen.map(|head| head.identity).filter(is_other).collect())
 }
 
 fn failed(path: &Path, problem: &'static str, source: Option<io::Error>) -> ExtentError {
