@@ -213,7 +213,9 @@ fn pinning_and_unpinning_open_no_record_of_another_file() {
         assert_eq!(unpin(&fs.path("damaged"), &state, false).unwrap_err().kind(), ExtentErrorKind::State);
         held.release().unwrap();
         let left = ["kept", "damaged"].map(|name| fs.path(name));
-        left.iter().for_each(|path| drop(unpin(path, &state, true).unwrap()));
+        for path in &left {
+            unpin(path, &state, true).unwrap();
+        }
         left.iter().for_each(|path| assert_ordinary(&fs, path));
     }
 }
