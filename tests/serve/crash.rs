@@ -1,6 +1,5 @@
 //! kill -9 at any moment under verified write load loses no acknowledged write.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -149,14 +148,9 @@ fn a_pin_is_not_touched_before_the_last_write_of_the_dead_has_landed() {
     let (_, mut ledger) = load.end_clean();
     lab.fastice(&["unpin"], &[&path], 0);
     assert_in_file(&mut ledger, &path);
-    let left = || {
-        fs::read_dir(lab.place("state"))
-            .expect("a directory")
-            .flatten()
-            .any(|entry| entry.path().extension().is_some_and(|extension| extension == "commands"))
-    };
+    assert!(lab.marks_of_processes("commands") > 0, "a killed process sweeps nothing");
     eventually("its mark is swept", || {
         lab.serve(&config).stop();
-        !left()
+        lab.marks_of_processes("commands") == 0
     });
 }

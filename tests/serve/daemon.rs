@@ -63,6 +63,13 @@ impl Lab {
         self.places.join(name)
     }
 
+    /// How many marks of processes with this extension the state directory has.
+    pub(crate) fn marks_of_processes(&self, extension: &str) -> usize {
+        let marks = fs::read_dir(self.place("state/processes")).expect("a target was started");
+        let is_one = |path: &Path| path.extension().is_some_and(|found| found == extension);
+        marks.filter(|entry| is_one(&entry.as_ref().expect("an entry").path())).count()
+    }
+
     /// A configuration with one subsystem; `head` goes before the listener, `subsystem` after its NQN.
     pub(crate) fn config(&self, head: &str, address: SocketAddr, subsystem: &str) -> PathBuf {
         let text = format!(

@@ -175,9 +175,7 @@ fn after_a_kill_the_controller_is_stilled_before_the_file_is_let_go() {
 }
 
 fn lists_of_controllers(lab: &Lab) -> usize {
-    let entries = fs::read_dir(lab.place("state")).expect("the state directory");
-    let paths = entries.map(|entry| entry.expect("an entry").path());
-    paths.filter(|path| path.extension().is_some_and(|extension| extension == "places")).count()
+    lab.marks_of_processes("places")
 }
 
 /// A place where a test plugs models in and pulls them out.

@@ -87,14 +87,14 @@ case_killed_for_good() {
         --time_based --runtime=60 --minimal --output=/tmp/case/last-words) >/dev/null 2>&1 &
     writer=$!
     sleep 2
-    ls "$FASTICE_STATE_DIR"/*.places || fail "what fastice drives is not written down"
+    ls "$FASTICE_STATE_DIR"/processes/*.places || fail "what fastice drives is not written down"
     kill -9 "$(cat /tmp/serve.pid)"
     # Refused as long as the process is not quite gone.
     wait_for 20 fastice unpin "$MNT/served.img" || fail "the file of the dead process cannot be let go"
     drop_page_cache
     then=$(md5sum <"$MNT/served.img")
     rm -f /tmp/serve.pid
-    ! ls "$FASTICE_STATE_DIR"/*.places || fail "the controller is still written down"
+    ! ls "$FASTICE_STATE_DIR"/processes/*.places || fail "the controller is still written down"
     sleep 3
     drop_page_cache
     now=$(md5sum <"$MNT/served.img")
