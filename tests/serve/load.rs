@@ -47,6 +47,9 @@ pub(crate) fn options(address: SocketAddr, nsid: u32, seed: u64) -> BenchOptions
     }
 }
 
+/// Of these more than a hundred units are written and known.
+const COMMANDS_MIN: u64 = 300;
+
 /// A load that runs.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
@@ -55,10 +58,10 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts it, and waits for its first commands.
+    /// Starts it, and waits until it has done enough to tell something, however busy the machine is.
     pub(crate) fn start(options: BenchOptions) -> Self {
         let load = Self::begin(options);
-        load.goes_on();
+        load.reaches(COMMANDS_MIN);
         load
     }
 
