@@ -33,6 +33,8 @@ mod recall;
 mod refusals;
 #[path = "serve/reload.rs"]
 mod reload;
+#[path = "serve/set_aside.rs"]
+mod set_aside;
 #[path = "serve/side_by_side.rs"]
 mod side_by_side;
 #[path = "serve/stop.rs"]

@@ -6,6 +6,7 @@
 //!   BlockQueue (one a core and device, !Send)   submit(op) ... commit()      poll() -> BlockDone
 //!      |
 //!   nvme: our driver     uring: the kernel's block device, O_DIRECT     mem: memory, for benches     null: nothing
+//!   absent: none, in place of one that cannot be had
 //! ```
 //!
 //! A queue owns an operation's buffer from `submit` until it gives it back in a [`BlockDone`], whatever happens.
@@ -16,6 +17,7 @@
 //! What it does not do: know files, extents or namespaces; retry; order operations among each other (as on any
 //! NVMe queue, an operation that must come after another is submitted when that one is complete).
 
+mod absent;
 mod check;
 mod error;
 mod mem;
@@ -27,6 +29,7 @@ use std::collections::VecDeque;
 
 use hugepage_alloc::{BufferPool, DmaBuf};
 
+pub use absent::AbsentDevice;
 pub use error::{BlockError, BlockErrorCause, BlockErrorKind, OpenError};
 pub use mem::{FaultOn, MemDevice, MemFault, MemOptions};
 pub use null::NullDevice;

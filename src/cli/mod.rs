@@ -31,6 +31,7 @@ pub mod progress;
 pub mod read;
 pub mod serve;
 mod served;
+mod service;
 pub mod status;
 mod sys;
 pub mod unpin;

@@ -8,8 +8,9 @@ use clap::Args;
 use super::exit::{Exit, Failure, Outcome};
 use super::log::{self, LogArgs, LogHandle};
 use super::out::Out;
+use super::service::Service;
 use super::sys::{Asked, StopSignals, Wake};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::control::{self, Running, ServeError};
 use crate::extent::Progress;
 use crate::fabrics::TargetError;
@@ -23,8 +24,9 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Serve the files of a configuration, until SIGTERM or Ctrl-C
 ///
-/// Logs go to standard error; when hosts can connect, a line `ready: ADDRESS...` goes to standard output. SIGTERM and
-/// Ctrl-C drain, tell the hosts and let go of the files; those that `fastice pin` had pinned before stay immutable.
+/// Logs go to standard error; when hosts can connect, a line `ready: ADDRESS...` goes to standard output, and a service
+/// manager that wants to know (Type=notify) is told. A file that cannot be served does not keep the others from it: it is
+/// told of as an error, and its namespace stays fenced until a reload has more luck. SIGTERM and Ctrl-C drain, tell the hosts and let go of the files; those that `fastice pin` had pinned before stay immutable.
 /// SIGHUP reads the configuration again: hosts, subsystems, namespaces and the log level change live, the rest at the
 /// next start.
 #[derive(Clone, Debug, Args)]
@@ -35,6 +37,16 @@ pub struct ServeArgs {
     /// Check the configuration and end
     #[arg(long)]
     pub check: bool,
+    /// Fail to start when any file cannot be served, instead of serving the others (also `strict = true`)
+    #[arg(long)]
+    pub strict: bool,
+}
+
+impl ServeArgs {
+    fn load(&self) -> Result<Config, ConfigError> {
+        let config = Config::load(&self.config)?;
+        Ok(Config { strict: config.strict || self.strict, ..config })
+    }
 }
 
 impl From<ServeError> for Failure {
@@ -58,7 +70,7 @@ impl From<ServeError> for Failure {
 /// # Errors
 /// When the configuration is wrong, or something stands in the way of serving, or the target does not end in order.
 pub fn run(args: &ServeArgs, logs: &LogArgs) -> Outcome {
-    let config = Config::load(&args.config)?;
+    let config = args.load()?;
     let log =
         log::start(logs, config.log, config.log_format).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut out = Out::stdout();
@@ -73,14 +85,24 @@ pub fn run(args: &ServeArgs, logs: &LogArgs) -> Outcome {
     let addresses: Vec<String> = running.addresses().iter().map(ToString::to_string).collect();
     out.line(format!("{READY}{}", addresses.join(" ")))?;
     out.flush()?;
-    wait(args, &log, &signals, &running)?;
+    let mut service = Service::default();
+    service.ready(running.served());
+    wait(args, &log, &signals, &running, &mut service)?;
+    service.stopping();
     running.stop(Running::STOP_PATIENCE)?;
     Ok(Exit::Ok)
 }
 
 /// Returns when somebody asks the target to end, or when it has ended by itself.
-fn wait(args: &ServeArgs, log: &LogHandle, signals: &StopSignals, running: &Running) -> Result<(), Failure> {
+fn wait(
+    args: &ServeArgs,
+    log: &LogHandle,
+    signals: &StopSignals,
+    running: &Running,
+    service: &mut Service,
+) -> Result<(), Failure> {
     loop {
+        service.serves(running.served());
         match signals.wait(&[], Some(HEALTH_INTERVAL))? {
             Wake::Asked(Asked::Stop) => return Ok(()),
             Wake::Asked(Asked::Reload) => reload(args, log, running),
@@ -93,7 +115,7 @@ fn wait(args: &ServeArgs, log: &LogHandle, signals: &StopSignals, running: &Runn
 
 /// Reads the configuration again. Whatever is wrong with it, what was served is served on.
 fn reload(args: &ServeArgs, log: &LogHandle, running: &Running) {
-    let config = match Config::load(&args.config) {
+    let config = match args.load() {
         Ok(config) => config,
         Err(error) => {
             tracing::error!("the configuration stays as it was:\n{error}");

@@ -54,6 +54,11 @@ fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
         ["grant", "nsid ", "generation ", "extents ", "guard", "looked at", "file", "subsystem"],
         &rows,
     )?;
+    for export in &target.exports {
+        if let (Some(path), Some(problem)) = (&export.path, &export.problem) {
+            out.line(format!("\n{} is not served: {problem}", path.display()))?;
+        }
+    }
     if !target.hosts.is_empty() {
         let cells = |host: &crate::control::HostStatus| {
             [

@@ -64,6 +64,9 @@ pub enum RestartReason {
     /// `watch_cpu_percent`.
     #[error("watch_cpu_percent")]
     Watch,
+    /// `strict`.
+    #[error("strict")]
+    Strict,
     /// `log_format`.
     #[error("log_format")]
     LogFormat,
@@ -141,6 +144,7 @@ fn restarts(old: &Config, new: &Config) -> Vec<RestartReason> {
     note(old.buffer_memory != new.buffer_memory, RestartReason::BufferMemory);
     note(old.poll != new.poll, RestartReason::Poll);
     note(old.watch != new.watch, RestartReason::Watch);
+    note(old.strict != new.strict, RestartReason::Strict);
     note(old.log_format != new.log_format, RestartReason::LogFormat);
     note(old.metrics != new.metrics, RestartReason::Metrics);
     note(old.listeners != new.listeners, RestartReason::Listeners);

@@ -87,6 +87,7 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
         buffer_memory,
         poll,
         watch,
+        strict: raw.strict,
         log: raw.log.unwrap_or_default(),
         log_format: raw.log_format.unwrap_or_default(),
         metrics,

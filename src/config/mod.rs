@@ -92,6 +92,8 @@ pub struct Config {
     pub poll: PollMode,
     /// How much of one processor watching pinned files may take.
     pub watch: WatchShare,
+    /// Whether a start fails when any file cannot be served, instead of leaving that one aside.
+    pub strict: bool,
     /// How much is logged.
     pub log: LogLevel,
     /// How log lines look.
@@ -216,6 +218,14 @@ pub struct Namespace {
     pub on_fence: FencePolicy,
     /// The logical block size; `None` means that of the device (4096 for `memory` and `null`).
     pub block_size: Option<BlockSize>,
+}
+
+impl Namespace {
+    /// Whether a file stores its blocks.
+    #[must_use]
+    pub const fn is_of_a_file(&self) -> bool {
+        matches!(self.backing, Backing::File { .. })
+    }
 }
 
 /// What stores the blocks of a namespace.

@@ -21,6 +21,8 @@ pub(super) struct RawConfig {
     pub(super) poll: Option<Spanned<RawPoll>>,
     pub(super) idle_after_us: Option<Spanned<i64>>,
     pub(super) watch_cpu_percent: Option<Spanned<f64>>,
+    #[serde(default)]
+    pub(super) strict: bool,
     pub(super) log: Option<LogLevel>,
     pub(super) log_format: Option<LogFormat>,
     pub(super) metrics: Option<RawMetrics>,

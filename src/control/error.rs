@@ -7,7 +7,7 @@ use async_nvme::vfio::{self, PciAddress};
 
 use crate::block::nvme::ReachError;
 use crate::block::{BlockError, OpenError};
-use crate::extent::{ExtentError, ExtentErrorKind, Mismatch};
+use crate::extent::{Difference, ExtentError, ExtentErrorKind, Mismatch};
 use crate::fabrics::TargetError;
 use crate::reactor::CoresError;
 use crate::units::{BlockSize, ByteLen};
@@ -58,6 +58,32 @@ pub enum ServeError {
 }
 
 impl ServeError {
+    /// Whether it is about one file, and others may be served without it. How many queue pairs a controller has to have for a
+    /// configuration is about that.
+    pub(super) fn is_of_one_file(&self) -> bool {
+        match self {
+            Self::Extent(_) => true,
+            Self::Device { source, .. } => !matches!(**source, DiskError::QueuePairs { .. }),
+            _ => false,
+        }
+    }
+
+    /// Where the map of a file is not what it was.
+    pub(super) fn difference(&self) -> Option<&Difference> {
+        let extent = match self {
+            Self::Extent(error) => error,
+            Self::Device { source, .. } => match &**source {
+                DiskError::Extent(error) => error,
+                _ => return None,
+            },
+            _ => return None,
+        };
+        match extent {
+            ExtentError::Changed { difference, .. } => Some(difference),
+            _ => None,
+        }
+    }
+
     /// What to do about it, where the message itself does not say.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {

@@ -32,6 +32,7 @@ mod tripwire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub use self::still::open_state;
 use crate::block::nvme::{Reach, SystemReach};
 use crate::config::Config;
 use crate::extent::Progress;
-use crate::fabrics::{Target, TargetStats};
+use crate::fabrics::{Grant, Target, TargetStats};
 use crate::reactor::{CoreGauges, CoreStats};
 use crate::tcp::{TcpCounters, TcpStats};
 
@@ -59,11 +60,15 @@ pub struct Running {
     target: Arc<Target>,
     counters: Arc<TcpCounters>,
     gauges: Vec<Arc<CoreGauges>>,
+    hidden: Arc<AtomicUsize>,
     events: Sender<Event>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
 }
 
 /// Pins the files of `config`, opens their devices, and serves. Returns when hosts can connect.
+///
+/// A file that cannot be pinned is left aside, unless the configuration is strict, or no other namespace can be served: its
+/// namespace is fenced until a reload has more luck, or, when nobody knows its size, hosts do not see it.
 ///
 /// # Errors
 /// The first thing that stands in the way; nothing is left pinned then.
@@ -83,13 +88,13 @@ pub fn start_reaching(
     let (events, inbox) = channel();
     let server = Server::start(config, events.clone(), reach, progress)?;
     let addresses = server.addresses.clone();
-    let gauges = server.gauges();
+    let (gauges, hidden) = (server.gauges(), Arc::clone(&server.hidden));
     let (target, counters) = (Arc::clone(&server.target), Arc::clone(&server.counters));
     let thread = std::thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || server.run(&inbox))
         .map_err(|_| ServeError::ControlGone)?;
-    Ok(Running { addresses, target, counters, gauges, events, thread: Some(thread) })
+    Ok(Running { addresses, target, counters, gauges, hidden, events, thread: Some(thread) })
 }
 
 impl Running {
@@ -100,6 +105,14 @@ impl Running {
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// How many namespaces hosts may use at this moment, and of how many.
+    #[must_use]
+    pub fn served(&self) -> (usize, usize) {
+        let exports = self.target.exports();
+        let live = exports.iter().filter(|export| export.grant() == Grant::Live).count();
+        (live, exports.len() + self.hidden.load(Ordering::Relaxed))
     }
 
     /// What hosts did so far.

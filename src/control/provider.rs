@@ -1,6 +1,7 @@
 //! Backings of namespaces: files pinned, devices opened, each once, and kept over reloads as long as they are named.
 
 mod recall;
+mod set_aside;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 
 use self::recall::Leaving;
+use self::set_aside::SetAside;
 use super::backings::{Backed, Backings};
 use super::disks::Disks;
 use super::error::{DiskError, ServeError};
@@ -16,13 +18,23 @@ use super::proof::Voucher;
 use super::tripwire::Tripwire;
 use crate::block::nvme::Reach;
 use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
+use crate::chain::Chain;
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
-    CommandsHold, ExtentError, FrozenMap, GuardMode, HandedOver, OnRecall, Oversight, PinOptions, PinnedFile,
-    Progress, StateDir, Warden, WatchOptions, WatchReport, pin,
+    CommandsHold, ExtentError, FrozenMap, GuardMode, HandedOver, MapIdentity, OnRecall, Oversight,
+    PinOptions, PinnedFile, Progress, StateDir, Warden, WatchOptions, WatchReport, pin,
 };
 use crate::fabrics::{Export, Identity, Target};
 use crate::units::{BlockSize, ByteLen};
+
+/// What a file that cannot be had does to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// It is left aside, and the others are served.
+    SetAside,
+    /// Nothing comes of any.
+    Fails,
+}
 
 /// A file whose blocks are served.
 enum Held {
@@ -139,23 +151,34 @@ impl Provider {
     /// Backs every namespace of `config`. What `old` already has stays the same object, so that hosts notice nothing.
     ///
     /// # Errors
-    /// The first file or device that cannot be had. Files pinned for nothing are let go by
+    /// The first file or device that cannot be had, but for files that `old` had to leave already, and with
+    /// [`Unfit::SetAside`] as long as anything can be served. Files pinned for nothing are let go by
     /// [`Provider::release_unnamed`].
     pub(super) fn back(
         &mut self,
         config: &Config,
         old: &Backings,
+        unfit: Unfit,
         progress: &mut dyn Progress,
     ) -> Result<Backings, ServeError> {
-        let backings = self.back_each(config, old, progress);
+        let mut aside = Vec::new();
+        let backings = self.back_each(config, old, unfit, &mut aside, progress);
         self.disks.settle();
-        backings
+        let backings = backings?;
+        if unfit == Unfit::SetAside {
+            // One that was pinned, but has no device.
+            self.release_unnamed(&backings, std::iter::empty());
+        }
+        set_aside::tell(&self.state, aside, backings.whole())?;
+        Ok(backings)
     }
 
     fn back_each(
         &mut self,
         config: &Config,
         old: &Backings,
+        unfit: Unfit,
+        aside: &mut Vec<SetAside>,
         progress: &mut dyn Progress,
     ) -> Result<Backings, ServeError> {
         let mut backings = BTreeMap::new();
@@ -164,17 +187,26 @@ impl Provider {
             for namespace in &subsystem.namespaces {
                 let key = (nqn.clone(), namespace.nsid);
                 let before = old.0.get(&key).filter(|backed| backed.namespace == *namespace);
-                let backed = match before {
-                    Some(backed) if !backed.is_let_go => backed.clone(),
-                    _ => match (self.open(&nqn, namespace, &config.nvme, progress), before) {
-                        (Ok(backed), _) => backed,
+                let whole = before.filter(|backed| backed.fault.is_none()).cloned();
+                let backed = match whole {
+                    Some(backed) => backed,
+                    None => match (self.open(&nqn, namespace, &config.nvme, progress), before, unfit) {
+                        (Ok(backed), ..) => backed,
                         // One file that is not mended yet must not stand in the way of all others.
-                        (Err(error), Some(let_go)) => {
-                            let error = &error as &dyn std::error::Error;
-                            tracing::error!(nqn, nsid = namespace.nsid, error, "it stays fenced");
-                            let_go.clone()
+                        (Err(error), Some(left), _) => {
+                            let why = Chain(&error).to_string();
+                            tracing::error!(nqn, nsid = namespace.nsid, error = why, "it stays fenced");
+                            Backed { fault: Some(why), ..left.clone() }
                         }
-                        (Err(error), None) => return Err(error),
+                        (Err(error), None, Unfit::SetAside)
+                            if namespace.is_of_a_file() && error.is_of_one_file() =>
+                        {
+                            let one = SetAside::new(&self.state, &nqn, namespace, error);
+                            let backed = one.backed();
+                            aside.push(one);
+                            backed
+                        }
+                        (Err(error), None, _) => return Err(error),
                     },
                 };
                 backings.insert(key, backed);
@@ -199,7 +231,7 @@ impl Provider {
         let (device, map, identity): (Arc<dyn BlockDevice>, _, _) = match &namespace.backing {
             Backing::File { path, device: DeviceWay::HandedOver, .. } => {
                 let (map, device) = self.take_over(path, choices).map_err(device_error)?;
-                let name = name_of(&map);
+                let name = name_of(map.identity());
                 (device, Some(map), name)
             }
             Backing::File { path, prepare, device, update_mtime, guard } => {
@@ -211,7 +243,7 @@ impl Provider {
                     ..PinOptions::default()
                 };
                 let map = self.pin(path, wanted, progress)?;
-                let name = name_of(&map);
+                let name = name_of(map.identity());
                 let device = self.disk(path, *device, namespace.read_only, choices).map_err(device_error)?;
                 (device, Some(map), name)
             }
@@ -224,7 +256,7 @@ impl Provider {
                 (Arc::new(device), None, Identity::named("null"))
             }
         };
-        Ok(Backed { namespace: namespace.clone(), device, map, identity, is_let_go: false })
+        Ok(Backed::whole(namespace, device, map, identity))
     }
 
     fn pin(
@@ -382,8 +414,7 @@ impl Provider {
 }
 
 /// What hosts know the namespace of a file by.
-fn name_of(map: &FrozenMap) -> Identity {
-    let identity = map.identity();
+fn name_of(identity: &MapIdentity) -> Identity {
     Identity::of_file(&identity.filesystem.uuid, identity.inode, identity.inode_generation)
         .from_byte(identity.reserved.get())
 }

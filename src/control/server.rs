@@ -9,6 +9,7 @@ mod set_up;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use super::error::ServeError;
 use super::event::Event;
 use super::metrics::{Metrics, Source};
 use super::orphans;
-use super::provider::Provider;
+use super::provider::{Provider, Unfit};
 use super::status::Fences;
 use super::still::open_state_reaching;
 use crate::block::nvme::Reach;
@@ -64,6 +65,8 @@ pub(super) struct Server {
     /// Tells what it is doing; without it nobody can ask.
     _api: Option<Api>,
     metrics: Option<Metrics>,
+    /// How many namespaces hosts do not see.
+    pub(super) hidden: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -81,14 +84,11 @@ impl Server {
         let counters = Arc::new(TcpCounters::default());
         let mut provider =
             Provider::new(state, &target, events.clone(), reach, Arc::clone(&commands), &config)?;
-        let backings = match provider.back(&config, &Backings::default(), progress) {
-            Ok(backings) => backings,
-            Err(error) => {
-                commands.all_done();
-                provider.release_all();
-                return Err(error);
-            }
-        };
+        let unfit = if config.strict { Unfit::Fails } else { Unfit::SetAside };
+        let backings = provider.back(&config, &Backings::default(), unfit, progress).inspect_err(|_| {
+            commands.all_done();
+            provider.release_all();
+        })?;
         orphans::tell(provider.state());
         let factory = TcpFactory::new(Arc::clone(&target), Arc::clone(&counters), TcpTimeouts::default());
         let factory: Arc<dyn ConnectionFactory> = Arc::new(factory);
@@ -115,16 +115,16 @@ impl Server {
         for (listener, port) in listeners.into_iter().zip(&ports) {
             cores.listen(listener, port.id);
         }
-        let exports = target.exports().len();
         let pinned_bytes = provider.pinned_len().0;
-        tracing::info!(subsystems = config.subsystems.len(), exports, pinned_bytes, ?addresses, "serving");
+        tracing::info!(subsystems = config.subsystems.len(), pinned_bytes, ?addresses, "serving");
+        tell_served(&backings);
         let source = Source::new(&events, &target, &counters, cores.gauges());
         let metrics = config.metrics.and_then(|address| Metrics::start(address, source));
         let cores = Some(cores);
         let api = Api::start(provider.state(), events.clone()).inspect_err(|error| {
             tracing::warn!(%error, "no control socket: `fastice status` will not know of this target");
         });
-        Ok(Self {
+        let server = Self {
             target,
             counters,
             addresses,
@@ -144,7 +144,14 @@ impl Server {
             started: Instant::now(),
             _api: api.ok(),
             metrics,
-        })
+            hidden: Arc::default(),
+        };
+        server.tell_hidden();
+        Ok(server)
+    }
+
+    fn tell_hidden(&self) {
+        self.hidden.store(self.backings.hidden().count(), Ordering::Relaxed);
     }
 
     pub(super) fn gauges(&self) -> Vec<Arc<CoreGauges>> {
@@ -231,6 +238,18 @@ impl Server {
             self.provider.keep_all();
             Err(ServeError::NotDrained)
         }
+    }
+}
+
+/// So that nobody misses what is not.
+fn tell_served(backings: &Backings) {
+    let (served, namespaces) = (backings.whole(), backings.0.len());
+    if served < namespaces {
+        tracing::error!(
+            "SERVING {served} OF {namespaces} NAMESPACES: `fastice status` shows which not, and why"
+        );
+    } else {
+        tracing::info!(namespaces, "all are served");
     }
 }
 

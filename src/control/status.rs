@@ -54,11 +54,14 @@ pub struct ExportStatus {
     /// The file under it, if one is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// `live`, `fenced` or `removed`.
+    /// `live`, `fenced`, `removed`, or `hidden`: a start could not serve its file, and hosts do not see it.
     pub grant: String,
     /// Why it is fenced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Why its file is not held: it was let go, or a start could not serve it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Which freeze of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   KEY.events      a line of JSON an event: pinned, recalled, fenced, drained, released, kept, cleared, unpinned
-//!   KEY.incident    the difference for which the last grant was ended; gone with the next pin of the file
+//!   KEY.incident    the difference for which the last grant was ended, or none was given; gone with the next pin of the file
 //! ```
 //!
 //! Events are for people and scripts, and nothing depends on them: one that cannot be written is a warning. The
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::compare::{Difference, Place};
 use super::error::{ExtentError, StateProblem};
 use super::guard::Incident;
+use super::record::StoredPin;
 use super::state::{StateDir, replace};
 use crate::durable;
 
@@ -49,6 +50,8 @@ pub enum PinStep {
     Released,
     /// Guards gone; the record, and the immutable flag if it is still set, stay.
     Kept,
+    /// A start could not serve it, and left it aside.
+    NotServed,
     /// The operator undid the pin.
     Unpinned,
 }
@@ -65,6 +68,7 @@ impl fmt::Display for PinStep {
             Self::Cleared => "cleared",
             Self::Released => "released",
             Self::Kept => "kept",
+            Self::NotServed => "not served",
             Self::Unpinned => "unpinned",
         })
     }
@@ -117,7 +121,7 @@ impl From<&Difference> for MovedBlocks {
     }
 }
 
-/// The difference for which a grant was ended.
+/// The difference for which a grant was ended, or none was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredIncident {
     /// When it was noticed, in milliseconds since 1970.
@@ -142,6 +146,32 @@ impl StoredIncident {
             reason: incident.reason.to_string(),
             detail: incident.detail.clone(),
             blocks: incident.differences.iter().map(MovedBlocks::from).collect(),
+        }
+    }
+}
+
+impl StateDir {
+    /// Writes down why the file of a stored pin is not served, for whoever looks at it later. What stands already says more,
+    /// and stays; and so does what is another process's to say, who holds the pin.
+    pub fn note_not_served(&self, pin: &StoredPin, why: &str, difference: Option<&Difference>) {
+        let key = pin.identity.key();
+        let Ok(Ok(_lock)) = self.lock_pin(&key) else { return };
+        if !matches!(self.load(&key), Ok(Some(_))) {
+            return;
+        }
+        self.note(&key, pin.generation, PinStep::NotServed, why);
+        if !matches!(self.incident(&key), Ok(None)) {
+            return;
+        }
+        let incident = StoredIncident {
+            at_ms: unix_ms(SystemTime::now()),
+            generation: pin.generation,
+            reason: "a start could not serve the file".to_owned(),
+            detail: why.to_owned(),
+            blocks: difference.into_iter().map(MovedBlocks::from).collect(),
+        };
+        if let Err(error) = self.store_incident(&key, &incident) {
+            tracing::error!(path = %pin.path().display(), %error, "what is wrong with a pin is not written down");
         }
     }
 }

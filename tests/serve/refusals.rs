@@ -79,10 +79,11 @@ fn addresses_keys_and_files_that_are_wrong_are_named() {
 
     refused(&lab, &lab.open_config(any_port(), &[&lab.fs.path("absent")]), 1, &["absent"]);
     refused(&lab, &lab.place("absent.toml"), 2, &["absent.toml"]);
-    // The second file is bad: the first is let go again.
+    // The second file is bad: who is strict has the first let go again.
     let bad = lab.fs.path("bad");
     create(&bad).set_len(FILE_LEN).expect("a hole");
-    refused(&lab, &lab.open_config(any_port(), &[&path, &bad]), 3, &["bad", "hole"]);
+    let both = format!("allow_any_host = true\n{}", namespaces(&[&path, &bad]));
+    refused(&lab, &lab.config("strict = true", any_port(), &both), 3, &["bad", "hole"]);
     assert!(!is_immutable(&path));
     fs::OpenOptions::new().write(true).open(&path).expect("writable");
 }

@@ -165,7 +165,7 @@ fn and(mut labels: Labels<'static>, name: &'static str, value: &str) -> Labels<'
 
 fn exports(writer: &mut Writer<'_>, exports: &[ExportStatus]) -> fmt::Result {
     let grants = exports.iter().flat_map(|export| {
-        ["live", "fenced", "removed"]
+        ["live", "fenced", "removed", "hidden"]
             .map(|grant| (and(labels_of(export), "grant", grant), f64::from(u8::from(export.grant == grant))))
     });
     writer.gauges("export_grant", "1 for the state in which the export is", None, grants)?;
@@ -334,6 +334,7 @@ mod tests {
             path: Some("/srv/a \"quoted\\name\"\n.img".into()),
             grant: "fenced".to_owned(),
             reason: Some("MapInDoubt".to_owned()),
+            problem: Some("the extent map changed".to_owned()),
             generation: Some(3),
             extents: Some(1_000_000),
             guard: Some(crate::extent::GuardMode::Default),
@@ -345,6 +346,7 @@ mod tests {
             path: None,
             grant: "live".to_owned(),
             reason: None,
+            problem: None,
             generation: None,
             extents: None,
             guard: None,

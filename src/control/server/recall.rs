@@ -186,7 +186,7 @@ impl Server {
         // A reload may have let go of it meanwhile, and pinned it anew.
         if self.provider.holds(&wire) {
             // A reload that names the file is to pin it anew, not to find this fenced one still good.
-            self.backings.let_go(wire.path());
+            self.backings.let_go(wire.path(), &text_of(&incident));
             self.provider.let_go(&wire, &incident);
         }
     }

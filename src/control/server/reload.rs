@@ -16,6 +16,7 @@ use super::set_up::publish;
 use crate::config::Config;
 use crate::control::error::ServeError;
 use crate::control::event::ReloadReport;
+use crate::control::provider::Unfit;
 use crate::extent::{NoProgress, lease_break_time};
 use crate::fabrics::{Export, ExportSlot};
 
@@ -114,6 +115,7 @@ impl Server {
         let config = Config {
             state_dir: self.config.state_dir.clone(),
             watch: self.config.watch,
+            strict: self.config.strict,
             cores: self.config.cores.clone(),
             buffer_memory: self.config.buffer_memory,
             poll: self.config.poll,
@@ -121,10 +123,12 @@ impl Server {
             ..new
         };
         let cores = self.cores.as_ref().ok_or(ServeError::CoreLost)?;
-        let published = self.provider.back(&config, &self.backings, &mut NoProgress).and_then(|backings| {
-            let published = publish(&self.target, cores, &self.provider, &backings, &config, &self.ports)?;
-            Ok((backings, published))
-        });
+        let published =
+            self.provider.back(&config, &self.backings, Unfit::Fails, &mut NoProgress).and_then(|backings| {
+                let published =
+                    publish(&self.target, cores, &self.provider, &backings, &config, &self.ports)?;
+                Ok((backings, published))
+            });
         let (backings, published) = match published {
             Ok(done) => done,
             Err(error) => {
@@ -137,6 +141,7 @@ impl Server {
         // From here on the new configuration is served, whatever becomes of the old exports: were it forgotten, the
         // next reload that fails would let go of files that hosts use.
         (self.config, self.backings) = (config, backings);
+        self.tell_hidden();
         let report = ReloadReport {
             added: published.added.len(),
             removed: published.removed.len(),

@@ -22,7 +22,7 @@ impl Server {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             addresses: self.addresses.iter().map(ToString::to_string).collect(),
-            exports: exports.iter().map(|export| self.export_status(export)).collect(),
+            exports: exports.iter().map(|export| self.export_status(export)).chain(self.hidden()).collect(),
             hosts: hosts.collect(),
             fences: self.fences.status(),
             devices: self.devices(),
@@ -48,17 +48,36 @@ impl Server {
             Grant::Removed => ("removed", None),
         };
         let map = export.map.as_ref();
+        let backed = self.backings.of(export);
         ExportStatus {
             subsystem: export.subsystem.to_string(),
             nsid: export.nsid.0,
-            path: map.map(|map| map.identity().path.clone()),
+            path: map.map(|map| map.identity().path.clone()).or_else(|| backed?.path().map(Into::into)),
             grant: grant.to_owned(),
             reason,
+            problem: backed.and_then(|backed| backed.fault.clone()),
             generation: map.map(|map| map.generation()),
             extents: map.map(|map| map.extent_count()),
             guard: map.and_then(|map| self.provider.guard_mode(map)),
             guards: map.map(|map| self.provider.guards(map)).unwrap_or_default(),
             watch: map.and_then(|map| self.provider.watched(map)).map(WatchStatus::from),
         }
+    }
+
+    /// Namespaces that hosts do not see, as nobody knows how large their files are.
+    fn hidden(&self) -> impl Iterator<Item = ExportStatus> {
+        self.backings.hidden().map(|(subsystem, backed)| ExportStatus {
+            subsystem: subsystem.to_owned(),
+            nsid: backed.namespace.nsid,
+            path: backed.path().map(Into::into),
+            grant: "hidden".to_owned(),
+            reason: None,
+            problem: backed.fault.clone(),
+            generation: None,
+            extents: None,
+            guard: None,
+            guards: Vec::new(),
+            watch: None,
+        })
     }
 }

@@ -9,7 +9,7 @@ use crate::control::error::ServeError;
 use crate::control::listen::listen_patiently;
 use crate::control::provider::Provider;
 use crate::extent::{CommandsHold, ExtentError, Oversight};
-use crate::fabrics::{PortId, PortSpec, Published, Target};
+use crate::fabrics::{Export, FenceReason, PortId, PortSpec, Published, Target};
 use crate::reactor::{ConnectionFactory, CoreOptions, Cores, IdlePolicy};
 
 /// Connections that one core serves at the most.
@@ -72,5 +72,9 @@ pub(super) fn publish(
     let plan = target.prepare(backings.specs(config), ports.to_vec())?;
     cores.open(&plan.changes.added)?;
     provider.arm(&plan.changes.added);
+    let is_faulty = |export: &Export| backings.of(export).is_some_and(|backed| backed.fault.is_some());
+    for export in plan.changes.added.iter().filter(|export| is_faulty(export)) {
+        export.fence(FenceReason::MapInDoubt);
+    }
     Ok(target.commit(plan)?)
 }
