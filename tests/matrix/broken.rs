@@ -131,6 +131,10 @@ impl Victim {
                 _ => false,
             }
         });
+        // A fence that is up again after a moment may meet no command.
+        if end != End::Cleared {
+            self.loads.iter().for_each(Load::is_refused);
+        }
         events
     }
 
@@ -153,7 +157,6 @@ impl Outlived {
             // Until it is noticed, a host may read what is another's.
             let excused = end == End::Noticed && half == 1;
             assert!(report.verify.faults == 0 || excused, "{what}: {report:?}");
-            // A fence that is up again after a moment may meet no command.
             assert!(report.errors > 0 || end == End::Cleared, "{what}: nobody told the host: {report:?}");
             let path = match (change.leaves, half) {
                 (Leaves::Both, _) | (Leaves::First, 0) => &self.path,

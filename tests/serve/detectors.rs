@@ -137,6 +137,7 @@ fn a_detector_ends(name: &str, told: &str) {
     let expected = [PinStep::Pinned, PinStep::Recalled, PinStep::Fenced, PinStep::Drained, PinStep::Kept];
     assert_eq!(steps, expected, "{events:?}");
     assert!(events[1].detail.contains(told), "{events:?}");
+    load.is_refused();
     let (report, mut ledger) = load.end().expect("the connection lives");
     assert!(report.errors > 0 && report.verify.faults == 0, "the host is told: {report:?}");
     assert!(is_immutable(&served.path), "what needs no thread of ours goes on to hold it");

@@ -138,6 +138,7 @@ fn a_swapoff_fences_and_the_owner_gets_the_file_back() {
         assert_eq!(attempt(Operation::SwapOff, &path).failed, None, "root may");
         eventually("the export is fenced", || !is_ready(&host));
         assert_let_go(&lab);
+        load.is_refused();
         let (report, mut ledger) = load.end().expect("the connection lives");
         assert!(report.verify.faults == 0 && report.errors > 0, "{report:?}");
         assert_in_file_behind(&mut ledger, &path, RESERVED);

@@ -54,6 +54,7 @@ const COMMANDS_MIN: u64 = 300;
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
+    errors: Arc<AtomicU64>,
     thread: JoinHandle<Result<(BenchReport, Ledger), InitiatorError>>,
 }
 
@@ -68,12 +69,14 @@ impl Load {
     /// Starts it.
     pub(crate) fn begin(options: BenchOptions) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&done));
+        let errors = Arc::new(AtomicU64::new(0));
+        let (stopped, counter, failed) = (Arc::clone(&stop), Arc::clone(&done), Arc::clone(&errors));
         let progress = move |progress: &BenchProgress| {
             counter.store(progress.reads + progress.writes, Ordering::Relaxed);
+            failed.store(progress.errors, Ordering::Relaxed);
         };
         let thread = std::thread::spawn(move || bench::run_to_ledger(&options, &stopped, progress));
-        Self { stop, done, thread }
+        Self { stop, done, errors, thread }
     }
 
     /// Reads and writes that had completed some tenths of a second ago.
@@ -90,6 +93,12 @@ impl Load {
     /// Waits until it has done so many.
     pub(crate) fn reaches(&self, commands: u64) {
         eventually("the load goes on", || self.commands() >= commands || self.thread.is_finished());
+    }
+
+    /// Waits until it was refused something.
+    pub(crate) fn is_refused(&self) {
+        let errors = || self.errors.load(Ordering::Relaxed);
+        eventually("the load is refused something", || errors() > 0 || self.thread.is_finished());
     }
 
     /// Stops it: its report, and what it wrote.

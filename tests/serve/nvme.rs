@@ -361,6 +361,7 @@ fn a_lost_device_fences_its_exports_and_serves_them_again_when_it_is_back() {
         slot.pull();
         eventually("the export is fenced", || !is_ready());
         assert!(told(), "the loss is told to the hosts");
+        load.is_refused();
         let (report, mut ledger) = load.end().expect("the connection lives");
         assert!(report.errors > 0 && report.verify.faults == 0, "{report:?}");
         let cat = loopfs::run(Command::new("cat").arg(&files[0]));
@@ -399,7 +400,8 @@ fn another_device_in_place_of_a_lost_one_is_never_served() {
     slot.plug(&impostor);
     eventually("the impostor is looked at", || impostor.commands_done() > 0);
     std::thread::sleep(Duration::from_millis(1500));
-    let refused = Load::start(BenchOptions { reconnect: None, ..options(address(&running), 1, 100) });
+    let refused = Load::begin(BenchOptions { reconnect: None, ..options(address(&running), 1, 100) });
+    refused.is_refused();
     let (report, _) = refused.end().expect("the connection lives");
     assert!(report.errors > 0 && report.writes.commands == 0, "{report:?}");
     running.stop(Running::STOP_PATIENCE).expect("an orderly end");

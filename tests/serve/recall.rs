@@ -79,6 +79,7 @@ fn nothing_is_written_to_blocks_that_are_given_to_another_file() {
         bystander.goes_on();
         assert_recalled(&lab, &daemon, &first, took);
 
+        victim.is_refused();
         let (report, _) = victim.end().expect("the connection lives");
         assert_eq!(report.verify.faults, 0, "errors, never wrong data: {report:?}");
         assert!(report.errors > 0, "{report:?}");

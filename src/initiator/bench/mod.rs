@@ -133,6 +133,7 @@ impl BenchOptions {
 struct Counters {
     reads: AtomicU64,
     writes: AtomicU64,
+    errors: AtomicU64,
     verified: AtomicU64,
 }
 
@@ -145,6 +146,8 @@ pub struct BenchProgress {
     pub reads: u64,
     /// Writes that completed.
     pub writes: u64,
+    /// Commands among these, and flushes, that failed.
+    pub errors: u64,
     /// Units read back at the end.
     pub verified: u64,
     /// Bytes of a read or write.
@@ -332,6 +335,7 @@ fn snapshot(started: Instant, options: &BenchOptions, counters: &[Counters]) -> 
         elapsed: started.elapsed(),
         reads: sum(|one| &one.reads),
         writes: sum(|one| &one.writes),
+        errors: sum(|one| &one.errors),
         verified: sum(|one| &one.verified),
         unit_len: options.unit_len,
     }

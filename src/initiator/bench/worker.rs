@@ -360,6 +360,7 @@ impl<'a> Worker<'a> {
         };
         add(if reading_back { &counters.verified } else { &counters.reads }, reads);
         add(&counters.writes, writes);
+        counters.errors.store(self.report.errors, Ordering::Relaxed);
     }
 
     fn read_ended(&mut self, done: &Done, unit: u64, reading_back: bool, latency_ns: u64) {
