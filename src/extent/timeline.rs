@@ -156,7 +156,7 @@ impl StateDir {
     pub fn note_not_served(&self, pin: &StoredPin, why: &str, difference: Option<&Difference>) {
         let key = pin.identity.key();
         let Ok(Ok(_lock)) = self.lock_pin(&key) else { return };
-        if !matches!(self.load(&key), Ok(Some(_))) {
+        if !matches!(self.head(&key), Ok(Some(_))) {
             return;
         }
         self.note(&key, pin.generation, PinStep::NotServed, why);

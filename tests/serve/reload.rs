@@ -28,6 +28,7 @@ fn namespaces_come_and_go_beside_a_load() {
             let namespace = host.namespace(Nsid(2)).expect("the new namespace");
             namespace.write(Lba(0), &[round; 4096], true).expect("a write");
             let other = Load::start(BenchOptions { reconnect: None, ..options(daemon.address(), 2, 22) });
+            other.reaches(400);
             lab.open_config(daemon.address(), &[&first]);
             daemon.reload("configuration reloaded");
             assert!(!is_immutable(&second), "released: {}", daemon.log());
