@@ -55,6 +55,12 @@ impl Lab {
         document(&output)
     }
 
+    /// The document of the one file, with more options.
+    fn explain_with(&self, more: &[&str], file: &Path) -> Value {
+        let args = [&["pin", "--explain", "--json"], more].concat();
+        document(&self.command(&args, file).output().expect("the binary runs"))
+    }
+
     /// Nothing is left but the file, which is as it was.
     fn assert_clean(&self, file: &Path) {
         let names = |path: &Path| -> Vec<String> {
@@ -340,4 +346,123 @@ fn with_the_swap_file_guard_no_descriptor_from_before_is_let_through() {
         drop(user);
         lab.assert_clean(&file);
     }
+}
+
+/// Of each operation: verdict, errno (0: none), and by what.
+fn assert_verdicts(document: &Value, expected: &[(&str, &str, i32, &str)]) {
+    assert_eq!(document["not_probed"], Value::Null);
+    for (name, verdict, errno, by) in expected {
+        let told = operation(document, name);
+        let found = (told["verdict"].as_str(), told["errno"].as_i64().unwrap_or(0), told["probed"].as_bool());
+        assert_eq!(found, (Some(*verdict), i64::from(*errno), Some(true)), "{told}");
+        assert_eq!(told["by"].as_str().unwrap_or(""), *by, "{told}");
+    }
+}
+
+#[test]
+fn a_frozen_filesystem_is_tried_on_one_of_its_own_and_holds_changes_off() {
+    for (name, spec) in [("xfs", Spec::XFS), ("ext4", Spec::EXT4)] {
+        let test = format!("a_frozen_filesystem_is_tried_on_one_of_its_own ({name})");
+        let Some(lab) = Lab::new(&test, &spec) else { return };
+        let file = lab.file();
+        let document = lab.explain_with(&["--guard", "frozen-filesystem"], &file);
+        let (frozen, mark) = ("frozen filesystem", "open-permission mark");
+        assert_verdicts(
+            &document,
+            &[
+                ("open-read", "refused", libc::EPERM, mark),
+                ("open-write", "refused", libc::EPERM, "open-permission mark, immutable flag"),
+                ("truncate", "refused", libc::EPERM, "immutable flag"),
+                ("clear-flag", "refused", libc::EPERM, mark),
+                ("opened-before", "refused", 0, "write lease at the pin"),
+                ("unmount", "refused", libc::EBUSY, frozen),
+                ("truncate-unflagged", "delayed", 0, frozen),
+                ("write-elsewhere", "delayed", 0, frozen),
+                ("thaw", "detected", 0, "FIFREEZE, every 100 ms"),
+            ],
+        );
+        // What becomes of these when it is thawed is a race with the end of the pin.
+        for name in ["unlink", "rename", "link", "chmod", "setxattr", "utimes"] {
+            let told = operation(&document, name);
+            assert_eq!((&told["verdict"], &told["by"]), (&"delayed".into(), &frozen.into()), "{told}");
+        }
+        let within = operation(&document, "clone-within");
+        assert_eq!(within["verdict"], if name == "xfs" { "delayed" } else { "impossible" }, "{within}");
+        assert_eq!(document["reflink"], name == "xfs");
+        // Its own filesystem was never frozen.
+        File::create(lab.fs.path("still")).expect("it can be written");
+        fs::remove_file(lab.fs.path("still")).expect("ours");
+        lab.assert_clean(&file);
+    }
+}
+
+#[test]
+fn a_read_only_mount_is_tried_on_one_of_its_own_and_refuses_changes() {
+    for (name, spec) in [("xfs", Spec::XFS), ("ext4", Spec::EXT4)] {
+        let test = format!("a_read_only_mount_is_tried_on_one_of_its_own ({name})");
+        let Some(lab) = Lab::new(&test, &spec) else { return };
+        let file = lab.file();
+        let document = lab.explain_with(&["--guard", "read-only-mount"], &file);
+        assert_eq!(document["can_be_pinned"], false, "it is mounted read-write");
+        let read_only = "read-only filesystem";
+        let mut expected = vec![
+            ("open-read", "refused", libc::EPERM, "open-permission mark"),
+            ("open-write", "refused", libc::EROFS, "open-permission mark, read-only filesystem"),
+            ("clear-flag", "refused", libc::EPERM, "open-permission mark"),
+            ("opened-before", "refused", libc::EBUSY, read_only),
+            ("unmount", "refused", libc::EBUSY, ""),
+            ("remount", "detected", 0, "/proc/self/mountinfo, every 100 ms"),
+        ];
+        expected.extend(
+            ["truncate", "unlink", "rename", "link", "chmod", "setxattr", "utimes"]
+                .map(|name| (name, "refused", libc::EROFS, read_only)),
+        );
+        assert_verdicts(&document, &expected);
+        lab.assert_clean(&file);
+    }
+}
+
+#[test]
+fn readers_are_let_in_where_nothing_but_reading_comes_of_it() {
+    for (name, spec) in [("xfs", XFS_NO_REFLINK), ("ext4", Spec::EXT4)] {
+        let Some(lab) = Lab::new("readers_are_let_in", &spec) else { return };
+        let file = lab.file();
+        let document = lab.explain_with(&["--local-readers", "allow"], &file);
+        assert_fit(&document, name);
+        assert_eq!(document["local_readers"], "allow");
+        assert_verdicts(
+            &document,
+            &[
+                ("open-read", "allowed", 0, ""),
+                ("open-write", "refused", libc::EPERM, "immutable flag"),
+                ("truncate", "refused", libc::EPERM, "immutable flag"),
+                ("clone-from", "impossible", libc::EOPNOTSUPP, ""),
+                ("clear-flag", "detected", 0, "statx, every 100 ms"),
+                ("opened-before", "refused", 0, "write lease at the pin"),
+                ("truncate-unflagged", "delayed", 0, "lease"),
+            ],
+        );
+        lab.assert_clean(&file);
+    }
+    // With reflink only where the swap area forbids clones.
+    let Some(lab) = Lab::new("readers_are_refused_where_they_could_clone", &Spec::XFS) else { return };
+    let file = lab.file();
+    let document = lab.explain_with(&["--local-readers", "allow"], &file);
+    let refused = &document["in_the_way"][0];
+    assert_eq!((&document["can_be_pinned"], &refused["name"]), (&false.into(), &"guard".into()));
+    assert!(refused["message"].as_str().is_some_and(|told| told.contains("reflink")), "{refused}");
+    assert_eq!(document["shared_hole"], "unknown");
+    let document = lab.explain_with(&["--local-readers", "allow", "--guard", "swap-file"], &file);
+    assert_verdicts(
+        &document,
+        &[
+            ("open-read", "allowed", 0, ""),
+            ("clone-from", "refused", libc::ETXTBSY, "swap area"),
+            ("clone-within", "refused", libc::ETXTBSY, "swap area"),
+            ("clear-flag", "detected", 0, "statx, every 100 ms"),
+            ("swapoff", "refused", libc::EPERM, "immutable flag"),
+        ],
+    );
+    assert_eq!(document["shared_hole"], "closed");
+    lab.assert_clean(&file);
 }

@@ -19,6 +19,8 @@ mod pin;
 mod prepare;
 #[path = "extent_real/read_only.rs"]
 mod read_only;
+#[path = "extent_real/readers.rs"]
+mod readers;
 #[path = "extent_real/swap_file.rs"]
 mod swap_file;
 #[path = "extent_real/unpin.rs"]

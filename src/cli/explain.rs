@@ -16,8 +16,8 @@ use super::out::Out;
 use super::sys::StopSignals;
 use crate::config::format_size;
 use crate::extent::{
-    Finding, GuardMode, Operation, Outlook, Probe, SharedHole, WatchOptions, WatchPlan, attempt, outlook,
-    probe,
+    Finding, GuardMode, LocalReaders, Operation, Outlook, Probe, SharedHole, WatchOptions, WatchPlan,
+    attempt, outlook, probe,
 };
 
 /// The name of the hidden command.
@@ -58,6 +58,7 @@ struct Explained {
     kernel: String,
     /// The guards that it is told of.
     guard: GuardMode,
+    local_readers: LocalReaders,
     /// `None` when the file cannot be opened, as another process guards it.
     #[serde(flatten)]
     file: Option<FileDocument>,
@@ -111,7 +112,12 @@ struct OperationDocument {
 ///
 /// # Errors
 /// When there is no terminal to write to; what is wrong with single files is told, and decides the exit status.
-pub(super) fn run(files: &[PathBuf], guard: Option<GuardMode>, state_dir: &Path, json: bool) -> Outcome {
+pub(super) fn run(
+    files: &[PathBuf],
+    kind: (GuardMode, LocalReaders),
+    state_dir: &Path,
+    json: bool,
+) -> Outcome {
     // Before any thread starts: Ctrl-C ends the attempts, and the scratch files go all the same.
     let signals = StopSignals::take()?;
     let asked = Cell::new(false);
@@ -121,7 +127,7 @@ pub(super) fn run(files: &[PathBuf], guard: Option<GuardMode>, state_dir: &Path,
     };
     let mut out = Out::stdout();
     let results = each(files, json, |path| {
-        let document = explain(path, guard.unwrap_or_default(), state_dir, &stop)?;
+        let document = explain(path, kind, state_dir, &stop)?;
         if !json {
             tell(&document, &mut out)?;
             out.flush()?;
@@ -137,13 +143,13 @@ pub(super) fn run(files: &[PathBuf], guard: Option<GuardMode>, state_dir: &Path,
 
 fn explain(
     path: &Path,
-    guard: GuardMode,
+    kind: (GuardMode, LocalReaders),
     state_dir: &Path,
     stop: &dyn Fn() -> bool,
 ) -> Result<Explained, Failure> {
-    let (outlook, in_the_way) = match outlook(path, guard, state_dir) {
+    let (outlook, in_the_way) = match outlook(path, kind, state_dir) {
         Ok(outlook) => {
-            let in_the_way = obstacles(&outlook, guard);
+            let in_the_way = obstacles(&outlook, kind);
             (Some(outlook), in_the_way)
         }
         Err(error) if is_denied(&error) => match held(path, state_dir)? {
@@ -152,10 +158,11 @@ fn explain(
         },
         Err(error) => return Err(error.into()),
     };
-    let probed = probe(path, guard, &another_process, stop)?;
+    let probed = probe(path, kind, &another_process, stop)?;
     Ok(Explained {
         path: path.display().to_string(),
-        guard,
+        guard: kind.0,
+        local_readers: kind.1,
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         file: outlook.map(describe),
         can_be_pinned: in_the_way.is_empty(),
@@ -175,7 +182,7 @@ fn another_process(operation: Operation, path: &Path) -> Command {
 }
 
 /// Every reason why the file cannot be pinned now.
-fn obstacles(outlook: &Outlook, guard: GuardMode) -> Vec<Obstacle> {
+fn obstacles(outlook: &Outlook, (guard, readers): (GuardMode, LocalReaders)) -> Vec<Obstacle> {
     let violations = outlook.survey.violations.iter().map(|violation| Obstacle {
         name: violation.name(),
         message: violation.to_string(),
@@ -187,7 +194,8 @@ fn obstacles(outlook: &Outlook, guard: GuardMode) -> Vec<Obstacle> {
         remedy: "end whoever has it open, or have it close the file".to_owned(),
     });
     // With the swap-file guard the kernel refuses what others try through their descriptors.
-    let holders = holders.filter(|_| guard != GuardMode::SwapFile);
+    // Beside readers only writers are in the way, and who is one is told by the lease.
+    let holders = holders.filter(|_| guard != GuardMode::SwapFile && readers == LocalReaders::Refuse);
     let refused = outlook.refused.iter().map(|(message, remedy)| Obstacle {
         name: "guard",
         message: message.clone(),
@@ -245,7 +253,7 @@ fn ms(duration: Duration) -> f64 {
 }
 
 fn tell(explained: &Explained, out: &mut Out) -> std::io::Result<()> {
-    let Explained { path, kernel, guard, file, in_the_way, .. } = explained;
+    let Explained { path, kernel, guard, local_readers, file, in_the_way, .. } = explained;
     if let Some(file) = file {
         let (size, count) = (format_size(file.size_bytes), file.extents);
         let options = file.mount_options.as_deref().unwrap_or("options not known");
@@ -256,7 +264,13 @@ fn tell(explained: &Explained, out: &mut Out) -> std::io::Result<()> {
     } else {
         out.line(format!("{path}: cannot be looked at, Linux {kernel}"))?;
     }
-    out.line(format!("  with the {guard} guard"))?;
+    let readers = match local_readers {
+        LocalReaders::Refuse => "local readers refused",
+        LocalReaders::Allow => {
+            "LOCAL READERS LET IN: what the page cache has of the file is as old as its reading (see `fastice help pin`)"
+        }
+    };
+    out.line(format!("  with the {guard} guard, {readers}"))?;
     out.line(if in_the_way.is_empty() { "  can be pinned now" } else { "  cannot be pinned now:" })?;
     for Obstacle { message, remedy, .. } in in_the_way.iter().take(TOLD_MAX) {
         out.line(format!("    {message}: {remedy}"))?;
@@ -289,7 +303,7 @@ const fn shared_hole(hole: SharedHole) -> &'static str {
     match hole {
         SharedHole::None => "no clones: this filesystem shares no blocks between files",
         SharedHole::Closed => {
-            "clones from the file: refused by the open-permission mark while served; the map is watched for SHARED"
+            "clones from the file: refused while it is served; the map is watched for SHARED"
         }
         SharedHole::Open => "CLONES FROM THE FILE GO THROUGH: only the watch over the map sees them",
         SharedHole::Unknown => "clones from the file: not probed",

@@ -17,7 +17,9 @@ use super::out::{JsonFlag, Out};
 use super::sys::{StopSignals, Wake};
 use crate::config::format_size;
 use crate::control::open_state;
-use crate::extent::{GuardMode, PinOptions, PinnedFile, RecallWatch, Warden, WatchOptions, pin};
+use crate::extent::{
+    GuardMode, LocalReaders, PinOptions, PinnedFile, RecallWatch, Warden, WatchOptions, pin,
+};
 use crate::units::BlockSize;
 
 /// Pin files: prove that they are fit, and make them immutable
@@ -58,6 +60,22 @@ pub struct PinArgs {
     /// (/, /var, /tmp, ...); one that somebody else has frozen.
     #[arg(long, value_name = "MODE")]
     pub guard: Option<GuardMode>,
+    /// Whether local processes may open the file for reading while it is served [default: as its record says, or `refuse`]
+    ///
+    /// refuse: nobody can open it; `fastice read` reads it as hosts see it.
+    ///
+    /// allow: whoever may read the file by its mode can; writers are kept out all the same. WHAT A READER SEES MAY BE OLD: hosts write
+    /// past the page cache, which keeps a block as it was when it was last read. Each open drops what is cached, so a reader sees
+    /// no block older than its open, but for those that another reader has mapped or is reading at that moment: these may be as
+    /// old as that reader. A block that was read once stays so: it is not read anew, and a file mapped is as old as its pages. Direct
+    /// I/O (O_DIRECT: `dd iflag=direct`) always reads the disk; so does `fastice read`. posix_fadvise(DONTNEED) drops what nobody has
+    /// mapped. What is read while hosts write is no snapshot, whichever way.
+    ///
+    /// Allowed where nothing but reading can come of it: on ext4, on XFS without reflink, and with the swap-file guard; with reflink any reader
+    /// could clone the file, and hosts would write into the clone. It takes Linux 6.5. At the end the file is given back
+    /// only when no old block is cached; until then (somebody has it mapped) it stays immutable and recorded, for `fastice unpin`.
+    #[arg(long, value_name = "WHETHER")]
+    pub local_readers: Option<LocalReaders>,
     /// With --prepare: pad the size to a multiple of this [default: the device's logical block]
     #[arg(long, value_name = "BYTES", requires = "prepare", value_parser = block_size)]
     pub block_size: Option<BlockSize>,
@@ -101,6 +119,7 @@ struct Pinned {
     extents: usize,
     checksum: String,
     guard: GuardMode,
+    local_readers: LocalReaders,
     /// At the beginning of the file, and not served.
     reserved_bytes: u64,
     guards: Vec<GuardDocument>,
@@ -122,7 +141,8 @@ struct GuardDocument {
 /// When the state directory cannot be used; what is wrong with single files is told, and decides the exit status.
 pub fn run(args: &PinArgs) -> Outcome {
     if args.explain {
-        return explain::run(&args.files, args.guard, &args.state.state_dir, args.json.json);
+        let kind = (args.guard.unwrap_or_default(), args.local_readers.unwrap_or_default());
+        return explain::run(&args.files, kind, &args.state.state_dir, args.json.json);
     }
     // Before any thread starts.
     let signals = if args.hold { Some(StopSignals::take()?) } else { None };
@@ -131,6 +151,7 @@ pub fn run(args: &PinArgs) -> Outcome {
     let options = PinOptions {
         prepare: args.prepare,
         guard: args.guard,
+        local_readers: args.local_readers,
         block_size: args.block_size,
         // What the operator had not pinned by himself goes on to end with whoever serves it.
         keep: !args.resume,
@@ -176,7 +197,7 @@ fn start_warden() -> Result<Arc<Warden>, Failure> {
 
 fn describe(pinned: &PinnedFile, held: bool) -> Pinned {
     let map = pinned.map();
-    let guards = pinned.guards().iter().map(|guard| GuardDocument {
+    let guards = pinned.guards().into_iter().map(|guard| GuardDocument {
         name: guard.name,
         remains: held || guard.outlives_process,
         refuses: guard.refuses,
@@ -190,6 +211,7 @@ fn describe(pinned: &PinnedFile, held: bool) -> Pinned {
         extents: map.extent_count(),
         checksum: hex(&map.checksum()),
         guard: pinned.guard_mode(),
+        local_readers: pinned.local_readers(),
         reserved_bytes: map.identity().reserved.get(),
         guards: guards.collect(),
     }

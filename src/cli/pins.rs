@@ -13,8 +13,8 @@ use super::out::{JsonFlag, Out};
 use super::served::{Served, served_with};
 use crate::config::format_size;
 use crate::extent::{
-    ExtentError, GuardMode, Owner, PinEvent, StateDir, StateProblem, StoredIncident, StoredPin, VerifyReport,
-    verify_stored,
+    ExtentError, GuardMode, LocalReaders, Owner, PinEvent, StateDir, StateProblem, StoredIncident, StoredPin,
+    VerifyReport, verify_stored,
 };
 
 /// List the recorded pins and their states, with what ended their grants
@@ -89,6 +89,9 @@ pub(super) struct PinRow {
     /// Which guards hold it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) guard: Option<GuardMode>,
+    /// Whether local processes may read it while it is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) local_readers: Option<LocalReaders>,
     pub(super) extents: usize,
     /// What the target that serves it says; null when nobody does.
     pub(super) served: Option<Served>,
@@ -121,7 +124,7 @@ pub fn run(args: &PinsArgs) -> Outcome {
         let cells = |row: &PinRow| {
             [
                 row.state.word().to_owned(),
-                row.guard.map_or_else(|| "-".to_owned(), |guard| guard.to_string()),
+                guard_and_readers(row.guard, row.local_readers),
                 row.generation.to_string(),
                 row.extents.to_string(),
                 format_size(row.size_bytes),
@@ -137,6 +140,15 @@ pub fn run(args: &PinsArgs) -> Outcome {
     }
     out.flush()?;
     Ok(Exit::Ok)
+}
+
+/// The guard, and whether readers are let in, in one cell.
+pub(super) fn guard_and_readers(guard: Option<GuardMode>, readers: Option<LocalReaders>) -> String {
+    match (guard, readers) {
+        (None, _) => "-".to_owned(),
+        (Some(guard), Some(LocalReaders::Allow)) => format!("{guard}, readers let in"),
+        (Some(guard), _) => guard.to_string(),
+    }
 }
 
 /// What is wrong with a pin, and what became of it.
@@ -204,6 +216,7 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
                 generation: 0,
                 size_bytes: 0,
                 guard: None,
+                local_readers: None,
                 extents: 0,
                 served: None,
                 incident: None,
@@ -227,6 +240,7 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
         generation: pin.generation,
         size_bytes: pin.identity.size.get(),
         guard: Some(pin.guard),
+        local_readers: Some(pin.local_readers),
         extents: pin.map.as_ref().map_or(0, |map| map.extents.len()),
         served: Served::of(served, pin.path()).cloned(),
         incident,

@@ -5,6 +5,7 @@ use clap::Args;
 use super::StateDirArg;
 use super::exit::{Exit, Failure, Outcome};
 use super::out::{JsonFlag, Out};
+use super::pins::guard_and_readers;
 use crate::config::format_size;
 use crate::control::{ExportStatus, Status, ask_all};
 
@@ -99,7 +100,7 @@ fn cells(export: &ExportStatus) -> [String; 8] {
         export.nsid.to_string(),
         number(export.generation),
         number(export.extents.and_then(|extents| u64::try_from(extents).ok())),
-        export.guard.map_or_else(|| "-".to_owned(), |guard| guard.to_string()),
+        guard_and_readers(export.guard, export.local_readers),
         export.watch.map_or_else(|| "-".to_owned(), |watch| watched(&watch)),
         export.path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
         export.subsystem.clone(),

@@ -407,10 +407,12 @@ impl Checker<'_> {
             let mtime = raw.update_mtime.as_ref().map(Spanned::span);
             let fence = raw.on_fence.as_ref().map(Spanned::span);
             let guard = raw.guard.as_ref().map(Spanned::span);
-            for span in device.into_iter().chain(prepare).chain(mtime).chain(fence).chain(guard) {
+            let readers = raw.local_readers.as_ref().map(Spanned::span);
+            let spans = [device, prepare, mtime, fence, guard, readers];
+            for span in spans.into_iter().flatten() {
                 self.refuse(
                     span,
-                    "device, prepare, update_mtime, on_fence and guard have a meaning for a file only",
+                    "device, prepare, update_mtime, on_fence, guard and local_readers have a meaning for a file only",
                 );
             }
         }
@@ -432,6 +434,9 @@ impl Checker<'_> {
                     "guard works while the filesystem is mounted: `fastice pin --guard`",
                 );
             }
+            if let (DeviceWay::HandedOver, Some(readers)) = (device, &raw.local_readers) {
+                self.refuse(readers.span(), "local_readers takes a mounted filesystem");
+            }
             let read_only =
                 raw.guard.as_ref().is_some_and(|guard| *guard.get_ref() == GuardMode::ReadOnlyMount);
             if let (true, Some(mtime)) = (read_only, &raw.update_mtime) {
@@ -441,9 +446,10 @@ impl Checker<'_> {
                 self.refuse(prepare.span(), "prepare takes a filesystem that can be written: prepare the file before it is mounted read-only");
             }
             let guard = raw.guard.map(Spanned::into_inner);
+            let local_readers = raw.local_readers.map(Spanned::into_inner);
             let [prepare, update_mtime] =
                 [raw.prepare, raw.update_mtime].map(|flag| flag.is_some_and(Spanned::into_inner));
-            Backing::File { path, device, prepare, update_mtime, guard }
+            Backing::File { path, device, prepare, update_mtime, guard, local_readers }
         } else if let Some(size) = raw.memory {
             Backing::Memory { len: self.device_size(size, block_size)? }
         } else {

@@ -35,8 +35,8 @@ use serde::{Deserialize, Serialize};
 pub use size::{SizeError, format_size, parse_size};
 
 use crate::block::nvme::NvmeWay;
-use crate::extent::GuardMode;
 use crate::extent::NamespaceIdentity;
+use crate::extent::{GuardMode, LocalReaders};
 use crate::fabrics::FencePolicy;
 use crate::units::{BlockSize, ByteLen};
 
@@ -243,6 +243,8 @@ pub enum Backing {
         update_mtime: bool,
         /// Which guards hold the file; `None` leaves it to its record, if there is one.
         guard: Option<GuardMode>,
+        /// Whether local processes may read the file; `None` leaves it to its record, if there is one.
+        local_readers: Option<LocalReaders>,
     },
     /// Memory, lost when the target ends: for benches.
     Memory {

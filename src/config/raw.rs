@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use toml::Spanned;
 
 use super::{DeviceWay, LogFormat, LogLevel};
-use crate::extent::GuardMode;
+use crate::extent::{GuardMode, LocalReaders};
 use crate::fabrics::FencePolicy;
 
 #[derive(Deserialize)]
@@ -97,6 +97,7 @@ pub(super) struct RawNamespace {
     pub(super) prepare: Option<Spanned<bool>>,
     pub(super) update_mtime: Option<Spanned<bool>>,
     pub(super) guard: Option<Spanned<GuardMode>>,
+    pub(super) local_readers: Option<Spanned<LocalReaders>>,
 }
 
 /// `cores = 4` or `cores = [0, 2]`.

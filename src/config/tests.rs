@@ -55,7 +55,14 @@ fn defaults_are_filled_in() {
     let path = PathBuf::from("/srv/vm1.img");
     assert_eq!(
         namespace.backing,
-        Backing::File { path, device: DeviceWay::Uring, prepare: false, update_mtime: false, guard: None }
+        Backing::File {
+            path,
+            device: DeviceWay::Uring,
+            prepare: false,
+            update_mtime: false,
+            guard: None,
+            local_readers: None
+        }
     );
     assert_eq!(config.files().collect::<Vec<_>>(), [(Path::new("/srv/vm1.img"), false)]);
 }
@@ -101,6 +108,7 @@ file = "/a//./b"
 device = "uring"
 prepare = true
 guard = "swap-file"
+local_readers = "allow"
 "#,
     );
     assert_eq!(config.cores, [0, 4]);
@@ -122,7 +130,8 @@ guard = "swap-file"
             device: DeviceWay::Uring,
             prepare: true,
             update_mtime: false,
-            guard: Some(GuardMode::SwapFile)
+            guard: Some(GuardMode::SwapFile),
+            local_readers: Some(LocalReaders::Allow),
         }
     );
 }
@@ -162,7 +171,14 @@ serial = "S4EVNX0R654321"
     let backing = &config.subsystems[0].namespaces[0].backing;
     assert_eq!(
         *backing,
-        Backing::File { path, device: DeviceWay::Nvme, prepare: false, update_mtime: false, guard: None }
+        Backing::File {
+            path,
+            device: DeviceWay::Nvme,
+            prepare: false,
+            update_mtime: false,
+            guard: None,
+            local_readers: None
+        }
     );
 }
 
@@ -340,7 +356,7 @@ file = "relative"
     17: no host may connect: list them, hosts = ["nqn…"], or say allow_any_host = true
     20: nsid 0 is not from 1 to 1024
     24: 1000 B is no multiple of the block size 4096
-    28: device, prepare, update_mtime, on_fence and guard have a meaning for a file only
+    28: device, prepare, update_mtime, on_fence, guard and local_readers have a meaning for a file only
     30: nsid 3 is used twice in nqn.2026-11.io.fastice:b
     33: file must be an absolute path
     "#);
@@ -392,7 +408,8 @@ fn what_hosts_see_of_a_fence_is_chosen_by_namespace() {
     let twice = "file = \"/srv/a.img\"\nread_only = true\non_fence = \"write-protect\"";
     assert_eq!(reasons(&with(twice)), ["10: read_only is write protected already: leave on_fence out"]);
     let memory = "memory = 4096\non_fence = \"ana\"";
-    let reason = "device, prepare, update_mtime, on_fence and guard have a meaning for a file only";
+    let reason =
+        "device, prepare, update_mtime, on_fence, guard and local_readers have a meaning for a file only";
     assert_eq!(reasons(&with(memory)), [format!("9: {reason}")]);
     assert!(
         !Config::changes(

@@ -21,8 +21,8 @@ use crate::block::{BlockDevice, MemDevice, MemOptions, NullDevice};
 use crate::chain::Chain;
 use crate::config::{Backing, Config, DeviceWay, Namespace, NvmeChoice};
 use crate::extent::{
-    CommandsHold, ExtentError, FrozenMap, GuardMode, HandedOver, MapIdentity, OnRecall, Oversight,
-    PinOptions, PinnedFile, Progress, StateDir, Warden, WatchOptions, WatchReport, pin,
+    CommandsHold, ExtentError, FrozenMap, GuardMode, HandedOver, LocalReaders, MapIdentity, OnRecall,
+    Oversight, PinOptions, PinnedFile, Progress, StateDir, Warden, WatchOptions, WatchReport, pin,
 };
 use crate::fabrics::{Export, Identity, Target};
 use crate::units::{BlockSize, ByteLen};
@@ -123,6 +123,14 @@ impl Provider {
     pub(super) fn guard_mode(&self, map: &Arc<FrozenMap>) -> Option<GuardMode> {
         self.files.values().find_map(|held| match held {
             Held::Pinned { pinned, .. } if Arc::ptr_eq(pinned.map(), map) => Some(pinned.guard_mode()),
+            _ => None,
+        })
+    }
+
+    /// Whether local processes may read the file of this map; `None` when its filesystem is not mounted.
+    pub(super) fn local_readers(&self, map: &Arc<FrozenMap>) -> Option<LocalReaders> {
+        self.files.values().find_map(|held| match held {
+            Held::Pinned { pinned, .. } if Arc::ptr_eq(pinned.map(), map) => Some(pinned.local_readers()),
             _ => None,
         })
     }
@@ -234,10 +242,11 @@ impl Provider {
                 let name = name_of(map.identity());
                 (device, Some(map), name)
             }
-            Backing::File { path, prepare, device, update_mtime, guard } => {
+            Backing::File { path, prepare, device, update_mtime, guard, local_readers } => {
                 let wanted = PinOptions {
                     prepare: *prepare,
                     guard: *guard,
+                    local_readers: *local_readers,
                     block_size: namespace.block_size,
                     update_mtime: *update_mtime && !namespace.read_only,
                     ..PinOptions::default()
@@ -266,13 +275,22 @@ impl Provider {
         progress: &mut dyn Progress,
     ) -> Result<Arc<FrozenMap>, ServeError> {
         if let Some(held) = self.files.get(path) {
-            return match (held, wanted.guard) {
-                (Held::Pinned { pinned, .. }, Some(guard)) if pinned.guard_mode() != guard => {
-                    let problem = "it is served with other guards: take it out of the configuration, reload, and add it again";
-                    let path = path.to_owned();
-                    Err(ExtentError::Guard { path, guard: guard.name(), problem, source: None }.into())
+            let other = match held {
+                Held::Pinned { pinned, .. } => {
+                    let guard = wanted.guard.filter(|guard| *guard != pinned.guard_mode());
+                    let readers = wanted.local_readers.filter(|readers| *readers != pinned.local_readers());
+                    guard.map(GuardMode::name).or_else(|| readers.map(|_| "local-readers"))
                 }
-                _ => Ok(Arc::clone(held.map())),
+                Held::HandedOver(_) => None,
+            };
+            let problem =
+                "it is served with other guards: take it out of the configuration, reload, and add it again";
+            return match other {
+                Some(guard) => {
+                    let path = path.to_owned();
+                    Err(ExtentError::Guard { path, guard, problem, source: None }.into())
+                }
+                None => Ok(Arc::clone(held.map())),
             };
         }
         let tripwire = Tripwire::new(path.to_owned(), self.target.clone(), self.events.clone());

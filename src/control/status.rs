@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::extent::{GuardMode, WatchReport};
+use crate::extent::{GuardMode, LocalReaders, WatchReport};
 
 /// A running target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,9 @@ pub struct ExportStatus {
     /// Which guards hold the file; none when its filesystem is not mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<GuardMode>,
+    /// Whether local processes may read the file; none when its filesystem is not mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_readers: Option<LocalReaders>,
     /// The guards that this process holds on the file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guards: Vec<String>,

@@ -99,6 +99,19 @@ pub enum ExtentError {
         /// Who was found to have it open; empty when nobody was found in `/proc`.
         holders: Vec<Holder>,
     },
+    /// The page cache has older blocks of the file than the disk, and somebody keeps it from dropping them.
+    #[error(
+        "the page cache holds an older byte {offset} of {} than the disk, and cannot drop it: {}",
+        path.display(), Holders(holders)
+    )]
+    StaleCache {
+        /// The file.
+        path: PathBuf,
+        /// Where the first of them is.
+        offset: u64,
+        /// Who was found to have it open, or mapped.
+        holders: Vec<Holder>,
+    },
     /// A living process holds a pin on the file.
     #[error("{} is already pinned by {owner}", path.display())]
     AlreadyPinned {
@@ -217,6 +230,7 @@ impl ExtentError {
             Self::Io { .. } => ExtentErrorKind::Io,
             Self::NotAccepted { .. } => ExtentErrorKind::NotAccepted,
             Self::InUse { .. }
+            | Self::StaleCache { .. }
             | Self::CommandsLeft { .. }
             | Self::ControllerLeft { .. }
             | Self::KernelHasIt { .. } => ExtentErrorKind::InUse,
@@ -244,6 +258,11 @@ impl ExtentError {
                     .to_owned()
             }
             Self::InUse { .. } => "stop these processes, or detach the loop device or swap file".to_owned(),
+            Self::StaleCache { .. } => {
+                "end these readers, who have it mapped, then `fastice unpin` it: else a local write beside an old byte would \
+                 put it back over what hosts wrote"
+                    .to_owned()
+            }
             Self::CommandsLeft { .. } => {
                 "the device does not answer: look into the kernel log; try again when it does, or after a reboot"
                     .to_owned()
@@ -304,6 +323,9 @@ fn guard_remedy(guard: &str, source: Option<&io::Error>) -> String {
         _ if super::mode::GuardMode::ALL.iter().any(|mode| mode.name() == guard) => {
             "see \"Guards\" in the manual; another guard may do: --guard, or `guard` of the namespace"
                 .to_owned()
+        }
+        None if guard == super::readers::LOCAL_READERS => {
+            "leave --local-readers (`local_readers` of the namespace) out; see \"Local readers\" in the manual".to_owned()
         }
         None if guard == IMMUTABLE => {
             "see whether it is pinned (`fastice pins`); otherwise `chattr -i` it and try again".to_owned()

@@ -1,6 +1,7 @@
 //! Who has a file open: what `/proc` and `/sys` show, for the message that refuses a pin.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -33,6 +34,12 @@ pub(super) fn find(inode: u64, device: DeviceNumber, swap: bool) -> Vec<Holder> 
         }
     }
     holders
+}
+
+/// The same of an open file.
+pub(super) fn of_file(file: &File) -> io::Result<Vec<Holder>> {
+    let stat = file.metadata()?;
+    Ok(find(stat.ino(), number_of(stat.dev()), false))
 }
 
 /// The names in a directory; none when it cannot be read, as for a process that just ended.

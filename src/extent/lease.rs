@@ -10,6 +10,7 @@ use super::error::ExtentError;
 use super::facts::FileFacts;
 use super::guard::Guard;
 use super::holders;
+use super::readers::LocalReaders;
 use super::sys::{self, Lease};
 
 /// How often, and at which distance, the write lease is asked for. An open that is being denied at this moment is a
@@ -18,11 +19,13 @@ const ATTEMPTS: u32 = 25;
 const PAUSE: Duration = Duration::from_millis(8);
 
 /// Takes a write lease, which the kernel grants only when this descriptor is the only one open on the inode: no other
-/// reader, no writer, no mapping, no loop device, no swap. Breaks of it are told to `guard`.
-pub(super) fn prove_unopened<'a>(
+/// reader, no writer, no mapping, no loop device, no swap. Where readers are let in it is a read lease, which the kernel
+/// grants when there is no writer, and none who has it mapped to write. Breaks of it are told to `guard`.
+pub(super) fn prove<'a>(
     file: &File,
     facts: &FileFacts,
     guard: &'a Guard,
+    readers: LocalReaders,
 ) -> Result<LeaseHold<'a>, ExtentError> {
     let failed = |problem, source| ExtentError::Guard {
         path: facts.path.clone(),
@@ -31,8 +34,12 @@ pub(super) fn prove_unopened<'a>(
         source: Some(source),
     };
     guard.hear_leases_of(file).map_err(|source| failed("its breaks cannot be heard", source))?;
+    let lease = match readers {
+        LocalReaders::Refuse => Lease::Write,
+        LocalReaders::Allow => Lease::Read,
+    };
     for attempt in 0..ATTEMPTS {
-        match guard.change_lease(Lease::Write) {
+        match guard.change_lease(lease) {
             Ok(()) => return Ok(LeaseHold(guard)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(failed("cannot be taken", error)),
@@ -70,7 +77,7 @@ pub(super) fn still_unopened(file: &File, facts: &FileFacts) -> Result<(), Exten
     }
 }
 
-/// Turns the write lease into a read lease, which readers do not break.
+/// Turns the lease into a read lease, which readers do not break.
 pub(super) fn downgrade(guard: &Guard, facts: &FileFacts) -> Result<(), ExtentError> {
     guard.change_lease(Lease::Read).map_err(|source| ExtentError::Guard {
         path: facts.path.clone(),

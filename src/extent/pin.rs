@@ -24,8 +24,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::Advice;
-
 use super::accept::Violation;
 use super::compare::compare;
 use super::error::{ExtentError, IMMUTABLE, StateProblem};
@@ -43,6 +41,7 @@ use super::owner::Owner;
 use super::pinned::{Held, PinnedFile};
 use super::prepare::prepare;
 use super::progress::Progress;
+use super::readers::{self, LocalReaders};
 use super::record::{StoredMap, StoredPin};
 use super::state::{StagedRecord, StateDir};
 use super::survey::{absolute, open_read, survey_file, survey_start, to_extents};
@@ -61,6 +60,8 @@ pub struct PinOptions {
     /// Which guards hold the map. Without it those of the record, if there is one, and else the default ones. The swap-file
     /// guard destroys the first 8 KiB of the file; what they hold is given up by `prepare`.
     pub guard: Option<GuardMode>,
+    /// Whether other processes may read the file meanwhile. Without it as its record says, if there is one; else they may not.
+    pub local_readers: Option<LocalReaders>,
     /// The block to pad the size to when preparing; the disk's logical block if that is larger.
     pub block_size: Option<BlockSize>,
     /// The pin is to stay when this process lets go of it: `fastice pin`. A pin that once was meant so stays so.
@@ -79,17 +80,17 @@ pub struct PinOptions {
 
 impl std::fmt::Debug for PinOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { prepare, guard, block_size, keep, accept_change, update_mtime, warden: _, on_recall } =
-            self;
+        let Self { prepare, guard, local_readers, block_size, keep, accept_change, update_mtime, .. } = self;
         f.debug_struct("PinOptions")
             .field("prepare", prepare)
             .field("guard", guard)
+            .field("local_readers", local_readers)
             .field("block_size", block_size)
             .field("keep", keep)
             .field("accept_change", accept_change)
             .field("update_mtime", update_mtime)
-            .field("on_recall", &on_recall.is_some())
-            .finish()
+            .field("on_recall", &self.on_recall.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -136,7 +137,12 @@ pub fn pin(
             "the file is a swap area of fastice without a record: pin it so, or `fastice unpin --force` it";
         return Err(ExtentError::Guard { path, guard: swap_file::SWAP_FILE, problem, source: None });
     }
-    let attempt = Attempt { file: &file, facts: &before.facts, state, options, mode };
+    let readers = options.local_readers.or(previous.as_ref().map(|previous| previous.local_readers));
+    let readers = readers.unwrap_or_default();
+    if let Some(obstacle) = readers::obstacle(readers, mode, &file, &before.facts) {
+        return Err(obstacle);
+    }
+    let attempt = Attempt { file: &file, facts: &before.facts, state, options, mode, readers };
     let kept = options.keep || previous.as_ref().is_some_and(|previous| previous.kept);
     let (guard, map, held) = attempt.run(identity, previous, progress)?;
     tracing::info!(path = %path.display(), generation = map.generation(), extents = map.extent_count(), "pinned");
@@ -201,6 +207,7 @@ struct Attempt<'a> {
     state: &'a StateDir,
     options: &'a PinOptions,
     mode: GuardMode,
+    readers: LocalReaders,
 }
 
 impl Attempt<'_> {
@@ -237,6 +244,7 @@ impl Attempt<'_> {
             immutable_was_set_before: foreign,
             kept,
             guard: self.mode,
+            local_readers: self.readers,
             header_written,
             map,
         };
@@ -248,7 +256,8 @@ impl Attempt<'_> {
         let sets_flag = self.mode.sets_flag();
         let flag = sets_flag.then(|| ImmutableFlag::set(self.file, self.path())).transpose()?;
         let takes_lease = self.mode.takes_lease();
-        let lease = takes_lease.then(|| lease::prove_unopened(self.file, self.facts, &guard)).transpose()?;
+        let lease =
+            takes_lease.then(|| lease::prove(self.file, self.facts, &guard, self.readers)).transpose()?;
         self.sync()?;
         if lease.is_some() {
             lease::downgrade(&guard, self.facts)?;
@@ -266,7 +275,7 @@ impl Attempt<'_> {
         let baseline = baseline_of(self.file, self.path())?;
         progress.stage("checking the guards");
         let (cost, staged) = self.check_and_stage(&map, &guard, intent)?;
-        rustix::fs::fadvise(self.file, 0, None, Advice::DontNeed)
+        readers::drop_cache(self.file)
             .map_err(|error| ExtentError::io("drop the page cache of", self.path(), error))?;
         progress.stage("recording the pin");
         staged.commit()?;
@@ -281,8 +290,13 @@ impl Attempt<'_> {
         self.state.note(&intent_key, generation, PinStep::Pinned, format!("{} extents", map.extent_count()));
         let map = Arc::new(map);
         guard.watch_over(&map, baseline, cost);
-        let held = Held { mode: self.mode, clear_immutable: sets_flag && !foreign, header_written };
-        Ok((guard, map, held))
+        Ok((guard, map, self.held(foreign, header_written)))
+    }
+
+    /// What outlives this process, and whose it is.
+    const fn held(&self, flag_is_foreign: bool, header_written: bool) -> Held {
+        let clear_immutable = self.mode.sets_flag() && !flag_is_foreign;
+        Held { mode: self.mode, readers: self.readers, clear_immutable, header_written }
     }
 
     /// Refuses a filesystem on which the guards that are asked for are none. Thaws it if fastice has frozen it and is to
@@ -317,7 +331,8 @@ impl Attempt<'_> {
             Some(warden) => Arc::clone(warden),
             None => Warden::start(WatchOptions::default())?,
         };
-        Guard::start(warden, self.file, self.facts.path.clone(), self.mode, self.options.on_recall.clone())
+        let kind = (self.mode, self.readers);
+        Guard::start(warden, self.file, self.facts.path.clone(), kind, self.options.on_recall.clone())
     }
 
     fn path(&self) -> &Path {

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::error::ExtentError;
 use super::guard::{Baseline, Guard, RecallWatch, WatchReport};
@@ -21,6 +21,7 @@ use super::map::FrozenMap;
 use super::mode::frozen::Thawed;
 use super::mode::{GuardMode, GuardReport, swap_file};
 use super::proof::Witness;
+use super::readers::{LocalReaders, drop_cache, settle_cache};
 use super::state::{PinLock, StateDir};
 use super::timeline::PinStep;
 use super::undo::change_flag;
@@ -49,6 +50,7 @@ pub struct PinnedFile {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) mode: GuardMode,
+    pub(super) readers: LocalReaders,
     pub(super) clear_immutable: bool,
     pub(super) header_written: bool,
 }
@@ -68,8 +70,14 @@ impl PinnedFile {
 
     /// What each guard refuses, delays or only detects.
     #[must_use]
-    pub fn guards(&self) -> &[GuardReport] {
-        self.held.mode.guards()
+    pub fn guards(&self) -> Vec<GuardReport> {
+        self.held.mode.guards(self.held.readers)
+    }
+
+    /// Whether other processes may read it.
+    #[must_use]
+    pub const fn local_readers(&self) -> LocalReaders {
+        self.held.readers
     }
 
     /// Which guards it has.
@@ -172,7 +180,7 @@ impl PinnedFile {
     ///
     /// # Errors
     /// The first failure. What needs this process is let go all the same; the record stays if the flag could not be
-    /// cleared, for [`unpin`](super::unpin).
+    /// cleared, or was not as a local reader keeps old blocks in the page cache, for [`unpin`](super::unpin).
     pub fn release(mut self) -> Result<(), ExtentError> {
         // Nobody may use the blocks any more, so that whoever waits for the lease need not wait for a busy disk as well:
         // what follows flushes. Until the record is gone the lock keeps all others of our kind away.
@@ -182,6 +190,10 @@ impl PinnedFile {
         let identity = self.map.identity().clone();
         let (file, state) = (Arc::clone(&self.file), self.state.clone());
         let is_frozen = self.held.mode == GuardMode::FrozenFilesystem;
+        if self.held.readers == LocalReaders::Allow || !self.held.mode.takes_lease() {
+            // Else nobody had it open.
+            settle_cache(&file, &path, identity.size.get())?;
+        }
         // Frozen again at the end, when other pins want that.
         let thawed = is_frozen.then(|| Thawed::begin(&file, &path, &state, &identity, true)).transpose()?;
         if self.held.clear_immutable {
@@ -216,7 +228,7 @@ impl PinnedFile {
     fn let_go_of_guards(&mut self) {
         if let Some(guard) = self.guard.take() {
             // Whatever this process read through the filesystem meanwhile is older than what hosts wrote since.
-            if let Err(error) = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed) {
+            if let Err(error) = drop_cache(&self.file) {
                 let path = self.path().display();
                 tracing::error!(%path, %error, "cannot drop the page cache: readers may see old data until it goes");
             }

@@ -19,9 +19,10 @@ use super::error::{ExtentError, IMMUTABLE};
 use super::facts::FileFacts;
 use super::fiemap::{self, FiemapFlags, RawExtent};
 use super::guard::{Guard, Warden};
-use super::lease::{prove_unopened, still_unopened};
+use super::lease::{prove, still_unopened};
 use super::mode::GuardMode;
 use super::progress::Progress;
+use super::readers::LocalReaders;
 use super::survey::absolute;
 use super::watch::WatchOptions;
 use crate::units::{BlockSize, ByteLen};
@@ -63,7 +64,7 @@ pub fn prepare(
     })?;
     let facts = FileFacts::gather(&file, &path)?;
     refuse_unmendable(&facts)?;
-    let _lease = prove_unopened(&file, &facts, &guard)?;
+    let _lease = prove(&file, &facts, &guard, LocalReaders::Refuse)?;
     let mut work = Work { file: &file, facts, progress, report: PrepareReport::default() };
     for _ in 0..ROUNDS {
         let records = fiemap::read(&file, &path)?;
@@ -80,7 +81,8 @@ pub fn prepare(
 
 /// For the moment of the preparing.
 fn start_guard(file: &Arc<File>, path: &Path) -> io::Result<Guard> {
-    Guard::start(Warden::start(WatchOptions::default())?, file, path.to_owned(), GuardMode::Default, None)
+    let kind = (GuardMode::Default, LocalReaders::Refuse);
+    Guard::start(Warden::start(WatchOptions::default())?, file, path.to_owned(), kind, None)
 }
 
 fn open_write(path: &Path) -> Result<File, ExtentError> {

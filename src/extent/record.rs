@@ -28,6 +28,7 @@ use super::identity::{MapIdentity, hex_bytes};
 use super::map::{Extent, FrozenMap, checksum_of, validate};
 use super::mode::GuardMode;
 use super::owner::Owner;
+use super::readers::LocalReaders;
 
 const FORMAT: &str = "fastice-pin";
 /// The version that this release writes. It reads this one, and those before.
@@ -51,6 +52,9 @@ pub struct StoredPin {
     /// Which guards hold the map. Records of releases that knew one mode only have none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub guard: GuardMode,
+    /// Whether other processes may read the file. Records of releases that always refused have nothing.
+    #[serde(default, skip_serializing_if = "refuses")]
+    pub local_readers: LocalReaders,
     /// Whether fastice wrote the swap header into the file, which is wiped when the pin ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub header_written: bool,
@@ -61,6 +65,11 @@ pub struct StoredPin {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
 fn is_default(guard: &GuardMode) -> bool {
     *guard == GuardMode::Default
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn refuses(readers: &LocalReaders) -> bool {
+    *readers == LocalReaders::Refuse
 }
 
 impl StoredPin {

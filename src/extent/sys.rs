@@ -166,6 +166,32 @@ pub(super) fn filesystem_uuid(file: BorrowedFd<'_>) -> io::Result<Option<[u8; 16
     Ok((len == 16).then_some(uuid))
 }
 
+/// Whether files of this XFS can share blocks: `XFS_IOC_FSGEOMETRY`. ENOTTY where it is no XFS.
+pub(super) fn xfs_has_reflink(file: BorrowedFd<'_>) -> io::Result<bool> {
+    /// `_IOR('X', 126, struct xfs_fsop_geom)`, 256 bytes; `flags` is its 24th word of 32 bits.
+    const XFS_IOC_FSGEOMETRY: ioctl::Opcode = ioctl::opcode::read::<[u32; 64]>(b'X', 126);
+    const FLAGS: usize = 23;
+    const REFLINK: u32 = 1 << 20;
+    // SAFETY: struct xfs_fsop_geom is 256 bytes of plain integers, and so is the output.
+    let geometry = unsafe { ioctl::ioctl(file, ZeroedGetter::<XFS_IOC_FSGEOMETRY, [u32; 64]>([0; 64]))? };
+    Ok(geometry.get(FLAGS).is_some_and(|flags| flags & REFLINK != 0))
+}
+
+// ---- page cache ----------------------------------------------------------------------------------------------
+
+/// How many pages of `len` bytes from `offset` on (0: to the end) are cached: `cachestat(2)`, Linux 6.5; ENOSYS before.
+pub(super) fn cached_pages(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<u64> {
+    /// The same on every architecture that Rust knows.
+    const CACHESTAT: libc::c_long = 451;
+    let range = [offset, len];
+    let mut found = [0_u64; 5];
+    // SAFETY: the kernel reads a struct cachestat_range, two words, and writes a struct cachestat, five words.
+    let told =
+        unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), found.as_mut_ptr(), 0_u32) };
+    let [cached, ..] = found;
+    if told < 0 { Err(io::Error::last_os_error()) } else { Ok(cached) }
+}
+
 // ---- by path -------------------------------------------------------------------------------------------------
 
 /// Sets the size of the file at `path` without opening it: `truncate(2)`.

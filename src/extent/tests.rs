@@ -344,6 +344,7 @@ fn stored(layout: Vec<Extent>, generation: u64, frozen: bool) -> StoredPin {
     StoredPin {
         kept: false,
         guard: GuardMode::Default,
+        local_readers: LocalReaders::Refuse,
         header_written: false,
         identity: map.identity().clone(),
         generation,
@@ -366,12 +367,13 @@ fn a_reserve_must_be_whole_blocks_and_leave_something() {
 fn records_of_the_default_guards_are_those_of_releases_that_knew_no_others() {
     let pin = stored(extents(&[(20, 1), (4, 0)]), 2, true);
     let text = String::from_utf8(written(&pin)).unwrap();
-    for word in ["guard", "header_written", "reserved"] {
+    for word in ["guard", "header_written", "reserved", "local_readers"] {
         assert!(!text.contains(word), "{word}: {text}");
     }
     let map = reserving(pin.map.as_ref().unwrap().extents.clone(), 16 * BLOCK);
     let swap = StoredPin {
         guard: GuardMode::SwapFile,
+        local_readers: LocalReaders::Allow,
         header_written: true,
         identity: map.identity().clone(),
         map: Some(StoredMap::from(&map)),

@@ -9,6 +9,7 @@ use super::facts::FileFacts;
 use super::mode::frozen::Thawed;
 use super::mode::{self, GuardMode, Undone};
 use super::pin::no_record;
+use super::readers::settle_cache;
 use super::record::StoredPin;
 use super::state::StateDir;
 use super::survey::open_read;
@@ -29,13 +30,15 @@ pub struct UnpinReport {
 /// Undoes the leftover pin of a run that has ended: clears the immutable flag if fastice set it, ends a swap area, removes
 /// the record.
 ///
-/// `force` also gives up a pin whose map has changed, whose file is gone or replaced, or whose record is damaged. With a
+/// `force` also gives up a pin whose map has changed, whose file is gone or replaced, whose record is damaged, or of which old
+/// blocks are cached. With a
 /// damaged record nobody knows who set the immutable flag, so it is cleared.
 ///
 /// # Errors
 /// [`ExtentError::AlreadyPinned`] while a living process holds the pin, and [`ExtentError::CommandsLeft`] and
 /// [`ExtentError::ControllerLeft`] while commands of a dead one may be on the device, also with `force`;
-/// [`ExtentError::State`] without a (good) record; [`ExtentError::Changed`]; [`ExtentError::Io`].
+/// [`ExtentError::State`] without a (good) record; [`ExtentError::Changed`]; [`ExtentError::StaleCache`] while
+/// somebody keeps old blocks in the page cache; [`ExtentError::Io`].
 pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, ExtentError> {
     let path =
         fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_path_buf());
@@ -85,6 +88,10 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
     };
     state.await_commands_of(&record.owner, &path)?;
     let map_was_true = compare_map(&record, &file, force)?;
+    if !force {
+        // Who read it meanwhile may have kept what is older than the last writes of hosts.
+        settle_cache(&file, &path, identity.size.get())?;
+    }
     let thawed =
         is_frozen(&record).then(|| Thawed::begin(&file, &path, state, &identity, true)).transpose()?;
     let undone = mode::undo(&record, &file, &path)?;

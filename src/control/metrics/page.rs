@@ -338,6 +338,7 @@ mod tests {
             generation: Some(3),
             extents: Some(1_000_000),
             guard: Some(crate::extent::GuardMode::Default),
+            local_readers: Some(crate::extent::LocalReaders::Refuse),
             guards: vec!["open-permission mark".to_owned(), "immutable flag".to_owned()],
             watch: Some(watch),
         };
@@ -350,6 +351,7 @@ mod tests {
             generation: None,
             extents: None,
             guard: None,
+            local_readers: None,
             guards: Vec::new(),
             watch: None,
             ..file.clone()

@@ -59,6 +59,7 @@ impl Server {
             generation: map.map(|map| map.generation()),
             extents: map.map(|map| map.extent_count()),
             guard: map.and_then(|map| self.provider.guard_mode(map)),
+            local_readers: map.and_then(|map| self.provider.local_readers(map)),
             guards: map.map(|map| self.provider.guards(map)).unwrap_or_default(),
             watch: map.and_then(|map| self.provider.watched(map)).map(WatchStatus::from),
         }
@@ -76,6 +77,7 @@ impl Server {
             generation: None,
             extents: None,
             guard: None,
+            local_readers: None,
             guards: Vec::new(),
             watch: None,
         })

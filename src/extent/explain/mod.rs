@@ -14,9 +14,15 @@
 //! for want of permission or because it would harm others (umount, kill, writes to the device), is told as it is known,
 //! and marked as not probed. The scratch files, their flags and their records are gone afterwards, but for a `kill -9`.
 //!
-//! What it does not do: touch the file itself, which is only opened for reading; try freezing or remounting; swap only where that is the
-//! guard that is asked about, and then it ends with the attempts.
+//! Guards of a whole filesystem (read-only, frozen) are tried on a filesystem of the same type, made for it on a loop device: what
+//! is held off there until the pin ends waits in a process of its own, and goes on when the scratch file is let go.
+//!
+//! What it does not do: touch the file itself, which is only opened for reading; freeze or remount the filesystem of the file; swap
+//! only where that is the guard that is asked about, and then it ends with the attempts.
 
+mod attempt;
+mod filesystem;
+mod known;
 mod operation;
 mod probe;
 mod scratch;
@@ -26,7 +32,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-pub use operation::{Attempted, FailedCall, Operation, attempt};
+pub use attempt::{Attempted, FailedCall, attempt};
+pub use operation::Operation;
 use probe::Lab;
 
 use super::error::{ExtentError, Holder};
@@ -34,6 +41,7 @@ use super::facts::mount_options;
 use super::guard::{Doubt, RecallReason};
 use super::holders;
 use super::mode::{GuardMode, obstacle};
+use super::readers::LocalReaders;
 use super::survey::{Survey, absolute, open_read, survey_file, to_extents};
 use super::sys;
 use super::watch::{WatchOptions, WatchPlan, cost_of};
@@ -57,6 +65,8 @@ const MAP_WATCH: &str = "FIEMAP, at the watch interval";
 pub enum Verdict {
     /// It fails.
     Refused,
+    /// It goes through, as was asked for, and changes nothing of the map.
+    Allowed,
     /// It waits until fastice has let go, and then goes through.
     Delayed,
     /// It goes through, and is noticed: then the export is fenced.
@@ -75,6 +85,7 @@ impl Verdict {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Refused => "refused",
+            Self::Allowed => "allowed",
             Self::Delayed => "delayed",
             Self::Detected => "detected",
             Self::Unnoticed => "unnoticed",
@@ -104,15 +115,18 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn of_knowledge(operation: Operation, mode: GuardMode, reflink: Option<bool>) -> Self {
-        let known = operation.known(mode);
+    fn of_knowledge(operation: Operation, kind: (GuardMode, LocalReaders), reflink: Option<bool>) -> Self {
+        let known = operation.known(kind);
         let here = match operation {
             Operation::CloneWithin => reflink != Some(false),
             Operation::SetFileAttr => sys::has_file_setattr(),
             _ => true,
         };
-        let (verdict, by) = if here { (known.verdict, known.by) } else { (Verdict::Impossible, None) };
-        let text = known.text.to_owned();
+        let (verdict, by, text) = if here {
+            (known.verdict, known.by, known.text.to_owned())
+        } else {
+            (Verdict::Impossible, None, String::new())
+        };
         Self { operation, verdict, probed: false, failed: None, by, noticed_after: None, text }
     }
 }
@@ -163,33 +177,28 @@ impl Probe {
 /// JSON.
 pub type Attempts<'a> = dyn Fn(Operation, &Path) -> Command + 'a;
 
-/// Finds out what a pin with these guards does on the filesystem of the file at `path`, on a scratch file beside it. `stop` is asked between
-/// two attempts. What cannot be tried is told as it is known.
+/// Finds out what a pin of this kind does on the filesystem of the file at `path`, on a scratch file beside it, or on a filesystem of
+/// the same type where the guard is one of the whole filesystem. `stop` is asked between two attempts. What cannot be tried is told
+/// as it is known.
 ///
 /// # Errors
 /// [`ExtentError::Io`] when there is no file at the path.
 pub fn probe(
     path: &Path,
-    mode: GuardMode,
+    kind: (GuardMode, LocalReaders),
     attempts: &Attempts<'_>,
     stop: &dyn Fn() -> bool,
 ) -> Result<Probe, ExtentError> {
     let path = absolute(path)?;
     let directory = path.parent().unwrap_or(&path);
     let mut reflink = None;
-    let lab = match mode {
-        GuardMode::FrozenFilesystem => {
-            Err("all who write to the filesystem would have to wait for the attempts".to_owned())
-        }
-        _ => Lab::new(directory, mode, attempts, &mut reflink),
-    };
-    let (mut lab, mut not_probed) = match lab {
+    let (mut lab, mut not_probed) = match Lab::new(directory, kind, attempts, &mut reflink) {
         Ok(lab) => (Some(lab), None),
         Err(why) => (None, Some(why)),
     };
-    let mut findings = Vec::with_capacity(Operation::ALL.len());
-    for operation in Operation::ALL.into_iter().filter(|operation| operation.is_of(mode)) {
-        let known = Finding::of_knowledge(operation, mode, reflink);
+    let mut findings = Vec::new();
+    for operation in Operation::all().filter(|operation| operation.is_of(kind.0)) {
+        let known = Finding::of_knowledge(operation, kind, reflink);
         if stop() {
             (lab, not_probed) = (None, Some("it was interrupted".to_owned()));
         }
@@ -228,7 +237,7 @@ pub struct Outlook {
 ///
 /// # Errors
 /// [`ExtentError::Io`] when it cannot be opened, as when it is guarded.
-pub fn outlook(path: &Path, mode: GuardMode, state: &Path) -> Result<Outlook, ExtentError> {
+pub fn outlook(path: &Path, kind: (GuardMode, LocalReaders), state: &Path) -> Result<Outlook, ExtentError> {
     let path = absolute(path)?;
     let file = open_read(&path)?;
     let survey = survey_file(&file, &path)?;
@@ -243,7 +252,7 @@ pub fn outlook(path: &Path, mode: GuardMode, state: &Path) -> Result<Outlook, Ex
         }
         Err(_) => None,
     };
-    let refused = obstacle(mode, &file, facts, Some(state));
+    let refused = obstacle(kind, &file, facts, Some(state));
     let refused = refused.map(|refused| (refused.to_string(), refused.remedy()));
     Ok(Outlook { refused, survey, holders, mount_options, watch })
 }

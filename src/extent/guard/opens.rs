@@ -14,8 +14,9 @@ pub(super) enum Opens {
     Overrun,
 }
 
-/// Reads pending permission events of `group` and answers each.
-pub(super) fn answer(group: &OwnedFd) -> io::Result<Opens> {
+/// Reads pending permission events of `group` and answers each. `lets_in` tells whether another process may open the file
+/// with this descriptor.
+pub(super) fn answer(group: &OwnedFd, lets_in: &dyn Fn(&OwnedFd) -> bool) -> io::Result<Opens> {
     let mut buffer = [0_u8; 4096];
     let len = match rustix::io::read(group, &mut buffer) {
         // The kernel has denied by itself where it could not give us a descriptor: the file's lease is breaking.
@@ -36,7 +37,8 @@ pub(super) fn answer(group: &OwnedFd) -> io::Result<Opens> {
         }
         let Some(fd) = sys::event_descriptor(event.fd) else { continue };
         let mine = u32::try_from(event.pid).ok() == Some(std::process::id());
-        let verdict = if mine { libc::FAN_ALLOW } else { libc::FAN_DENY };
+        let allowed = mine || lets_in(&fd);
+        let verdict = if allowed { libc::FAN_ALLOW } else { libc::FAN_DENY };
         let mut response = [0; 8];
         response[..4].copy_from_slice(&fd.as_raw_fd().to_ne_bytes());
         response[4..].copy_from_slice(&verdict.to_ne_bytes());
@@ -45,7 +47,7 @@ pub(super) fn answer(group: &OwnedFd) -> io::Result<Opens> {
             Ok(_) | Err(rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        if !mine {
+        if !allowed {
             tracing::debug!(pid = event.pid, "denied an open of a pinned file");
         }
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -14,6 +15,7 @@ use super::warden::Warden;
 use crate::extent::compare::Difference;
 use crate::extent::map::FrozenMap;
 use crate::extent::mode::GuardMode;
+use crate::extent::readers::{self, LocalReaders};
 use crate::extent::sys::{self, Lease};
 
 /// What a file was like when its map was frozen, as far as it is cheap to look at.
@@ -31,6 +33,9 @@ pub(in crate::extent) struct Post {
     pub(in crate::extent) path: PathBuf,
     pub(in crate::extent) file: Arc<File>,
     pub(in crate::extent) mode: GuardMode,
+    readers: LocalReaders,
+    /// Device and inode, by which an open is known to be one of this file.
+    place: (u64, u64),
     pub(super) signal: RecallWatch,
     /// The lease that is held; what the kernel says otherwise is a break.
     lease: Mutex<Lease>,
@@ -125,6 +130,24 @@ pub(in crate::extent) const fn bound_of(interval: Duration) -> Duration {
 }
 
 impl Post {
+    /// Whether this is the file at that place.
+    pub(super) fn is_at(&self, place: (u64, u64)) -> bool {
+        self.place == place
+    }
+
+    /// Whether another process may open the file. What is cached of it is dropped then, so that nothing is read that is
+    /// older than the open.
+    pub(super) fn lets_in(&self) -> bool {
+        if self.readers == LocalReaders::Refuse {
+            return false;
+        }
+        if let Err(error) = readers::drop_cache(&self.file) {
+            let path = self.path.display();
+            tracing::warn!(%path, %error, "cannot drop the page cache: a local reader may see old data");
+        }
+        true
+    }
+
     /// Recalls when the kernel says that the lease is another than the one that was taken.
     pub(super) fn look_at_lease(&self) {
         let held = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,19 +202,22 @@ pub(in crate::extent) struct Guard {
 }
 
 impl Guard {
-    /// From now on every open of `file` by another process is denied.
+    /// From now on every open of `file` by another process is denied, or, where readers are let in, heard of.
     pub(in crate::extent) fn start(
         warden: Arc<Warden>,
         file: &Arc<File>,
         path: PathBuf,
-        mode: GuardMode,
+        (mode, readers): (GuardMode, LocalReaders),
         on_recall: Option<OnRecall>,
     ) -> io::Result<Self> {
+        let stat = file.metadata()?;
         let signal = RecallWatch { signal: Arc::new(RecallSignal::new(on_recall)?) };
         let post = Arc::new(Post {
             path,
             file: Arc::clone(file),
             mode,
+            readers,
+            place: (stat.dev(), stat.ino()),
             signal,
             lease: Mutex::new(Lease::None),
             map: OnceLock::new(),

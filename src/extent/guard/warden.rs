@@ -51,6 +51,13 @@ impl Shared {
         self.lock().iter().map(|(id, post)| (*id, Arc::clone(post))).collect()
     }
 
+    /// Whether another process may open this file. It may not when nobody knows it.
+    fn lets_in(&self, file: &OwnedFd) -> bool {
+        let Ok(stat) = rustix::fs::fstat(file) else { return false };
+        let post = self.lock().values().find(|post| post.is_at((stat.st_dev, stat.st_ino))).cloned();
+        post.is_some_and(|post| post.lets_in())
+    }
+
     /// Recalls all files.
     pub(in crate::extent) fn recall_all(&self, reason: RecallReason, detail: &str) {
         self.posts().iter().for_each(|(_, post)| post.recall(reason, detail.to_owned()));
@@ -102,7 +109,7 @@ impl Warden {
         self.signals_to
     }
 
-    /// Takes a file in: opens of it are denied from now on.
+    /// Takes a file in: opens of it are asked about from now on.
     pub(super) fn take_in(&self, post: &Arc<Post>) -> io::Result<u64> {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         // Before the mark: what is asked about the file can be told to it.
@@ -218,7 +225,9 @@ impl Body {
             // Whose it was is told by the leases: a signal that found the queue full says nothing.
             shared.posts().iter().for_each(|(_, post)| post.look_at_lease());
         }
-        if opens.contains(PollFlags::IN) && opens::answer(&shared.group)? == Opens::Overrun {
+        if opens.contains(PollFlags::IN)
+            && opens::answer(&shared.group, &|file| shared.lets_in(file))? == Opens::Overrun
+        {
             shared.recall_all(
                 RecallReason::GuardFailed,
                 "the kernel had more opens to ask about than it keeps",

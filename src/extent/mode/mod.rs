@@ -29,6 +29,7 @@ use super::error::ExtentError;
 use super::facts::{FileFacts, is_immutable, is_swap};
 use super::guard::Doubt;
 use super::identity::DeviceNumber;
+use super::readers::{self, LocalReaders};
 use super::record::StoredPin;
 use super::undo::change_flag;
 use crate::units::ByteLen;
@@ -73,6 +74,13 @@ const MARK: GuardReport = GuardReport {
     delays: "",
     detects: "",
     outlives_process: false,
+};
+/// Where readers are let in.
+const OPEN_MARK: GuardReport = GuardReport {
+    name: MARK.name,
+    refuses: "nothing: local readers are let in, after the page cache was dropped; what they read while hosts write may be \
+              old",
+    ..MARK
 };
 const FLAG: GuardReport = GuardReport {
     name: "immutable flag",
@@ -139,12 +147,17 @@ impl GuardMode {
 
     /// What each of its guards refuses, delays or only detects.
     #[must_use]
-    pub const fn guards(self) -> &'static [GuardReport] {
-        match self {
+    pub fn guards(self, readers: LocalReaders) -> Vec<GuardReport> {
+        let guards: &[GuardReport] = match self {
             Self::Default => &[MARK, FLAG, LEASE],
             Self::SwapFile => &[MARK, SWAP, FLAG],
             Self::ReadOnlyMount => &[MARK, READ_ONLY, LEASE],
             Self::FrozenFilesystem => &[MARK, FLAG, LEASE, FREEZE],
+        };
+        let mark = |guard: &GuardReport| if *guard == MARK { OPEN_MARK } else { *guard };
+        match readers {
+            LocalReaders::Refuse => guards.to_vec(),
+            LocalReaders::Allow => guards.iter().map(mark).collect(),
         }
     }
 
@@ -202,17 +215,18 @@ impl fmt::Display for GuardMode {
 /// Why a file cannot have these guards now, as far as a look at it tells; with the remedy. `state` is the state
 /// directory, where there is one.
 pub(super) fn obstacle(
-    mode: GuardMode,
+    (mode, readers): (GuardMode, LocalReaders),
     file: &File,
     facts: &FileFacts,
     state: Option<&Path>,
 ) -> Option<ExtentError> {
-    match mode {
+    let found = match mode {
         GuardMode::Default => None,
         GuardMode::SwapFile => SwapPlan::make(file, facts, false).err(),
         GuardMode::ReadOnlyMount => read_only::refuse_unfit(facts, state).err(),
         GuardMode::FrozenFilesystem => frozen::refuse_unfit(facts, state).err(),
-    }
+    };
+    found.or_else(|| readers::obstacle(readers, mode, file, facts))
 }
 
 /// What undoing a mode did.
@@ -266,7 +280,10 @@ mod tests {
             assert_eq!(json, format!("\"{mode}\""));
             assert_eq!(serde_json::from_str::<GuardMode>(&json).expect("the same"), mode);
             assert_eq!(GuardMode::from_str(mode.name(), false).as_ref(), Ok(&mode));
-            assert_eq!(mode.guards().first().map(|guard| guard.name), Some("open-permission mark"));
+            assert_eq!(
+                mode.guards(LocalReaders::Refuse).first().map(|guard| guard.name),
+                Some("open-permission mark")
+            );
         }
         assert_eq!(GuardMode::default().reserved(), ByteLen(0));
     }
@@ -274,7 +291,7 @@ mod tests {
     #[test]
     fn only_a_mode_without_the_proof_by_lease_has_another_one() {
         for mode in GuardMode::ALL {
-            let swap = mode.guards().iter().any(|guard| guard.name == "swap area");
+            let swap = mode.guards(LocalReaders::Allow).iter().any(|guard| guard.name == "swap area");
             assert_eq!(mode.takes_lease(), !swap, "{mode}");
         }
     }
