@@ -5,7 +5,9 @@
 //!   ops, script    what is tried, in perl, and how it is run
 //!   modes          the kinds of pins, what each answers, and what breaks it
 //!   disk, thief    a filesystem of which every block is accounted for; whoever is given what a pinned file lost
-//!   refused, broken, inside, before    the operations in their places
+//!   refused, broken, inside            the operations in their places: without effect, past the guards, by this very process
+//!   before, kept                       by descriptors from before the pin: it is refused; or, of swap files, they are
+//!   lifted                             after root has lifted a guard of the whole filesystem
 //!   soak           the same in random order, from a seed
 //!   checker        wrong blocks and lost writes, planted, are found
 //! ```
@@ -34,6 +36,10 @@ mod checker;
 mod disk;
 #[path = "matrix/inside.rs"]
 mod inside;
+#[path = "matrix/kept.rs"]
+mod kept;
+#[path = "matrix/lifted.rs"]
+mod lifted;
 #[path = "matrix/modes.rs"]
 mod modes;
 #[path = "matrix/ops.rs"]

@@ -23,7 +23,7 @@ use crate::daemon::{Daemon, Lab, any_port, eventually, namespaces};
 use crate::disk::{Disk, FILE_LEN};
 use crate::load::{Load, options, units_behind};
 use crate::loopfs::Spec;
-use crate::modes::{DEFAULT, Mode, SWAP_FILE};
+use crate::modes::{DEFAULT, Mode, READERS, SWAP_FILE};
 use crate::ops::{CHANGES, Change, EXT4, Leaves, On, PLAIN, XFS, has_file_setattr};
 use crate::script::{Outcome, Scene};
 use crate::thief::Thief;
@@ -289,6 +289,65 @@ pub(crate) const SWAP_BREAKS: &[Break] = &[
     ),
 ];
 
+/// What breaks the default pin by a descriptor of a reader, where readers are let in.
+pub(crate) const READER_BREAKS: &[Break] = &[
+    broken("chattr_-i", Leaves::Both, End::Held, "clear_flag(opened($f, O_RDONLY));"),
+    broken("chattr_-i, file_setattr", Leaves::Both, End::Held, "clear_flag_by_path();"),
+    broken(
+        "chattr_+a",
+        Leaves::Both,
+        End::Held,
+        "my $r = opened($f, O_RDONLY); set_flags($r, flags($r) & ~0x10 | 0x20);",
+    ),
+    broken(
+        "fssetx_extsize",
+        Leaves::Both,
+        End::Held,
+        "my $attr = pack('LLLLLx8', 0, 0, 0, 0, 0); told(ioctl(opened($f, O_RDONLY), 0x401c5820, $attr));",
+    ),
+    broken(
+        "touched",
+        Leaves::Both,
+        End::Cleared,
+        "my $r = opened($f, O_RDONLY); my $was = flags($r); clear_flag($r); set_flags($r, $was);",
+    ),
+    broken(
+        "truncate_shrink, flag cleared",
+        Leaves::First,
+        End::Before,
+        "clear_flag(opened($f, O_RDONLY)); truncate($f, H) or fail();",
+    ),
+    broken(
+        "open_trunc, flag cleared",
+        Leaves::Nothing,
+        End::Before,
+        "clear_flag(opened($f, O_RDONLY)); broken_in($f, O_RDWR | O_TRUNC);",
+    ),
+    broken(
+        "unlink, flag cleared",
+        Leaves::Nothing,
+        End::Held,
+        "clear_flag(opened($f, O_RDONLY)); unlink($f) or fail();",
+    ),
+    // A descriptor to read moves no blocks, whatever the flags.
+    refused_by(
+        libc::EBADF,
+        on(
+            On::Ext4,
+            broken(
+                "ext4_swapboot by a reader, flag cleared",
+                Leaves::Both,
+                End::Held,
+                "my $r = opened($f, O_RDONLY); clear_flag($r); told(ioctl($r, 0x6611, 0));",
+            ),
+        ),
+    ),
+];
+
+const fn refused_by(errno: i32, broken: Break) -> Break {
+    Break { change: Change { must_fail: true, may_fail: Some(errno), ..broken.change }, ..broken }
+}
+
 /// Nothing comes of it but that the pin ends, and that only later: the area is ended then, and refuses nothing any more.
 const fn in_vain(name: &'static str, on: On, perl: &'static str) -> Break {
     let broken = broken(name, Leaves::Both, End::Held, perl);
@@ -296,7 +355,7 @@ const fn in_vain(name: &'static str, on: On, perl: &'static str) -> Break {
     Break { change: Change { on, must_fail: true, may_fail: Some(errno), ..broken.change }, ..broken }
 }
 
-const fn broken(name: &'static str, leaves: Leaves, end: End, perl: &'static str) -> Break {
+pub(crate) const fn broken(name: &'static str, leaves: Leaves, end: End, perl: &'static str) -> Break {
     let change = Change { name, on: On::All, perl, leaves, copies: false, must_fail: false, may_fail: None };
     Break { change, end }
 }
@@ -310,20 +369,34 @@ const fn on(on: On, broken: Break) -> Break {
 /// One break of the pin of file `number`, by this script.
 pub(crate) fn break_pin(
     disk: &mut Disk,
-    (daemon, bound): (&Daemon, Duration),
+    daemon: (&Daemon, Duration),
     number: usize,
     broken: &Break,
     perl: &str,
 ) {
+    break_it(disk, daemon, number, broken, perl, false);
+}
+
+/// The same for a guard that must be `lifted` by the script before anybody can write to the filesystem.
+pub(crate) fn break_it(
+    disk: &mut Disk,
+    (daemon, bound): (&Daemon, Duration),
+    number: usize,
+    broken: &Break,
+    perl: &str,
+    is_lifted: bool,
+) {
     let Break { change, end } = broken;
     let victim = Victim::start(disk, daemon.address(), number, 1000 * number as u64);
     let what = format!("{}, file {number}: {}", disk.spec().kind, change.name);
-    let mut thief = Thief::waiting_on(disk, *end);
+    // Where nobody can write before the break, nobody waits for it.
+    let waiting = (!is_lifted).then(|| Thief::waiting_on(disk, *end));
     let outcome = Scene::new(disk, daemon, &victim.path).run(perl, None);
     let done = SystemTime::now();
     let may_fail = change.may_fail.map(Outcome::Errno);
     let is_done = outcome == Outcome::Done && !change.must_fail;
     assert!(is_done || Some(outcome) == may_fail, "{what}: {outcome:?}: {}", daemon.log());
+    let mut thief = waiting.unwrap_or_else(|| Thief::waiting_on(disk, *end));
     thief.grow();
     let events = victim.await_end(&disk.lab, *end);
     assert_fenced_by(&what, &events, done + if *end == End::Before { Duration::ZERO } else { bound });
@@ -420,4 +493,14 @@ fn every_break_of_a_swap_file_is_met_on_xfs_with_reflink() {
 #[test]
 fn every_break_of_a_swap_file_is_met_on_ext4() {
     every_break_is_met(&SWAP_FILE, &EXT4, (0, 1));
+}
+
+#[test]
+fn every_break_beside_readers_is_met_on_xfs_without_reflink() {
+    every_break_is_met(&READERS, &PLAIN, (0, 1));
+}
+
+#[test]
+fn every_break_beside_readers_is_met_on_ext4() {
+    every_break_is_met(&READERS, &EXT4, (0, 1));
 }

@@ -307,9 +307,11 @@ impl Disk {
 }
 
 impl Drop for Disk {
-    /// No swap area may outlive its filesystem, whatever a test came to.
+    /// No swap area, and no freeze, may outlive its filesystem, whatever a test came to.
     fn drop(&mut self) {
         let root = self.lab.fs.root();
+        // Frozen only where a test has failed.
+        let _ = loopfs::run(Command::new("fsfreeze").arg("--unfreeze").arg(&root));
         let areas = fs::read_to_string("/proc/swaps").unwrap_or_default();
         let mine = areas.lines().filter_map(|line| line.split_whitespace().next()).map(Path::new);
         for area in mine.filter(|area| area.starts_with(&root)) {

@@ -47,7 +47,7 @@ fn change_it(disk: &mut Disk, running: &Running, number: usize, change: &Change)
     let writer = OpenOptions::new().read(true).write(true).custom_flags(truncates).open(&path);
     let (writer, let_in) = (writer.expect("let in at last"), SystemTime::now());
     let perl = format!("open($h, '+<&=', 0) or fail(); {}", change.perl);
-    let scene = Scene { disk, server: std::process::id(), file: &path };
+    let scene = Scene::inside(disk, &path);
     let outcome = scene.run_with(&perl, None, Stdio::from(writer));
     assert_eq!(outcome, Outcome::Done, "{what}");
     let mut thief = Thief::waiting_on(disk, End::Before);

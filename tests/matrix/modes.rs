@@ -2,8 +2,10 @@
 //!
 //! A new kind is one more [`Mode`]: every test of the matrix takes one.
 
-use crate::broken::{BREAKS, Break, SWAP_BREAKS};
-use crate::ops::{Attempt, ONE_OF_EACH_KIND, SWAP_ATTEMPTS, Who};
+use crate::broken::{BREAKS, Break, READER_BREAKS, SWAP_BREAKS};
+use crate::ops::{
+    Attempt, FROZEN_ATTEMPTS, ONE_OF_EACH_KIND, On, READER_ATTEMPTS, READER_COMMANDS, SWAP_ATTEMPTS, Who,
+};
 use crate::script::Outcome;
 
 /// A kind of pin.
@@ -22,6 +24,12 @@ pub(crate) struct Mode {
     pub(crate) answer: fn(&str, Who) -> Outcome,
     /// What else is tried.
     pub(crate) attempts: &'static [Attempt],
+    /// Attempts of root that are among the breaks of this one.
+    pub(crate) broken_by: &'static [&'static str],
+    /// More commands without effect.
+    pub(crate) commands: &'static [(&'static str, On, &'static str)],
+    /// Whether changes wait, and cannot be killed meanwhile.
+    pub(crate) holds_off: bool,
     /// Commands without effect on other kinds, which are among the breaks of this one.
     pub(crate) minds: &'static [&'static str],
     /// What breaks it.
@@ -41,6 +49,9 @@ pub(crate) const DEFAULT: Mode = Mode {
     is_shared: true,
     answer,
     attempts: &[],
+    broken_by: &[],
+    commands: &[],
+    holds_off: false,
     minds: &[],
     breaks: BREAKS,
     broken_in: "cleared(); $h = broken_in($f, O_RDWR);",
@@ -56,6 +67,9 @@ pub(crate) const SWAP_FILE: Mode = Mode {
     is_shared: false,
     answer,
     attempts: SWAP_ATTEMPTS,
+    broken_by: &[],
+    commands: &[],
+    holds_off: false,
     // The kernel tells swap areas by their paths, and what is not found there counts as gone.
     minds: &["bind mount over it"],
     breaks: SWAP_BREAKS,
@@ -64,8 +78,58 @@ pub(crate) const SWAP_FILE: Mode = Mode {
     changes: ONE_OF_EACH_KIND,
 };
 
-/// The mark, the lease, and a filesystem that takes no writes. What breaks it is tried in the tests of the daemon: here nobody
-/// could take what is freed.
+/// The immutable flag and the lease; local readers are let in. Only where no blocks can be shared.
+pub(crate) const READERS: Mode = Mode {
+    name: "the default pin beside local readers",
+    namespace: "local_readers = \"allow\"\n",
+    answer: readers_answer,
+    attempts: READER_ATTEMPTS,
+    broken_by: &["chattr_-i", "chattr_+a", "chattr_+j", "chattr_-e", "fssetx_extsize"],
+    commands: READER_COMMANDS,
+    // These expect to be kept from reading; `commands` has the same of readers.
+    minds: &["chattr_-i by chattr", "cp", "filefrag", "copy up of an overlay", "bind mount over it"],
+    breaks: READER_BREAKS,
+    // The open waits for the lease.
+    broken_in: "clear_flag(opened($f, O_RDONLY)); $h = broken_in($f, O_RDWR);",
+    changes: ONE_OF_EACH_KIND,
+    ..DEFAULT
+};
+
+/// The same for a swap file, which lets nothing be shared where all else could.
+pub(crate) const READERS_OF_SWAP: Mode = Mode {
+    name: "the swap-file pin beside local readers",
+    namespace: "guard = \"swap-file\"\nlocal_readers = \"allow\"\n",
+    answer: readers_of_swap_answer,
+    attempts: READER_ATTEMPTS,
+    broken_by: READERS.broken_by,
+    commands: READER_COMMANDS,
+    minds: &[
+        "chattr_-i by chattr",
+        "cp",
+        "filefrag",
+        "copy up of an overlay",
+        "bind mount over it",
+        "bind mount over what a reader has",
+    ],
+    breaks: &[],
+    ..SWAP_FILE
+};
+
+/// The default pin, and all changes of the filesystem wait until it ends. What breaks it is in `lifted`.
+pub(crate) const FROZEN: Mode = Mode {
+    name: "the frozen-filesystem pin",
+    namespace: "guard = \"frozen-filesystem\"\n",
+    answer: frozen_answer,
+    attempts: FROZEN_ATTEMPTS,
+    holds_off: true,
+    // These write, and would hold up this very test.
+    minds: &["xfs_free_eofblocks", "rename of the directory", "copy up of an overlay", "remount_ro"],
+    commands: &[("remount_ro of what is frozen", On::All, "! mount -o remount,ro {m}")],
+    breaks: &[],
+    ..DEFAULT
+};
+
+/// The mark, the lease, and a filesystem that takes no writes. What breaks it is in `lifted`.
 pub(crate) const READ_ONLY: Mode = Mode {
     name: "the read-only-mount pin",
     remount: Some("ro"),
@@ -74,12 +138,68 @@ pub(crate) const READ_ONLY: Mode = Mode {
     is_shared: true,
     answer: read_only_answer,
     attempts: &[],
+    broken_by: &[],
+    commands: &[],
+    holds_off: false,
     // These write, or end with a filesystem that can be written.
     minds: &["xfs_free_eofblocks", "remount_ro", "rename of the directory", "copy up of an overlay"],
     breaks: &[],
     broken_in: "",
     changes: &[],
 };
+
+/// Who only reads gets in, and nothing can be shared through such a descriptor, nor written.
+fn readers_answer(attempt: &str, who: Who) -> Outcome {
+    match (attempt, who) {
+        ("open_rdonly" | "odirect_read" | "reopen_proc" | "open_by_handle_at", _)
+        | ("read by a reader" | "copyrange_from a reader", _) => Outcome::Done,
+        ("ficlone_from a reader" | "ficlonerange_from a reader" | "dedupe_from a reader", _) => {
+            Outcome::Errno(libc::EOPNOTSUPP)
+        }
+        ("dedupe_into a reader", _) => Outcome::Errno(libc::EOPNOTSUPP),
+        ("ftruncate by a reader", _) => Outcome::Errno(libc::EINVAL),
+        ("mmap_inplace by a reader", _) => Outcome::Errno(libc::EACCES),
+        (name, _) if name.ends_with("by a reader") => Outcome::Errno(libc::EBADF),
+        _ => answer(attempt, who),
+    }
+}
+
+/// The same, where sharing is a matter of the swap area.
+fn readers_of_swap_answer(attempt: &str, who: Who) -> Outcome {
+    match attempt {
+        "ficlone_from" | "dedupe_from" | "ficlone_from a reader" | "ficlonerange_from a reader" => {
+            Outcome::Errno(libc::ETXTBSY)
+        }
+        // The kernel would copy by sharing.
+        "dedupe_from a reader" | "copyrange_from a reader" => Outcome::Errno(libc::ETXTBSY),
+        "dedupe_into a reader" => Outcome::Errno(libc::EPERM),
+        _ => readers_answer(attempt, who),
+    }
+}
+
+/// What is no matter of the mark waits for the filesystem, before anything else is looked at. A truncation by path looks at the
+/// flag first.
+fn frozen_answer(attempt: &str, who: Who) -> Outcome {
+    let waits = [
+        "open_trunc",
+        "unlink",
+        "rename",
+        "rename_over",
+        "hardlink",
+        "setxattr",
+        "setxattr_big",
+        "chmod",
+        "chown",
+        "utimes",
+    ];
+    if waits.contains(&attempt)
+        || attempt == "file_setattr"
+        || FROZEN_ATTEMPTS.iter().any(|it| it.name == attempt)
+    {
+        return Outcome::HeldOff;
+    }
+    answer(attempt, who)
+}
 
 /// Whatever begins with a write is refused with EROFS.
 fn read_only_answer(attempt: &str, who: Who) -> Outcome {

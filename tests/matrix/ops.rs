@@ -279,3 +279,122 @@ pub(crate) const SWAP_ATTEMPTS: &[Attempt] = &[
     ),
     attempt("swapoff", On::All, Who::Anybody, "my $path = \"$f\\0\"; told(syscall(&SYS_SWAPOFF, $path));"),
 ];
+
+/// What comes of a descriptor of a reader, where readers are let in.
+pub(crate) const READER_ATTEMPTS: &[Attempt] = &[
+    attempt(
+        "read by a reader",
+        On::All,
+        Who::Anybody,
+        "my $r = opened($f, O_RDONLY); sysread($r, my $data, L) == L or fail();",
+    ),
+    attempt(
+        "ficlone_from a reader",
+        On::All,
+        Who::Anybody,
+        "cloned(opened($f, O_RDONLY), opened(\"$dir/clone\", O_RDWR | O_CREAT));",
+    ),
+    attempt(
+        "ficlonerange_from a reader",
+        On::All,
+        Who::Anybody,
+        "cloned_range(opened($f, O_RDONLY), H, Q, opened(\"$dir/clone\", O_RDWR | O_CREAT), H);",
+    ),
+    attempt("dedupe_from a reader", On::All, Who::Anybody, "deduped(opened($f, O_RDONLY), donor(), 0, Q);"),
+    attempt("dedupe_into a reader", On::All, Who::Root, "deduped(donor(), opened($f, O_RDONLY), 0, Q);"),
+    // A copy through the page cache. What hosts wrote does not stay in it, for the scan of the disk would find that.
+    attempt(
+        "copyrange_from a reader",
+        On::All,
+        Who::Anybody,
+        "my ($r, $c) = (opened($f, O_RDONLY), opened(\"$dir/clone\", O_RDWR | O_CREAT)); \
+         told(syscall(&SYS_COPY_FILE_RANGE, fileno($r), 0, fileno($c), 0, L, 0)); \
+         written($c, 0, \"\\0\" x L); synced($c);",
+    ),
+    attempt(
+        "write_inplace by a reader",
+        On::All,
+        Who::Anybody,
+        "written(opened($f, O_RDONLY), H, 'W' x 4096);",
+    ),
+    attempt("fa_punch by a reader", On::All, Who::Anybody, "$h = opened($f, O_RDONLY); fallocated(3, H, Q);"),
+    attempt(
+        "ftruncate by a reader",
+        On::All,
+        Who::Anybody,
+        "told(syscall(&SYS_FTRUNCATE, fileno(opened($f, O_RDONLY)), H));",
+    ),
+    attempt(
+        "mmap_inplace by a reader",
+        On::All,
+        Who::Anybody,
+        "my $r = opened($f, O_RDONLY); my $at = syscall(&SYS_MMAP, 0, 4096, 3, 1, fileno($r), 0); told($at);",
+    ),
+    attempt(
+        "ext4_moveext by a reader",
+        On::Ext4,
+        Who::Anybody,
+        "my $d = donor(); my $range = pack('LLQQQQ', 0, fileno($d), H / 4096, H / 4096, Q / 4096, 0); \
+         told(ioctl(opened($f, O_RDONLY), 0xc028660f, $range));",
+    ),
+    attempt(
+        "ext4_swapboot by a reader",
+        On::Ext4,
+        Who::Root,
+        "told(ioctl(opened($f, O_RDONLY), 0x6611, 0));",
+    ),
+    attempt(
+        "xfs_unresvsp by a reader",
+        On::Xfs,
+        Who::Anybody,
+        "my $range = pack('ssx4qqlLl4', 0, 0, H, Q, 0, 0, 0, 0, 0, 0); \
+         told(ioctl(opened($f, O_RDONLY), 0x4030582b, $range));",
+    ),
+];
+
+/// What programs do with a file that they may read. `{f}` is the file, `{d}` its directory, `{m}` the filesystem.
+pub(crate) const READER_COMMANDS: &[(&str, On, &str)] = &[
+    ("cat of a reader", On::All, "cat {f} > /dev/null"),
+    ("dd of a reader", On::All, "dd if={f} of=/dev/null bs=64k iflag=direct status=none"),
+    // A reader may be at work on what is mounted.
+    (
+        "bind mount over what a reader has",
+        On::All,
+        "mount --bind {m}/filler {f} && sleep 0.1; umount --lazy {f}",
+    ),
+    ("filefrag of a reader", On::All, "filefrag {f} | grep -q extent"),
+    (
+        "losetup of a reader",
+        On::All,
+        "l=$(losetup --read-only --find --show {f}) && cat $l > /dev/null; code=$?; losetup -d $l; exit $code",
+    ),
+    (
+        "copy up of an overlay of a reader",
+        On::All,
+        "o=$(mktemp -d /dev/shm/fastice-overlay-XXXXXX); mkdir $o/up $o/work $o/seen; \
+         mount -t overlay -o lowerdir={d},upperdir=$o/up,workdir=$o/work overlay $o/seen && \
+         cat $o/seen/file-1 > /dev/null && ! sh -c \"echo x >> $o/seen/file-1\"; code=$?; umount $o/seen; rm -rf $o; exit $code",
+    ),
+];
+
+/// What gets past the mark and would break the default pin: on a frozen filesystem it waits.
+pub(crate) const FROZEN_ATTEMPTS: &[Attempt] = &[
+    attempt("chattr_-i by the server's descriptor", On::All, Who::Root, "clear_flag(stolen());"),
+    attempt("chattr_-i by file_setattr", On::All, Who::Root, "clear_flag_by_path();"),
+    attempt("ficlone_from by the server's descriptor", On::Reflink, Who::Root, "cloned(stolen(), donor());"),
+    attempt(
+        "dedupe_from by the server's descriptor",
+        On::Reflink,
+        Who::Root,
+        "deduped(stolen(), donor(), H, Q);",
+    ),
+    attempt(
+        "dedupe_into by the server's descriptor",
+        On::Reflink,
+        Who::Root,
+        "deduped(donor(), stolen(), H, Q);",
+    ),
+    attempt("write beside it", On::All, Who::Anybody, "written(donor(), 0, 'W' x 4096);"),
+    attempt("fa_punch beside it", On::All, Who::Anybody, "$h = donor(); fallocated(3, H, Q);"),
+    attempt("create beside it", On::All, Who::Anybody, "opened(\"$dir/clone\", O_RDWR | O_CREAT);"),
+];

@@ -79,7 +79,9 @@ sub written { my ($file, $at, $data) = @_; sysseek($file, $at, 0); defined syswr
 sub synced { my $file = shift; told(syscall(&SYS_FSYNC, fileno($file))) }
 
 # Another file of this filesystem, to exchange blocks with.
+# Where none can be made any more, one was made before.
 sub donor {
+    return opened("$dir/spare", O_RDWR) if -e "$dir/spare";
     my $file = opened("$dir/donor", O_RDWR | O_CREAT | O_TRUNC);
     written($file, 0, "D" x L);
     synced($file);

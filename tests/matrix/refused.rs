@@ -3,17 +3,17 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use fastice::extent::PinStep;
 
 use crate::broken::{clean, events_of, gentle, serve};
 use crate::daemon::Daemon;
-use crate::disk::Disk;
+use crate::disk::{Disk, FILE_LEN};
 use crate::load::{Load, units_behind};
 use crate::loopfs::{self, Spec};
-use crate::modes::{DEFAULT, Mode, READ_ONLY, SWAP_FILE};
-use crate::ops::{ATTEMPTS, CHANGES, EXT4, On, PLAIN, Who, XFS, has_file_setattr, has_overlays};
+use crate::modes::{DEFAULT, FROZEN, Mode, READ_ONLY, READERS, READERS_OF_SWAP, SWAP_FILE};
+use crate::ops::{ATTEMPTS, Attempt, CHANGES, EXT4, On, PLAIN, Who, XFS, has_file_setattr, has_overlays};
 use crate::script::{ORDINARY, Scene};
 
 /// Commands of root that must fail or do nothing. `{f}` is the file, `{d}` its directory, `{m}` the filesystem.
@@ -51,7 +51,8 @@ pub(crate) const WITHOUT_EFFECT: &[(&str, On, &str)] = &[
 /// One of all attempts on `path` by root, which must get its answer.
 pub(crate) fn try_one(choice: usize, mode: &Mode, disk: &Disk, daemon: &Daemon, path: &Path) {
     let attempt = &ATTEMPTS[choice % ATTEMPTS.len()];
-    if attempt.on.fits(disk.spec()) && attempt.who != Who::Ordinary {
+    let breaks = mode.broken_by.contains(&attempt.name);
+    if attempt.on.fits(disk.spec()) && attempt.who != Who::Ordinary && !breaks {
         let outcome = Scene::new(disk, daemon, path).run(attempt.perl, None);
         assert_eq!(outcome, (mode.answer)(attempt.name, Who::Root), "{}", attempt.name);
         clean(&disk.directory());
@@ -74,14 +75,19 @@ fn everything_by_everybody(mode: &Mode, scene: &Scene<'_>) {
     let attempt = |name: &str, perl: &str, who: Who| {
         let outcome = scene.run(perl, (who == Who::Ordinary).then_some(ORDINARY));
         assert_eq!(outcome, (mode.answer)(name, who), "{name} by {who:?} on {:?}", disk.spec());
-        clean(&disk.directory());
+        if !mode.holds_off {
+            clean(&disk.directory());
+        }
     };
     for who in [Who::Root, Who::Ordinary] {
         let mine = ATTEMPTS
             .iter()
             .chain(mode.attempts)
             .filter(|it| it.who == who || it.who == Who::Anybody && (who == Who::Root || mode.is_shared));
-        for it in mine.filter(|it| it.on.fits(disk.spec()) && (by_path || !it.perl.contains("by_path"))) {
+        let breaks = |it: &&Attempt| who == Who::Root && mode.broken_by.contains(&it.name);
+        for it in mine
+            .filter(|it| it.on.fits(disk.spec()) && !breaks(it) && (by_path || !it.perl.contains("by_path")))
+        {
             attempt(it.name, it.perl, who);
         }
         let can_open = who == Who::Root || mode.is_shared;
@@ -106,20 +112,30 @@ fn nobody_gets_in(mode: &Mode, spec: &Spec) {
     if let Some(options) = mode.remount {
         shell(&format!("mount -o remount,{options} {{m}}"), &disk).expect("root may");
     }
+    if mode.holds_off {
+        fs::write(disk.directory().join("spare"), vec![b'D'; usize::try_from(FILE_LEN).expect("small")])
+            .expect("room");
+        open_to_all(&disk.directory().join("spare"), 0o666);
+    }
     let daemon = serve(&disk, mode);
+    let reader = mode.namespace.contains("local_readers").then(|| Reader::of(&path));
     let key = disk.record(&path).identity.key();
     let seed = 7001;
     disk.expect_run(seed, &path);
     let load = Load::start(gentle(daemon.address(), 1, seed));
-    everything_by_everybody(mode, &Scene::new(&disk, &daemon, &path));
+    let scene = Scene::new(&disk, &daemon, &path);
+    let scene = if mode.holds_off { scene.that_holds_off() } else { scene };
+    everything_by_everybody(mode, &scene);
     load.goes_on();
-    for (what, _, text) in WITHOUT_EFFECT.iter().filter(|(_, on, _)| on.fits(spec)) {
+    for (what, _, text) in WITHOUT_EFFECT.iter().chain(mode.commands).filter(|(_, on, _)| on.fits(spec)) {
         if mode.minds.contains(what) || text.contains("overlay") && !has_overlays() {
             continue;
         }
         let outcome = shell(text, &disk);
         assert!(outcome.is_ok(), "{what} on {spec:?}: {outcome:?}: {}", daemon.log());
-        clean(&disk.directory());
+        if !mode.holds_off {
+            clean(&disk.directory());
+        }
         let opened = Scene::new(&disk, &daemon, &path).run("opened($f, O_RDONLY);", None);
         assert_eq!(opened, (mode.answer)("open_rdonly", Who::Root), "after {what} on {spec:?}");
     }
@@ -127,9 +143,46 @@ fn nobody_gets_in(mode: &Mode, spec: &Spec) {
     let steps: Vec<_> = events_of(&disk.lab, &key).into_iter().map(|event| event.step).collect();
     assert_eq!(steps, [PinStep::Pinned], "{spec:?}: {}", daemon.log());
     let (_, mut ledger) = load.end_clean();
-    daemon.stop();
-    assert!(units_behind(&mut ledger, &path, mode.reserved) > 100);
+    if mode.holds_off {
+        // What waits goes on when the pin ends: all is judged before.
+        daemon.kill();
+        assert!(units_behind(&mut ledger, &path, mode.reserved) > 100);
+        assert_eq!(disk.wrongs(), []);
+        let held = {
+            disk.lab.fastice(&["unpin"], &[&path], 0);
+            scene.await_held()
+        };
+        println!("{spec:?}: {} attempts were held off, and ended so: {held:?}", held.len());
+        assert!(!held.is_empty());
+    } else {
+        // Whoever reads does not keep it from being let go.
+        daemon.stop();
+        drop(reader);
+        assert!(units_behind(&mut ledger, &path, mode.reserved) > 100);
+    }
     disk.check();
+}
+
+/// A process that reads the file from beginning to end, again and again. It must not be refused; ended when dropped.
+struct Reader(Child);
+
+impl Reader {
+    fn of(path: &Path) -> Self {
+        let mut sh = Command::new("sh");
+        // From its directory, which is renamed meanwhile.
+        let (directory, name) = (path.parent().expect("a directory"), path.file_name().expect("a name"));
+        sh.args(["-c", "while cat \"$0\" > /dev/null; do :; done"]).arg(name).current_dir(directory);
+        Self(sh.spawn().expect("sh runs"))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let ended = self.0.try_wait().expect("a child");
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        assert!(ended.is_none() || std::thread::panicking(), "a reader was refused");
+    }
 }
 
 #[test]
@@ -165,4 +218,34 @@ fn nobody_gets_at_a_served_file_of_a_read_only_xfs() {
 #[test]
 fn nobody_gets_at_a_served_file_of_a_read_only_ext4() {
     nobody_gets_in(&READ_ONLY, &EXT4);
+}
+
+#[test]
+fn nobody_gets_at_a_served_file_of_a_frozen_xfs_with_reflink() {
+    nobody_gets_in(&FROZEN, &XFS);
+}
+
+#[test]
+fn nobody_gets_at_a_served_file_of_a_frozen_xfs_without_reflink() {
+    nobody_gets_in(&FROZEN, &PLAIN);
+}
+
+#[test]
+fn nobody_gets_at_a_served_file_of_a_frozen_ext4() {
+    nobody_gets_in(&FROZEN, &EXT4);
+}
+
+#[test]
+fn readers_do_no_more_than_read_a_served_file_on_xfs_without_reflink() {
+    nobody_gets_in(&READERS, &PLAIN);
+}
+
+#[test]
+fn readers_do_no_more_than_read_a_served_file_on_ext4() {
+    nobody_gets_in(&READERS, &EXT4);
+}
+
+#[test]
+fn readers_do_no_more_than_read_a_served_swap_file_on_xfs_with_reflink() {
+    nobody_gets_in(&READERS_OF_SWAP, &XFS);
 }

@@ -9,7 +9,7 @@ use crate::broken::{bound, break_pin, breaks_of, gentle, serve};
 use crate::daemon::Daemon;
 use crate::disk::Disk;
 use crate::load::{Load, units_behind};
-use crate::modes::{DEFAULT, Mode, SWAP_FILE};
+use crate::modes::{DEFAULT, Mode, READERS, SWAP_FILE};
 use crate::ops::{EXT4, PLAIN, XFS};
 use crate::refused::try_one;
 
@@ -41,7 +41,11 @@ fn round(seed: u64) {
     let specs = [&XFS, &PLAIN, &EXT4];
     // Neighbours among seeds have different filesystems.
     let spec = specs[usize::try_from(seed % 3).expect("small")];
-    let mode = if dice.throw(4) == 0 { &SWAP_FILE } else { &DEFAULT };
+    let mode = match dice.throw(4) {
+        0 => &SWAP_FILE,
+        1 if spec.mkfs != XFS.mkfs => &READERS,
+        _ => &DEFAULT,
+    };
     let Some(mut disk) = Disk::new("random operations", spec, FILES) else { return };
     let daemon = serve(&disk, mode);
     let bound = bound(&disk.lab);
