@@ -9,6 +9,7 @@
 //!   read_split  the same by several threads, each a stretch of the file: for the moment in which a file is pinned
 //! ```
 
+use std::cell::Cell;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -227,6 +228,18 @@ pub(super) struct Records<'f> {
     failed: Option<ExtentError>,
 }
 
+thread_local! {
+    /// The page that the last reader on this thread was done with. It need not be made anew, and be filled with zeros, for each of a
+    /// thousand small files.
+    static PAGE: Cell<Vec<[u64; PAGE_WORDS]>> = const { Cell::new(Vec::new()) };
+}
+
+impl Drop for Records<'_> {
+    fn drop(&mut self) {
+        PAGE.set(std::mem::take(&mut self.page));
+    }
+}
+
 impl<'f> Records<'f> {
     /// Those of a whole file. Its dirty pages are written first.
     pub(super) fn of(file: BorrowedFd<'f>, path: &'f Path) -> Self {
@@ -235,7 +248,10 @@ impl<'f> Records<'f> {
 
     /// Those of a stretch. The first and the last may begin before it and end behind it.
     pub(super) fn within(file: BorrowedFd<'f>, path: &'f Path, stretch: Stretch) -> Self {
-        let page = vec![[0_u64; PAGE_WORDS]; 1];
+        let mut page = PAGE.take();
+        if page.is_empty() {
+            page = vec![[0_u64; PAGE_WORDS]; 1];
+        }
         Self { file, path, page, records: Vec::new(), next: 0, ask: Some(stretch), failed: None }
     }
 
@@ -245,8 +261,8 @@ impl<'f> Records<'f> {
     }
 
     /// Why it ended before its time, if it did.
-    pub(super) fn end(self) -> Result<(), ExtentError> {
-        self.failed.map_or(Ok(()), Err)
+    pub(super) fn end(mut self) -> Result<(), ExtentError> {
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     /// Reads the page that begins at `ask.start`.

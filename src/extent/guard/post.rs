@@ -91,10 +91,7 @@ impl WatchState {
     /// A look that began at `begun` found nothing.
     pub(in crate::extent) fn found_nothing(&self, begun: Instant, cost: Duration) {
         self.last_ok_ns.fetch_max(ns(begun.saturating_duration_since(self.origin)), Ordering::Relaxed);
-        let before = self.cost_ns.load(Ordering::Relaxed);
-        // A single dear look among cheap ones says little.
-        let smoothed = if before == 0 { ns(cost) } else { before / 8 * 7 + ns(cost) / 8 };
-        self.cost_ns.store(smoothed.max(1), Ordering::Relaxed);
+        self.cost_ns.store(ns(smoothed(self.cost(), cost)).max(1), Ordering::Relaxed);
         self.checks.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -116,6 +113,16 @@ impl WatchState {
             bound: bound_of(interval),
             cost: self.cost(),
         }
+    }
+}
+
+/// What a look is taken to cost that cost `before` so far, and `now` the last time. A dear one counts for more than a cheap one:
+/// who takes looks for too cheap has too many of them before he knows better.
+pub(in crate::extent) fn smoothed(before: Duration, now: Duration) -> Duration {
+    match before {
+        Duration::ZERO => now,
+        _ if now > before => (before + now) / 2,
+        _ => before / 8 * 7 + now / 8,
     }
 }
 

@@ -17,7 +17,7 @@ use super::opens::{self, Opens};
 use super::oversight::Oversight;
 use super::post::{LATE_GRACE, Post};
 use crate::extent::sys::{self, ThreadId};
-use crate::extent::watch::{Watch, WatchOptions};
+use crate::extent::watch::{Watch, WatchOptions, cpu_time};
 
 /// How often the guard thread looks whether the watch thread keeps its promises.
 const OVERSIGHT: Duration = Duration::from_millis(500);
@@ -39,6 +39,8 @@ pub(in crate::extent) struct Shared {
     posts: Mutex<BTreeMap<u64, Arc<Post>>>,
     next: AtomicU64,
     pub(in crate::extent) oversight: Arc<Oversight>,
+    /// What the guard thread did by the clock and the watch has not counted yet, in processor time.
+    rounds_ns: AtomicU64,
 }
 
 impl Shared {
@@ -56,6 +58,16 @@ impl Shared {
         let Ok(stat) = rustix::fs::fstat(file) else { return false };
         let post = self.lock().values().find(|post| post.is_at((stat.st_dev, stat.st_ino))).cloned();
         post.is_some_and(|post| post.lets_in())
+    }
+
+    /// One file.
+    pub(in crate::extent) fn post(&self, id: u64) -> Option<Arc<Post>> {
+        self.lock().get(&id).cloned()
+    }
+
+    /// What the guard thread did by the clock since this was asked last, in processor time.
+    pub(in crate::extent) fn take_rounds(&self) -> Duration {
+        Duration::from_nanos(self.rounds_ns.swap(0, Ordering::Relaxed))
     }
 
     /// Recalls all files.
@@ -81,7 +93,14 @@ impl Warden {
     pub fn start_with(options: WatchOptions, oversight: Arc<Oversight>) -> io::Result<Arc<Self>> {
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (group, next) = (sys::fanotify_group()?, AtomicU64::new(0));
-        let shared = Arc::new(Shared { group, stop, posts: Mutex::default(), next, oversight });
+        let shared = Arc::new(Shared {
+            group,
+            stop,
+            posts: Mutex::default(),
+            next,
+            oversight,
+            rounds_ns: AtomicU64::new(0),
+        });
         let (ready, started) = mpsc::channel();
         let body = Body::new(&shared);
         let guard =
@@ -209,6 +228,7 @@ impl Body {
     /// Waits for what comes first and deals with it.
     fn turn(&self, signals: &OwnedFd) -> io::Result<Turn> {
         let shared = &*self.shared;
+        let begun = cpu_time();
         let timeout = Timespec { tv_sec: 0, tv_nsec: OVERSIGHT.subsec_nanos().into() };
         let mut fds = [
             PollFd::new(&shared.group, PollFlags::IN),
@@ -237,6 +257,10 @@ impl Body {
             return Err(io::Error::other("a descriptor of the guard went bad"));
         }
         self.look_after_the_watch();
+        if (opens | breaks).is_empty() {
+            let took = u64::try_from(cpu_time().saturating_sub(begun).as_nanos()).unwrap_or(u64::MAX);
+            shared.rounds_ns.fetch_add(took, Ordering::Relaxed);
+        }
         Ok(if stop.is_empty() { Turn::Goon } else { Turn::Stop })
     }
 
@@ -251,11 +275,11 @@ impl Body {
         }
         let (until, pause) = self.pause.get();
         let excused = if now.duration_since(until) < LATE_GRACE { pause } else { Duration::ZERO };
-        for (_, post) in self.shared.posts() {
-            if let Some(late) = post.is_late(excused) {
-                let detail = format!("the last look was {} ms ago", late.as_millis());
-                post.recall(RecallReason::Doubt(Doubt::WatchLate), detail);
-            }
+        let late = |post: &Arc<Post>| Some((Arc::clone(post), post.is_late(excused)?));
+        let late: Vec<_> = self.shared.lock().values().filter_map(late).collect();
+        for (post, late) in late {
+            let detail = format!("the last look was {} ms ago", late.as_millis());
+            post.recall(RecallReason::Doubt(Doubt::WatchLate), detail);
         }
     }
 }

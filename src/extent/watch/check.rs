@@ -1,5 +1,6 @@
 //! One look at one file.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::StatxAttributes;
+use rustix::fs::{Statx, StatxAttributes};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::chain::Chain;
@@ -17,9 +18,10 @@ use crate::extent::error::ExtentError;
 use crate::extent::facts::stat;
 use crate::extent::fiemap::{self, Records};
 use crate::extent::guard::{Baseline, Doubt, Post, RecallReason};
-use crate::extent::identity::MapIdentity;
+use crate::extent::identity::{DeviceNumber, MapIdentity};
 use crate::extent::map::{Extent, FrozenMap};
 use crate::extent::sys::{self, Lease};
+use crate::units::ByteLen;
 
 /// Differences that are kept of a map, of which there may be millions.
 const DIFFERENCES_MAX: usize = 16;
@@ -33,13 +35,19 @@ pub(in crate::extent) fn cpu_time() -> Duration {
 /// What a file is like now.
 pub(in crate::extent) fn baseline_of(file: &File, path: &Path) -> Result<Baseline, ExtentError> {
     let stat = stat(file, path)?;
-    let changed = (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec);
-    let inode_generation = match sys::inode_generation(file.as_fd()) {
-        Ok(generation) => Some(generation),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EOPNOTSUPP)) => None,
-        Err(error) => return Err(ExtentError::io("ask for the generation of", path, error)),
-    };
-    Ok(Baseline { changed, inode_generation })
+    Ok(Baseline { changed: changed(&stat), inode_generation: generation_of(file, path)? })
+}
+
+fn changed(stat: &Statx) -> (i64, u32) {
+    (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec)
+}
+
+fn generation_of(file: &File, path: &Path) -> Result<Option<u32>, ExtentError> {
+    match sys::inode_generation(file.as_fd()) {
+        Ok(generation) => Ok(Some(generation)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EOPNOTSUPP)) => Ok(None),
+        Err(error) => Err(ExtentError::io("ask for the generation of", path, error)),
+    }
 }
 
 /// What a look at a file that is not pinned costs in processor time: the same calls, by this thread.
@@ -77,7 +85,8 @@ fn moved_blocks(
 /// What differs, if anything does.
 type Found = Option<(Doubt, String)>;
 
-/// Looks at what the inode says of itself, and recalls the file when that differs.
+/// Looks at what the inode says of itself, and recalls the file when that differs. Not at its generation: nothing changes that
+/// without the change time (`EXT4_IOC_SWAP_BOOT`).
 pub(super) fn quick(post: &Post) {
     let Some(map) = post.map.get() else { return };
     match quick_look(post, map) {
@@ -101,37 +110,83 @@ fn quick_look(post: &Post, map: &FrozenMap) -> Result<Found, ExtentError> {
         return Ok(Some((Doubt::FlagCleared, String::new())));
     }
     let Some(was) = *post.baseline.lock().unwrap_or_else(PoisonError::into_inner) else { return Ok(None) };
-    let is = baseline_of(file, path)?;
-    if is.inode_generation != was.inode_generation {
-        return Ok(Some((Doubt::OtherGeneration, String::new())));
+    if post.mode.takes_lease() {
+        let lease = sys::get_lease(file.as_fd())
+            .map_err(|error| ExtentError::io("ask for the lease of", path, error))?;
+        if lease != Lease::Read {
+            return Ok(Some((Doubt::LeaseLost, String::new())));
+        }
     }
-    let lease =
-        sys::get_lease(file.as_fd()).map_err(|error| ExtentError::io("ask for the lease of", path, error))?;
-    if post.mode.takes_lease() && lease != Lease::Read {
-        return Ok(Some((Doubt::LeaseLost, String::new())));
-    }
-    if is.changed != was.changed {
-        return Ok(Some((
-            Doubt::Touched,
-            format!("its change time is {}.{:09}", is.changed.0, is.changed.1),
-        )));
+    let (seconds, nanoseconds) = changed(&stat);
+    if (seconds, nanoseconds) != was.changed {
+        return Ok(Some((Doubt::Touched, format!("its change time is {seconds}.{nanoseconds:09}"))));
     }
     Ok(None)
 }
 
-/// Looks at everything, and recalls the file when anything differs.
-pub(super) fn look(post: &Post) {
-    let Some(map) = post.map.get() else { return };
-    let (begun, cpu) = (Instant::now(), cpu_time());
-    let found = look_at(post, map, &|_| false);
-    let cost = cpu_time().saturating_sub(cpu);
+/// All that the inode says.
+fn inode_look(post: &Post, map: &FrozenMap) -> Result<Found, ExtentError> {
+    let was = *post.baseline.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(was) = was
+        && was.inode_generation != generation_of(&post.file, &post.path)?
+    {
+        return Ok(Some((Doubt::OtherGeneration, String::new())));
+    }
+    quick_look(post, map)
+}
+
+/// How old what is known of a disk may be.
+const DISK_AGE_MAX: Duration = Duration::from_millis(100);
+
+/// The lengths of disks, as they were a moment ago: a thousand files are on a few disks.
+#[derive(Debug)]
+pub(super) struct Disks {
+    /// Before the first of them was asked for.
+    since: Instant,
+    lens: BTreeMap<DeviceNumber, Option<ByteLen>>,
+}
+
+impl Default for Disks {
+    fn default() -> Self {
+        Self { since: Instant::now(), lens: BTreeMap::new() }
+    }
+}
+
+impl Disks {
+    /// Forgets what is old. Since when all is known that is known now.
+    fn freshen(&mut self) -> Instant {
+        if self.since.elapsed() > DISK_AGE_MAX {
+            *self = Self::default();
+        }
+        self.since
+    }
+
+    fn len_of(&mut self, disk: DeviceNumber) -> io::Result<Option<ByteLen>> {
+        if let Some(len) = self.lens.get(&disk) {
+            return Ok(*len);
+        }
+        let len = Sysfs::system().len_of(disk)?;
+        self.lens.insert(disk, len);
+        Ok(len)
+    }
+}
+
+/// Looks at everything, and recalls the file when anything differs. The processor time of this thread, which was `cpu` when the
+/// look began: it costs what is between.
+pub(super) fn look(post: &Post, disks: &mut Disks, cpu: Duration) -> Duration {
+    let Some(map) = post.map.get() else { return cpu_time() };
+    // What is known of its disk is a part of the look.
+    let begun = disks.freshen();
+    let found = look_at(post, map, disks, &|_| false);
+    let now = cpu_time();
     match found {
-        Ok(None) => post.watch.found_nothing(begun, cost),
+        Ok(None) => post.watch.found_nothing(begun, now.saturating_sub(cpu)),
         Ok(Some(Differs { doubt, detail, blocks })) => {
             post.recall_with(RecallReason::Doubt(doubt), detail, blocks)
         }
         Err(error) => post.recall(RecallReason::Doubt(Doubt::NotReadable), Chain(&error).to_string()),
     }
+    now
 }
 
 /// What a full look found.
@@ -145,14 +200,14 @@ struct Differs {
 fn look_at(
     post: &Post,
     map: &FrozenMap,
+    disks: &mut Disks,
     pass_over: &dyn Fn(&(Doubt, String)) -> bool,
 ) -> Result<Option<Differs>, ExtentError> {
-    let inode = quick_look(post, map)?.filter(|found| !pass_over(found));
-    let disk =
-        || disk_look(map).map_err(|error| ExtentError::io("look at the disk under", &post.path, error));
+    let inode = inode_look(post, map)?.filter(|found| !pass_over(found));
     let found = match inode {
         Some(found) => Some(found),
-        None => disk()?,
+        None => disk_look(map, disks)
+            .map_err(|error| ExtentError::io("look at the disk under", &post.path, error))?,
     };
     if let Some((doubt, detail)) = found {
         return Ok(Some(Differs { doubt, detail, blocks: Vec::new() }));
@@ -180,7 +235,7 @@ impl SecondLook {
         let Some(map) = post.map.get() else { return Err("it has no map yet".to_owned()) };
         let looked = baseline_of(&post.file, &post.path).map_err(|error| Chain(&error).to_string())?;
         let touched = |found: &(Doubt, String)| found.0 == Doubt::Touched;
-        match look_at(post, map, &touched) {
+        match look_at(post, map, &mut Disks::default(), &touched) {
             Ok(None) => Ok(looked),
             Ok(Some(Differs { doubt, detail, .. })) => {
                 Err(format!("{}: {detail}", RecallReason::Doubt(doubt)))
@@ -190,9 +245,9 @@ impl SecondLook {
     }
 }
 
-fn disk_look(map: &FrozenMap) -> io::Result<Found> {
+fn disk_look(map: &FrozenMap, disks: &mut Disks) -> io::Result<Found> {
     let disk = &map.identity().disk;
-    Ok(match Sysfs::system().len_of(disk.number)? {
+    Ok(match disks.len_of(disk.number)? {
         None => Some((Doubt::DiskChanged, format!("there is no disk {} any more", disk.number))),
         Some(len) if len != disk.size => {
             Some((Doubt::DiskChanged, format!("{} has {len} bytes, not {}", disk.number, disk.size)))

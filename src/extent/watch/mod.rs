@@ -1,17 +1,21 @@
 //! Watching pinned files: whether each is still what was frozen, looked at again and again, at a bounded cost.
 //!
 //! ```text
-//!   every 100 ms or so   statx (immutable, size, change time), lease, inode generation      a microsecond or two a file
+//!   every 100 ms or so   statx (immutable, size, change time), lease                        a microsecond a file
 //!                        what the guard mode adds to that: the list of swap areas, of mounts; the freeze
-//!   at an interval       FIEMAP against the frozen map, the disk under it                   by the extents
+//!   at an interval       FIEMAP against the frozen map, the disk under it, all of the above,    by the extents
+//!                        inode generation
 //!   at once              all of it, when /proc/self/mountinfo or /proc/swaps changes
 //! ```
 //!
 //! The quick looks see whatever leaves a trace in the inode; only FIEMAP sees the rest (clones from the file, exchanged
 //! extents). The intervals of the maps follow from their cost and from the share of a processor that watching may have:
 //! with costs c and a share s, intervals of sqrt(c) * (sum of all sqrt(c)) / s spend exactly s, and make the sum of the
-//! intervals the smallest. Quick looks have 35 % of the share, maps as much, waking up and planning 20 %, the guard thread the rest. A difference recalls the pin, as a lease break does. What falls behind is found by the guard
-//! thread, and recalls too.
+//! intervals the smallest. The share is that of both threads, guard and watch, and of all that they do by the clock: what
+//! that is beside looks is measured, and looks have what is left (see `pace`). Not counted is what others bring about,
+//! opens that are asked about and leases that break: else whoever opens a file all the time would have the others watched
+//! less. A difference recalls the pin, as a lease break does. What falls behind is found by the guard thread, and recalls
+//! too.
 //!
 //! What it does not do: fence, which whoever serves the file does when it hears of the recall; look at files that are
 //! recalled already.
@@ -28,7 +32,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 pub use check::SecondLook;
-use check::look;
+use check::{Disks, look};
 pub(in crate::extent) use check::{baseline_of, cost_of, cpu_time};
 
 use pace::{Pace, QUICK_INTERVAL_MIN};
@@ -60,7 +64,7 @@ impl WatchOptions {
     /// How often a file is watched whose map costs `cost` of a processor to look at, when it is the only one.
     #[must_use]
     pub fn alone(self, cost: Duration) -> WatchPlan {
-        let interval = Pace::new(self).interval_alone(cost);
+        let interval = Pace::new(self, Instant::now()).interval_alone(cost);
         WatchPlan { quick_interval: QUICK_INTERVAL_MIN, interval, bound: bound_of(interval), cost }
     }
 }
@@ -98,8 +102,10 @@ impl Watch {
         let oversight = Arc::clone(&shared.oversight);
         let body = Body {
             shared,
-            pace: Pace::new(options),
+            pace: Pace::new(options, Instant::now()),
             worked: Duration::ZERO,
+            beside: Duration::ZERO,
+            disks: Disks::default(),
             stop: Arc::clone(&self.stop),
             mounts: File::open("/proc/self/mountinfo")?,
             swaps: File::open("/proc/swaps")?,
@@ -138,6 +144,9 @@ struct Body {
     pace: Pace,
     /// The processor time of this thread up to the last turn.
     worked: Duration,
+    /// What of it was no look, since the last turn that looked.
+    beside: Duration,
+    disks: Disks,
     stop: Arc<std::sync::atomic::AtomicBool>,
     mounts: File,
     swaps: File,
@@ -165,9 +174,9 @@ impl Body {
     /// Waits until a file is due or something happens, and looks.
     fn turn(&mut self) -> io::Result<()> {
         let oversight = Arc::clone(&self.shared.oversight);
-        let pause = self.pace.pause(Instant::now(), &self.watched());
-        // A proof that waits for somebody else to be told of a recall.
-        let pause = if oversight.is_wanted() { Some(PROOF_PAUSE) } else { pause };
+        // A proof may wait for somebody else to be told of a recall.
+        let is_wanted = oversight.is_wanted();
+        let pause = if is_wanted { Some(PROOF_PAUSE) } else { self.pace.pause(Instant::now()) };
         let timeout = pause.map(|pause| Timespec {
             tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: pause.subsec_nanos().into(),
@@ -185,47 +194,85 @@ impl Body {
         if wake.contains(PollFlags::IN) {
             // Before the list is read: whoever woke us is in it.
             oversight.awake();
+            self.pace.set_anew();
         }
         // Always with POLLERR, by which the kernel tells of a change of these files (`fs/namespace.c`, `mm/swapfile.c`).
-        if (mounts | swaps).contains(PollFlags::PRI) {
+        let is_hurried = (mounts | swaps).contains(PollFlags::PRI);
+        if is_hurried {
             tracing::debug!("mounts or swap files changed: looking at all pinned files");
-            self.pace.hurry();
+            self.pace.hurry(Instant::now());
         }
-        let begun = oversight.is_wanted().then(Instant::now);
-        if begun.is_some() {
-            self.pace.all_due();
-        }
-        let posts = self.watched();
-        self.pace.plan(&posts);
-        let mut looked = Duration::ZERO;
-        if self.pace.is_quick_due(Instant::now()) {
-            let begun = cpu_time();
-            posts.iter().for_each(|(_, post)| check::quick(post));
-            let cost = cpu_time().saturating_sub(begun);
-            self.pace.quick_done(Instant::now(), cost);
-            looked += cost;
-        }
-        for (id, post) in &posts {
-            if self.pace.is_due(*id, Instant::now()) {
-                let begun = cpu_time();
-                look(post);
-                looked += cpu_time().saturating_sub(begun);
-                self.pace.done(*id, Instant::now());
-            }
-        }
-        let worked = cpu_time();
-        self.pace.worked(Instant::now(), worked.saturating_sub(self.worked + looked));
-        self.worked = worked;
-        if let Some(begun) = begun.filter(|_| self.shared.posts().iter().all(|(_, post)| post.is_settled())) {
+        let proof = oversight.is_wanted().then(Instant::now);
+        // A thousand files that are pinned one after the other wake it a thousand times, but are planned a few times.
+        let is_time = proof.is_some() || is_hurried || self.pace.is_rested(Instant::now());
+        let looked = if is_time { self.look_around(proof.is_some()) } else { Duration::ZERO };
+        self.account(looked, is_time);
+        if let Some(begun) = proof.filter(|_| self.shared.posts().iter().all(|(_, post)| post.is_settled())) {
             oversight.proven(begun);
         }
         Ok(())
     }
 
+    /// Looks at what is due, or at all. What the looks took of the processor.
+    fn look_around(&mut self, at_all: bool) -> Duration {
+        let now = Instant::now();
+        if at_all || self.pace.is_plan_due(now) {
+            self.plan(now);
+        }
+        if at_all {
+            self.pace.all_due(now);
+        }
+        let mut looked = Duration::ZERO;
+        if self.pace.is_quick_due(now) {
+            let posts = self.watched();
+            let begun = cpu_time();
+            posts.iter().for_each(|(_, post)| check::quick(post));
+            looked = cpu_time().saturating_sub(begun);
+            self.pace.quick_done(Instant::now(), looked);
+        }
+        let due = self.pace.due(Instant::now());
+        let begun = cpu_time();
+        // From the end of one look to that of the next: nothing between them is forgotten.
+        let mut until = begun;
+        for id in due {
+            match self.shared.post(id).filter(|post| is_watched(post)) {
+                Some(post) => {
+                    until = look(&post, &mut self.disks, until);
+                    self.pace.done(id, Instant::now());
+                }
+                None => self.pace.forget(id),
+            }
+        }
+        looked + until.saturating_sub(begun)
+    }
+
+    fn plan(&mut self, now: Instant) {
+        let posts = self.watched();
+        let costs: Vec<_> = posts.iter().map(|(id, post)| (*id, post.watch.cost())).collect();
+        let intervals = self.pace.plan(now, &costs);
+        posts.iter().zip(intervals).for_each(|((_, post), interval)| post.watch.set_interval(interval));
+    }
+
+    /// Counts what this thread and the guard did beside looks, and rests for what this one did.
+    fn account(&mut self, looked: Duration, rests: bool) {
+        let (now, worked) = (Instant::now(), cpu_time());
+        let beside = worked.saturating_sub(self.worked + looked);
+        self.worked = worked;
+        self.beside += beside;
+        self.pace.worked(now, beside + self.shared.take_rounds());
+        if rests {
+            self.pace.rest(now, std::mem::take(&mut self.beside));
+        }
+    }
+
     /// The files that have a map and are not recalled.
     fn watched(&self) -> Vec<(u64, Arc<Post>)> {
         let mut posts = self.shared.posts();
-        posts.retain(|(_, post)| post.map.get().is_some() && !post.is_recalled());
+        posts.retain(|(_, post)| is_watched(post));
         posts
     }
+}
+
+fn is_watched(post: &Post) -> bool {
+    post.map.get().is_some() && !post.is_recalled()
 }
