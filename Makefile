@@ -13,7 +13,7 @@ help:
 	@echo 'make test      formatting, lints, all tests, a real Linux host in a guest (root; up to 40 minutes)'
 	@echo 'make soak      hostile operations against served files, in random order (root; SOAK_SECONDS, 30 minutes)'
 	@echo 'make hw-test   our own driver by VFIO: every combination, kills, the bare-metal suite in a guest (root; some 15 minutes)'
-	@echo 'make bench     the driver alone, on models, and beside the kernel in a guest; pins at scale: bench/report.json (12 minutes)'
+	@echo 'make bench     driver, target over TCP, pins at scale, the driver beside the kernel'"'"'s in a guest: bench/report.json (15 minutes)'
 	@echo 'make build     target/release/fastice'
 	@echo 'make install   binary, manual pages, completions, systemd units, a sample configuration under PREFIX ($(PREFIX))'
 

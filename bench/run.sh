@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All benches, into bench/report.json: the driver here, its instructions, pins at scale, and the driver beside the kernel's
-# in a guest.
+# All benches, into bench/report.json: the driver here, its instructions, the target over TCP, pins at scale, and the driver beside
+# the kernel's in a guest.
 # usage: run.sh [ARGUMENT]...      of `fastice-bench driver`, such as --rounds 15
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,6 +12,7 @@ if command -v valgrind >/dev/null; then
 else
     echo "SKIPPED: instructions: there is no valgrind" >&2
 fi
+"$bench" target
 if ((EUID == 0)); then
     "$bench" scale
 else

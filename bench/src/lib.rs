@@ -8,6 +8,8 @@
 //!     |    `- device   model, replay, or one that works by itself
 //!     |- clock    time, and the core's clock
 //!     `- report   bench/report.json, merged by the names of the rows
+//!   scale     a million extents, a thousand files
+//!   target    the whole target over TCP, beside the ceiling of the kernel's TCP
 //! ```
 //!
 //! Sides take turns, round by round, and a row's ratio is that of neighbouring rounds: what slows the machine slows both.
@@ -30,4 +32,5 @@ pub mod scale;
 pub mod server;
 pub mod spread;
 pub mod suite;
+pub mod target;
 pub mod uring;

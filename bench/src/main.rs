@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use fastice_bench::chosen::Chosen;
 use fastice_bench::report::Report;
 use fastice_bench::suite::{KernelPeer, Plan};
-use fastice_bench::{count, machine, scale, server};
+use fastice_bench::{count, machine, scale, server, target};
 
 /// Sets fastice beside its peers
 #[derive(Debug, Parser)]
@@ -36,6 +36,14 @@ enum Command {
     },
     /// A million extents in one file, a thousand pinned files: time, memory, lookups, watching (root)
     Scale(Scale),
+    /// The target over TCP on loopback, beside a bare responder: the ceiling of the kernel's TCP
+    Target(Target),
+    /// A target until standard input ends; started by `target`
+    #[command(hide = true)]
+    ServeTarget {
+        /// What answers
+        served: target::Served,
+    },
     /// Instructions a read of the driver, counted by valgrind
     Instructions(Instructions),
     /// Puts the rows of a report that was made elsewhere, such as in a guest, into another
@@ -115,6 +123,28 @@ struct Scale {
 }
 
 #[derive(Debug, Args)]
+struct Target {
+    /// Queue depths
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_values_t = [1, 32, 128],
+        value_name = "N,N",
+        value_parser = clap::value_parser!(u16).range(1..=1023),
+    )]
+    depths: Vec<u16>,
+    /// Rounds of each side; an odd number has a middle one
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    rounds: usize,
+    /// Milliseconds of a round
+    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    round_ms: u64,
+    /// Where the rows go, into what is there
+    #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+    report: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct Instructions {
     /// Queue depths
     #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 128], value_name = "N,N")]
@@ -138,6 +168,8 @@ fn main() -> ExitCode {
         Command::Driver(options) => driver(&options),
         Command::Count { depth, reads } => count::run(depth, reads),
         Command::Scale(options) => at_scale(&options),
+        Command::Target(options) => target_over_tcp(&options),
+        Command::ServeTarget { served } => target::serve(served),
         Command::Instructions(options) => instructions(&options),
         Command::Merge { from, report } => merge(&from, &report),
         Command::ServeModel { socket } => server::serve(&socket),
@@ -188,6 +220,21 @@ fn at_scale(options: &Scale) -> Result<()> {
     let Scale { extents, files, rounds, .. } = *options;
     let mut report = Report::load(&options.report)?;
     let plan = scale::Plan { extents, files, rounds, machine: machine::describe(), tell: say };
+    let mut rows = Vec::new();
+    plan.run(&mut rows)?;
+    report.merge(rows);
+    Ok(report.save(&options.report)?)
+}
+
+fn target_over_tcp(options: &Target) -> Result<()> {
+    let mut report = Report::load(&options.report)?;
+    let plan = target::Plan {
+        depths: options.depths.clone(),
+        rounds: options.rounds,
+        time: Duration::from_millis(options.round_ms),
+        machine: machine::describe(),
+        tell: say,
+    };
     let mut rows = Vec::new();
     plan.run(&mut rows)?;
     report.merge(rows);

@@ -23,14 +23,14 @@ const LISTENING: &[u8] = b"listening\n";
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The first and the last processor that this thread may use.
-fn both_ends() -> Result<(CpuSet, [usize; 2])> {
+pub(crate) fn both_ends() -> Result<(CpuSet, [usize; 2])> {
     let allowed = sched_getaffinity(None)?;
     let mut usable = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
     let first = usable.next().context("there is no processor")?;
     Ok((allowed, [first, usable.next_back().unwrap_or(first)]))
 }
 
-fn stay_on(cpu: usize) -> Result<()> {
+pub(crate) fn stay_on(cpu: usize) -> Result<()> {
     let mut only = CpuSet::new();
     only.set(cpu);
     Ok(sched_setaffinity(None, &only)?)

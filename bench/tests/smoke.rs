@@ -19,6 +19,36 @@ fn bench(arguments: &[&str], report: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+fn well_formed(report: &Report) {
+    for row in &report.rows {
+        assert!(row.ours.is_finite() && row.ours_min <= row.ours_max && row.rounds > 0, "{row:?}");
+        assert!(!row.unit.is_empty() && !row.machine.is_empty() && !row.method.is_empty(), "{row:?}");
+        assert_eq!(row.peer.is_some(), row.peer_name.is_some(), "{row:?}");
+        assert_eq!(row.peer.is_some(), row.ratio.is_some(), "{row:?}");
+        assert_eq!(row.bar.is_some(), row.met.is_some(), "{row:?}");
+    }
+}
+
+#[test]
+fn the_target_is_measured_beside_the_bare_responder() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("report.json");
+    bench(&["target", "--rounds", "1", "--round-ms", "1", "--depths", "1,4"], &path);
+    let report = Report::load(&path).unwrap();
+    well_formed(&report);
+    let names: HashSet<_> = report.rows.iter().map(|row| row.name.as_str()).collect();
+    for name in [
+        "target/null/randread/qd1/p50",
+        "target/null/randwrite/qd1/p99",
+        "target/null/randread/qd4/iops",
+        "target/memory/randwrite/qd4/iops",
+        "target/round-trip",
+    ] {
+        assert!(names.contains(name), "{name} is missing from {names:?}");
+    }
+    assert!(report.rows.iter().all(|row| row.ours > 0.0), "something was done: {report:?}");
+}
+
 #[test]
 fn the_driver_is_measured_and_the_report_is_well_formed() {
     let directory = tempfile::tempdir().unwrap();
@@ -42,13 +72,7 @@ fn the_driver_is_measured_and_the_report_is_well_formed() {
     ] {
         assert!(names.contains(name), "{name} is missing from {names:?}");
     }
-    for row in &report.rows {
-        assert!(row.ours.is_finite() && row.ours_min <= row.ours_max && row.rounds > 0, "{row:?}");
-        assert!(!row.unit.is_empty() && !row.machine.is_empty() && !row.method.is_empty(), "{row:?}");
-        assert_eq!(row.peer.is_some(), row.peer_name.is_some(), "{row:?}");
-        assert_eq!(row.peer.is_some(), row.ratio.is_some(), "{row:?}");
-        assert_eq!(row.bar.is_some(), row.met.is_some(), "{row:?}");
-    }
+    well_formed(&report);
     let barred = report.rows.iter().filter(|row| row.bar.is_some()).count();
     assert_eq!(barred, 6, "what must be met is stated");
     let shown = bench(&["show"], &path);

@@ -1,4 +1,4 @@
-//! A connection without manners, for tests: sends any bytes, and reads what comes back PDU by PDU.
+//! A connection without manners, for tests and benches: sends any bytes, and reads what comes back PDU by PDU.
 //!
 //! Nothing is retried or held back here, and only what is read is checked.
 
@@ -54,6 +54,12 @@ impl RawConnection {
         })?;
         stream.set_nodelay(true).map_err(InitiatorError::closed)?;
         Ok(Self { stream, rules: PduRules::initializing(Receiver::Host), unread: Vec::new() })
+    }
+
+    /// The socket itself; `None` when bytes were received that nobody has read.
+    #[must_use]
+    pub fn into_stream(self) -> Option<TcpStream> {
+        self.unread.is_empty().then_some(self.stream)
     }
 
     /// Exchanges ICReq and ICResp.

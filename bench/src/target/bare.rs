@@ -1,0 +1,101 @@
+//! The bare responder: what the kernel's TCP gives when the target has no work at all.
+//!
+//! It receives, answers every whole capsule with a response of the right length that has its CID, and does nothing else: no
+//! state, no checks, no device. Nothing that speaks the protocol can be faster on this machine by this way to the kernel, so
+//! it is the ceiling to close in on. Never use it for more.
+
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use anyhow::{Context, Result};
+use fastice::tcp::pdu::{PduType, flags};
+
+use super::light::{C2H_CCCID_AT, RESPONSE_HEADER_LEN, UNIT_LEN, Work};
+
+/// Where the CID is in a command capsule: behind the common header, in dword 0.
+const CID_AT: usize = 10;
+const PIECE_LEN: usize = 1 << 20;
+/// Parts of a `writev` (`UIO_MAXIOV`).
+const PARTS_MAX: usize = 1024;
+
+/// Answers one connection after the other until the process ends.
+///
+/// # Errors
+/// When a connection breaks otherwise than by its end.
+pub fn answer(listener: &TcpListener, work: Work) -> Result<()> {
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        match converse(&mut stream, work) {
+            Err(error) if is_end(&error) => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+fn is_end(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
+}
+
+fn converse(stream: &mut TcpStream, work: Work) -> Result<()> {
+    let payload = vec![0; work.response_len() - RESPONSE_HEADER_LEN];
+    let (mut space, mut filled) = (vec![0; PIECE_LEN], 0);
+    let mut headers: Vec<[u8; RESPONSE_HEADER_LEN]> = Vec::new();
+    loop {
+        let len = match stream.read(space.get_mut(filled..).unwrap_or_default()) {
+            Ok(0) => return Ok(()),
+            Ok(len) => len,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error.into()),
+        };
+        filled += len;
+        let whole = filled - filled % work.capsule_len();
+        headers.clear();
+        for capsule in space.get(..whole).unwrap_or_default().chunks_exact(work.capsule_len()) {
+            let cid = capsule.get(CID_AT..CID_AT + 2).context("a capsule that is too short")?;
+            headers.push(response(work, [cid[0], cid[1]]));
+        }
+        space.copy_within(whole..filled, 0);
+        filled -= whole;
+        for headers in headers.chunks(PARTS_MAX / 2) {
+            let parts = headers.iter().flat_map(|header| [IoSlice::new(header), IoSlice::new(&payload)]);
+            write_all(stream, &mut parts.filter(|part| !part.is_empty()).collect::<Vec<_>>())?;
+        }
+    }
+}
+
+fn response(work: Work, cid: [u8; 2]) -> [u8; RESPONSE_HEADER_LEN] {
+    let small = |value: usize| u8::try_from(value).unwrap_or_default();
+    let mut header = [0; RESPONSE_HEADER_LEN];
+    let plen = u32::try_from(work.response_len()).unwrap_or_default().to_le_bytes();
+    header[4..8].copy_from_slice(&plen);
+    header[2] = small(RESPONSE_HEADER_LEN);
+    match work {
+        Work::Read => {
+            header[0] = PduType::C2H_DATA.0;
+            header[1] = flags::LAST | flags::SUCCESS;
+            header[3] = small(RESPONSE_HEADER_LEN);
+            header[C2H_CCCID_AT..C2H_CCCID_AT + 2].copy_from_slice(&cid);
+            header[16..20].copy_from_slice(&UNIT_LEN.to_le_bytes());
+        }
+        Work::Write => {
+            header[0] = PduType::CAPSULE_RESP.0;
+            header[20..22].copy_from_slice(&cid);
+        }
+    }
+    header
+}
+
+fn write_all(stream: &mut TcpStream, mut parts: &mut [IoSlice<'_>]) -> Result<()> {
+    while !parts.is_empty() {
+        match stream.write_vectored(parts) {
+            Ok(len) => IoSlice::advance_slices(&mut parts, len),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
