@@ -128,3 +128,31 @@ fn what_was_acknowledged_before_the_recall_is_in_the_file_and_a_reload_serves_it
 fn denied(path: &Path) -> Option<i32> {
     File::open(path).err().as_ref().and_then(io::Error::raw_os_error)
 }
+
+#[test]
+fn fifty_files_that_are_wanted_at_once_are_let_go_side_by_side() {
+    const FILES: usize = 50;
+    let Some(lab) = Lab::new("fifty recalls", &Spec::XFS) else { return };
+    let files: Vec<_> = (0..FILES).map(|number| lab.fs.path(&format!("file-{number}"))).collect();
+    for path in &files {
+        let file = create(path);
+        file.write_all_at(&[0x5A; 65536], 0).expect("room");
+        file.sync_all().expect("a disk");
+    }
+    let paths: Vec<&Path> = files.iter().map(AsRef::as_ref).collect();
+    let daemon = lab.serve(&lab.open_config(any_port(), &paths));
+    paths.iter().for_each(|path| clear_immutable_behind(daemon.pid(), path));
+    let took = std::thread::scope(|scope| {
+        let openers: Vec<_> = paths.iter().map(|path| scope.spawn(|| truncate(path, 4096))).collect();
+        openers.into_iter().map(|opener| opener.join().expect("it gets in")).max()
+    });
+    assert!(took < Some(LET_GO_MAX), "the last one after {took:?}: {}", daemon.log());
+    eventually("all are let go", || daemon.log().matches("drained and let go").count() == FILES);
+    for path in &paths {
+        assert!(lab.incident(path).is_some(), "{}", path.display());
+    }
+    let fences = lab.json(&["status", "--json"], 0)["targets"][0]["fences"].clone();
+    assert_eq!((&fences["count"], &fences["not_drained"]), (&FILES.into(), &0.into()), "{fences}");
+    daemon.stop();
+    lab.fastice(&["unpin", "--force"], &paths, 0);
+}
