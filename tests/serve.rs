@@ -41,5 +41,7 @@ mod side_by_side;
 mod stop;
 #[path = "serve/stopped.rs"]
 mod stopped;
+#[path = "serve/unmounted.rs"]
+mod unmounted;
 #[path = "serve/watch.rs"]
 mod watch;

@@ -258,6 +258,11 @@ fn judge(pin: &StoredPin, holder: Option<&Owner>) -> (PinState, String) {
     }
     match verify_stored(pin) {
         Ok(report) => judge_report(pin, &report),
+        Err(ExtentError::Io { source, .. })
+            if source.kind() == io::ErrorKind::NotFound && is_unmounted(pin) =>
+        {
+            (PinState::Missing, "its filesystem is not mounted there, or is another since: mount it; unpin --force forgets a file that is gone".to_owned())
+        }
         Err(ExtentError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             (PinState::Missing, "no file at this path: unpin --force forgets it".to_owned())
         }
@@ -277,6 +282,7 @@ fn judge_held(pin: &StoredPin, owner: &Owner) -> (PinState, String) {
     }
     let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO);
     match stat {
+        _ if is_unmounted(pin) => (PinState::Guarded, format!("{by}, its filesystem is not mounted there")),
         Ok(stat) if stat.stx_ino != pin.identity.inode => {
             (PinState::Replaced, format!("held {by}, but another file is at this path"))
         }
@@ -289,6 +295,16 @@ fn judge_held(pin: &StoredPin, owner: &Owner) -> (PinState, String) {
         }
         Ok(_) | Err(_) => (PinState::Guarded, by),
     }
+}
+
+/// Whether the place of the file is on another filesystem now, or gone with its mount point; by numbers, which a reboot may
+/// give to others.
+fn is_unmounted(pin: &StoredPin) -> bool {
+    let device = pin.identity.filesystem.device;
+    let mut places = pin.path().ancestors();
+    places
+        .find_map(|place| rustix::fs::statx(CWD, place, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO).ok())
+        .is_some_and(|stat| (stat.stx_dev_major, stat.stx_dev_minor) != (device.major, device.minor))
 }
 
 fn judge_report(pin: &StoredPin, report: &VerifyReport) -> (PinState, String) {

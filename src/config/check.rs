@@ -419,22 +419,23 @@ impl Checker<'_> {
         let backing = if let Some(file) = raw.file {
             let path = self.file(nqn, &file)?;
             let device = self.device_way(raw.device);
-            if let (DeviceWay::HandedOver, Some(prepare)) = (device, &raw.prepare) {
+            let is_unmounted = matches!(device, DeviceWay::HandedOver | DeviceWay::Unmounted);
+            if let (true, Some(prepare)) = (is_unmounted, &raw.prepare) {
                 self.refuse(
                     prepare.span(),
                     "prepare works while the filesystem is mounted: `fastice pin --prepare`",
                 );
             }
-            if let (DeviceWay::HandedOver, Some(mtime)) = (device, &raw.update_mtime) {
+            if let (true, Some(mtime)) = (is_unmounted, &raw.update_mtime) {
                 self.refuse(mtime.span(), "update_mtime takes a mounted filesystem");
             }
-            if let (DeviceWay::HandedOver, Some(guard)) = (device, &raw.guard) {
+            if let (true, Some(guard)) = (is_unmounted, &raw.guard) {
                 self.refuse(
                     guard.span(),
                     "guard works while the filesystem is mounted: `fastice pin --guard`",
                 );
             }
-            if let (DeviceWay::HandedOver, Some(readers)) = (device, &raw.local_readers) {
+            if let (true, Some(readers)) = (is_unmounted, &raw.local_readers) {
                 self.refuse(readers.span(), "local_readers takes a mounted filesystem");
             }
             let read_only =
@@ -469,7 +470,8 @@ impl Checker<'_> {
 
     fn device_way(&mut self, device: Option<Spanned<DeviceWay>>) -> DeviceWay {
         let Some(device) = device else { return DeviceWay::default() };
-        if *device.get_ref() != DeviceWay::Uring && !self.any_controller {
+        let is_ours = matches!(device.get_ref(), DeviceWay::Nvme | DeviceWay::HandedOver);
+        if is_ours && !self.any_controller {
             self.refuse(
                 device.span(),
                 "no [[nvme]]: name the controller to drive, such as pci = \"0000:01:00.0\"",

@@ -267,7 +267,10 @@ pub enum DeviceWay {
     Uring,
     /// Our own driver, on a controller of `[[nvme]]` that has the namespace under the filesystem.
     Nvme,
-    /// The same, for a file that was pinned before its filesystem was unmounted and its controller taken from the
+    /// `io_uring` and direct I/O for a file that was pinned before its filesystem was unmounted: its device is held exclusively,
+    /// so that nobody mounts it, and the recorded map is served when the device itself holds it.
+    Unmounted,
+    /// By our own driver, for a file that was pinned before its filesystem was unmounted and its controller taken from the
     /// kernel: the recorded map is served when the device itself holds it.
     HandedOver,
 }

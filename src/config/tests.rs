@@ -199,6 +199,9 @@ fn what_a_guard_does_not_go_with_is_refused() {
     );
     let told = reasons(&model).join("\n");
     assert!(told.contains("guard works while the filesystem is mounted"), "{told}");
+    let unmounted = "device = \"unmounted\"\nguard = \"default\"\nlocal_readers = \"allow\"\nprepare = true\nupdate_mtime = true";
+    assert_eq!(reasons(&file(unmounted)).len(), 4, "all of them take a mounted filesystem");
+    good(&file("device = \"unmounted\""));
     assert!(bad(&file("guard = \"lock\"")).contains("frozen-filesystem"), "the words are told");
     for guard in GuardMode::ALL {
         let config = good(&file(&format!("guard = \"{guard}\"")));

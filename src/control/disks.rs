@@ -26,7 +26,7 @@ use crate::chain::Chain;
 use crate::config::{DeviceWay, NvmeChoice};
 use crate::extent::{
     CommandsHold, DiskIdentity, ExtentError, FrozenMap, HandedOver, IdentityVerdict, NamespaceIdentity,
-    PinnedFile, StateDir, is_let_go, stored_pin, take_over, verify_on_device,
+    PinnedFile, StateDir, Unmounted, is_let_go, stored_pin, take_over, take_unmounted, verify_on_device,
 };
 use crate::fabrics::{Export, FenceReason, Target};
 
@@ -41,6 +41,8 @@ pub(super) struct Disks {
     /// Knows which controllers are driven, for whoever comes after a kill.
     commands: Arc<CommandsHold>,
     uring: BTreeMap<(u32, u32, bool), Weak<UringDevice>>,
+    /// Devices of filesystems that nobody can mount meanwhile.
+    unmounted: Vec<Weak<Unmounted>>,
     controllers: BTreeMap<NvmeWay, Weak<NvmeController>>,
     nvme: BTreeMap<NvmeKey, Weak<NvmeDevice>>,
     /// Controllers that were asked; those without a device in use end with [`Disks::settle`].
@@ -63,6 +65,7 @@ impl Disks {
             reach,
             commands,
             uring: BTreeMap::new(),
+            unmounted: Vec::new(),
             controllers: BTreeMap::new(),
             nvme: BTreeMap::new(),
             asked: Vec::new(),
@@ -83,7 +86,7 @@ impl Disks {
     ) -> Result<Arc<dyn BlockDevice>, DiskError> {
         let disk = &pinned.map().identity().disk;
         match way {
-            DeviceWay::Uring => self.open_uring(disk, read_only),
+            DeviceWay::Uring | DeviceWay::Unmounted => self.open_uring(disk, read_only),
             DeviceWay::Nvme | DeviceWay::HandedOver => {
                 let device = self.find(disk, choices)?;
                 let proof = prove(&device, &pinned.witness()?)?;
@@ -113,6 +116,37 @@ impl Disks {
         let taken = take_over(&stored, state, &mut filesystem)?;
         vouch(&device)?;
         Ok((taken, device))
+    }
+
+    /// A file of a filesystem that is not mounted, taken over by what its device holds, which is held exclusively from then on.
+    ///
+    /// # Errors
+    /// When the device is mounted or somebody else's, or does not hold the recorded map.
+    pub(super) fn take_unmounted(&mut self, path: &Path, state: &StateDir) -> Result<HandedOver, DiskError> {
+        let stored = stored_pin(path, state)?;
+        self.unmounted.retain(|held| held.strong_count() > 0);
+        let held = self.unmounted.iter().filter_map(Weak::upgrade).find(|held| held.is_of(&stored));
+        let held = match held {
+            Some(held) => held,
+            None => {
+                let held = Arc::new(Unmounted::hold(&stored)?);
+                self.unmounted.push(Arc::downgrade(&held));
+                held
+            }
+        };
+        Ok(take_unmounted(&stored, state, &held)?)
+    }
+
+    /// The whole disk under an unmounted file, by the kernel.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(super) fn of_unmounted(
+        &mut self,
+        map: &FrozenMap,
+        read_only: bool,
+    ) -> Result<Arc<dyn BlockDevice>, DiskError> {
+        self.open_uring(&map.identity().disk, read_only)
     }
 
     /// The disk under a file that was taken over before.

@@ -40,7 +40,7 @@ pub(super) enum Unfit {
 enum Held {
     /// Its filesystem is mounted, and the guards hold its map.
     Pinned { pinned: PinnedFile, tripwire: Arc<Tripwire> },
-    /// Its filesystem is not mounted, and the kernel cannot reach its blocks.
+    /// Its filesystem is not mounted, and cannot be meanwhile.
     HandedOver(HandedOver),
 }
 
@@ -140,6 +140,9 @@ impl Provider {
         let found = self.files.values().find_map(|held| match held {
             Held::Pinned { pinned, .. } if Arc::ptr_eq(pinned.map(), map) && pinned.watched().is_some() => {
                 Some(pinned.guards().iter().map(|guard| guard.name.to_owned()).collect())
+            }
+            Held::HandedOver(taken) if Arc::ptr_eq(taken.map(), map) && taken.is_held_exclusively() => {
+                Some(vec!["unmounted device, held exclusively".to_owned()])
             }
             _ => None,
         });
@@ -242,6 +245,11 @@ impl Provider {
                 let name = name_of(map.identity());
                 (device, Some(map), name)
             }
+            Backing::File { path, device: DeviceWay::Unmounted, .. } => {
+                let (map, device) = self.take_unmounted(path, namespace.read_only).map_err(device_error)?;
+                let name = name_of(map.identity());
+                (device, Some(map), name)
+            }
             Backing::File { path, prepare, device, update_mtime, guard, local_readers } => {
                 let wanted = PinOptions {
                     prepare: *prepare,
@@ -336,6 +344,26 @@ impl Provider {
         let (taken, device) = self.disks.take_over(path, &self.state, choices)?;
         let map = Arc::clone(taken.map());
         self.files.insert(path.to_owned(), Held::HandedOver(taken));
+        Ok((map, device))
+    }
+
+    /// A file of a filesystem that is not mounted, and its disk.
+    fn take_unmounted(
+        &mut self,
+        path: &Path,
+        read_only: bool,
+    ) -> Result<(Arc<FrozenMap>, Arc<dyn BlockDevice>), DiskError> {
+        let map = match self.files.get(path) {
+            // The namespace changed; the file is ours already.
+            Some(Held::HandedOver(taken)) => Arc::clone(taken.map()),
+            _ => {
+                let taken = self.disks.take_unmounted(path, &self.state)?;
+                let map = Arc::clone(taken.map());
+                self.files.insert(path.to_owned(), Held::HandedOver(taken));
+                map
+            }
+        };
+        let device = self.disks.of_unmounted(&map, read_only)?;
         Ok((map, device))
     }
 

@@ -61,6 +61,31 @@ impl Sysfs {
         Ok(None)
     }
 
+    /// The device that a filesystem on `disk` is on now, a partition or a whole disk, and what that disk is in this boot. It is
+    /// found by its identifiers, or where it told none by its name; and is cut as it was.
+    pub(super) fn filesystem_device(
+        &self,
+        disk: &DiskIdentity,
+    ) -> io::Result<Option<(DeviceNumber, DiskIdentity)>> {
+        for entry in fs::read_dir(self.root.join("block"))? {
+            let Ok(whole) = fs::canonicalize(entry?.path()) else { continue };
+            // Partitions are directories of their disk.
+            let parts = fs::read_dir(&whole).into_iter().flatten().flatten().map(|entry| entry.path());
+            let parts = parts.filter(|part| part.join("partition").exists());
+            for device in std::iter::once(whole.clone()).chain(parts) {
+                let Some(number) = text(&device, "dev").and_then(|text| parse_number(&text)) else {
+                    continue;
+                };
+                // What goes at this moment is not it.
+                let Ok(Ok(found)) = self.disk(number) else { continue };
+                if found.is_same_place(disk) {
+                    return Ok(Some((number, found)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// The length of a whole disk; `None` when there is none of that number.
     pub(super) fn len_of(&self, disk: DeviceNumber) -> io::Result<Option<ByteLen>> {
         match self.directory(disk) {
@@ -220,6 +245,32 @@ mod tests {
         fn disk(&self, device: DeviceNumber) -> Result<DiskIdentity, Violation> {
             Sysfs { root: self.root.path().to_path_buf() }.disk(device).unwrap()
         }
+    }
+
+    #[test]
+    fn the_device_of_a_filesystem_is_found_again_by_identity_and_not_by_name() {
+        let tree = Tree::new();
+        fs::create_dir(tree.root.path().join("block")).unwrap();
+        symlink("../devices/pci/nvme0/nvme0n1", tree.root.path().join("block/nvme0n1")).unwrap();
+        let sysfs = Sysfs { root: tree.root.path().to_path_buf() };
+        let number = |disk: &DiskIdentity| sysfs.filesystem_device(disk).unwrap().map(|found| found.0);
+        let [whole, part] = [DISK, PART].map(|device| tree.disk(device).unwrap());
+        assert_eq!((number(&whole), number(&part)), (Some(DISK), Some(PART)));
+        let renamed = DiskIdentity { name: "nvme3n1".to_owned(), ..part.clone() };
+        assert_eq!(number(&renamed), Some(PART), "names change");
+        let moved = ByteOffset(part.partition_start.get() + 512);
+        for other in [
+            DiskIdentity { nguid: Some("00-02".to_owned()), ..part.clone() },
+            DiskIdentity { partition_start: moved, ..part.clone() },
+            DiskIdentity { size: ByteLen(512), ..part.clone() },
+        ] {
+            assert_eq!(number(&other), None, "{other:?}");
+        }
+        // What tells no identifier is found by name and serial number.
+        let plain = DiskIdentity { nguid: None, eui64: None, wwid: None, ..part };
+        assert_eq!(number(&plain), Some(PART));
+        assert_eq!(number(&DiskIdentity { name: "sda".to_owned(), ..plain.clone() }), None);
+        assert_eq!(number(&DiskIdentity { serial: None, ..plain }), None);
     }
 
     #[test]

@@ -283,7 +283,8 @@ impl ExtentError {
             ),
             Self::Guard { guard, source, .. } => guard_remedy(guard, source.as_ref()),
             Self::KernelHasIt { .. } => {
-                "serve it while it is mounted, or unmount it and give its controller to fastice (`fastice device bind`)"
+                "serve it while it is mounted; or unmount it, and serve it with device = \"unmounted\", or give its controller to \
+                 fastice (`fastice device bind`)"
                     .to_owned()
             }
             Self::OnDisk { source, .. } => source.remedy().to_owned(),

@@ -1,4 +1,4 @@
-//! Serving a pinned file whose filesystem is unmounted and whose controller was taken from the kernel.
+//! Serving a pinned file whose filesystem is unmounted, and mostly its controller taken from the kernel.
 //!
 //! ```text
 //!   while mounted      pin (kept): map stored, file immutable
@@ -12,6 +12,9 @@
 //!
 //! No guard of the kernel is needed meanwhile, for the kernel cannot reach the device. What is checked instead is that
 //! this is so, and that what the filesystem wrote last agrees with what was frozen.
+//!
+//! A disk that the kernel keeps is served by it in the same way, when the device of the filesystem is held exclusively, so that
+//! nobody mounts it: [`take_unmounted`].
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -28,12 +31,15 @@ use super::pin::no_record;
 use super::record::StoredPin;
 use super::state::{PinLock, StateDir};
 use super::timeline::PinStep;
+use super::unmounted::Unmounted;
 
 /// A pinned file that is reached without its filesystem. Dropped, it lets go of the record, which stays.
 #[derive(Debug)]
 pub struct HandedOver {
     map: Arc<FrozenMap>,
     _lock: PinLock,
+    /// Where the kernel still has the disk: what keeps it from mounting the filesystem.
+    held: Option<Arc<Unmounted>>,
 }
 
 impl HandedOver {
@@ -41,6 +47,12 @@ impl HandedOver {
     #[must_use]
     pub const fn map(&self) -> &Arc<FrozenMap> {
         &self.map
+    }
+
+    /// Whether the kernel still has the disk, whose filesystem nobody can mount meanwhile.
+    #[must_use]
+    pub const fn is_held_exclusively(&self) -> bool {
+        self.held.is_some()
     }
 }
 
@@ -78,14 +90,34 @@ pub fn take_over(
     state: &StateDir,
     device: &mut dyn ReadAt,
 ) -> Result<HandedOver, ExtentError> {
-    take_over_beside(&Sysfs::system(), stored, state, device)
+    let is_let_go = |stored: &StoredPin| refuse_if_the_kernel_has_it(&Sysfs::system(), stored, stored.path());
+    take(stored, state, device, &is_let_go, None)
 }
 
-fn take_over_beside(
-    sysfs: &Sysfs,
+/// Takes the file of `stored` over from `device`, which is held exclusively and so mounted nowhere: proves that it holds the
+/// stored map.
+///
+/// # Errors
+/// As [`take_over`].
+pub fn take_unmounted(
+    stored: &StoredPin,
+    state: &StateDir,
+    device: &Arc<Unmounted>,
+) -> Result<HandedOver, ExtentError> {
+    let is_of = |stored: &StoredPin| match device.is_of(stored) {
+        true => Ok(()),
+        false => Err(no_record(stored.path())),
+    };
+    take(stored, state, &mut &**device, &is_of, Some(device))
+}
+
+/// `is_free` tells whether nothing but us can reach the blocks of a record.
+fn take(
     stored: &StoredPin,
     state: &StateDir,
     device: &mut dyn ReadAt,
+    is_free: &dyn Fn(&StoredPin) -> Result<(), ExtentError>,
+    held: Option<&Arc<Unmounted>>,
 ) -> Result<HandedOver, ExtentError> {
     let path = stored.path().to_path_buf();
     // First without the lock, which others need.
@@ -99,19 +131,21 @@ fn take_over_beside(
     // It may have changed hands since it was looked up.
     let stored = state.load(&key)?.ok_or_else(|| no_record(&path))?;
     state.await_commands_of(&stored.owner, &path)?;
-    refuse_if_the_kernel_has_it(sysfs, &stored, &path)?;
+    is_free(&stored)?;
     let extents = stored.map.as_ref().map_or(&[][..], |map| &map.extents);
     prove(&stored.identity, extents, device)?;
     let Some(map) = &stored.map else { return Err(no_record(&path)) };
-    let frozen =
-        FrozenMap::from_extents(stored.identity.clone(), stored.generation, map.extents.iter().copied())?;
+    // Names and numbers of disks hold for one boot.
+    let disk = held.map_or(&stored.identity.disk, |held| held.disk()).clone();
+    let identity = MapIdentity { disk, ..stored.identity.clone() };
+    let frozen = FrozenMap::from_extents(identity.clone(), stored.generation, map.extents.iter().copied())?;
     if frozen.checksum() != map.checksum {
         return Err(ExtentError::State { path, problem: StateProblem::Checksum });
     }
-    state.store(&StoredPin { owner: Owner::this_process(), ..stored })?;
+    state.store(&StoredPin { owner: Owner::this_process(), identity, ..stored })?;
     state.note(&key, frozen.generation(), PinStep::TakenOver, "");
     tracing::info!(path = %path.display(), generation = frozen.generation(), "taken over from the device itself");
-    Ok(HandedOver { map: Arc::new(frozen), _lock: lock })
+    Ok(HandedOver { map: Arc::new(frozen), _lock: lock, held: held.cloned() })
 }
 
 /// While the kernel can reach the blocks, only the guards of a living pin hold them still.

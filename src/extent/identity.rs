@@ -106,6 +106,22 @@ pub struct DiskIdentity {
 }
 
 impl DiskIdentity {
+    /// Whether it is the same disk, by the identifiers that it tells or else by its name, and the filesystem is at the same place.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let is_cut_alike = self.size == other.size
+            && self.logical_block_size == other.logical_block_size
+            && self.partition_start == other.partition_start
+            && self.partition_len == other.partition_len;
+        let told = [(&self.nguid, &other.nguid), (&self.eui64, &other.eui64), (&self.wwid, &other.wwid)];
+        let mut told = told.into_iter().filter(|(_, other)| other.is_some()).peekable();
+        let is_same_disk = match told.peek() {
+            Some(_) => told.all(|(mine, other)| mine == other),
+            None => self.name == other.name && self.serial == other.serial,
+        };
+        is_cut_alike && is_same_disk
+    }
+
     /// What it is called as an NVMe namespace; empty for other disks.
     #[must_use]
     pub fn namespace(&self) -> NamespaceIdentity {

@@ -65,6 +65,7 @@ mod sys;
 mod tests;
 mod timeline;
 mod undo;
+mod unmounted;
 mod unpin;
 mod verify;
 mod watch;
@@ -84,7 +85,7 @@ pub use guard::{
     Baseline, Doubt, Incident, OnRecall, Oversight, RecallReason, RecallWatch, Warden, WatchReport,
     lease_break_time,
 };
-pub use handover::{HandedOver, is_let_go, stored_pin, take_over, verify_on_device};
+pub use handover::{HandedOver, is_let_go, stored_pin, take_over, take_unmounted, verify_on_device};
 pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};
 pub use lookup::{LookupCursor, Segment, Segments};
 pub use map::{Extent, FrozenMap};
@@ -104,6 +105,7 @@ pub use record::{StoredMap, StoredPin};
 pub use state::StateDir;
 pub use survey::{Survey, accept, read_map, survey};
 pub use timeline::{MovedBlocks, PinEvent, PinStep, StoredIncident};
+pub use unmounted::Unmounted;
 pub use unpin::{UnpinReport, unpin};
 pub use verify::{VerifyReport, verify_stored};
 pub use watch::{SecondLook, WatchOptions, WatchPlan};

@@ -30,7 +30,12 @@ pub(super) fn check_config(checks: &mut Vec<Check>, config: &Config, path: Optio
         let Backing::File { path, device, prepare, .. } = &namespace.backing else { continue };
         let access = if namespace.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         checks.push(match device {
-            DeviceWay::HandedOver => handed_over(path, &config.state_dir),
+            DeviceWay::HandedOver => handed_over(
+                path,
+                &config.state_dir,
+                "unmount it and give its controller to fastice: `fastice device bind`",
+            ),
+            DeviceWay::Unmounted => handed_over(path, &config.state_dir, "unmount it"),
             DeviceWay::Uring => file(path, *prepare, Some(access), namespace.block_size),
             DeviceWay::Nvme => file(path, *prepare, None, namespace.block_size),
         });
@@ -118,7 +123,7 @@ fn bind_remedy(address: SocketAddr, error: &io::Error) -> String {
 
 /// Whether there is a record of a file that is to be served without its filesystem. What the device holds is for `serve`
 /// to see: it takes the controller.
-fn handed_over(path: &Path, state_dir: &Path) -> Check {
+fn handed_over(path: &Path, state_dir: &Path, when_mounted: &str) -> Check {
     const ID: &str = "file";
     let name = path.display();
     let remedy = format!("mount its filesystem, `fastice pin {name}`, unmount it");
@@ -128,12 +133,10 @@ fn handed_over(path: &Path, state_dir: &Path) -> Check {
         Err(error) => return Check::fail(ID, format!("{name}: {:#}", error.error), remedy),
     };
     match stored {
-        Err(error) => Check::fail(ID, format!("{name} cannot be handed over: {error}"), remedy),
-        Ok(_) if path.exists() => Check::warn(
-            ID,
-            format!("{name} is pinned, and its filesystem is still mounted"),
-            "unmount it and give its controller to fastice: `fastice device bind`",
-        ),
+        Err(error) => Check::fail(ID, format!("{name} cannot be served unmounted: {error}"), remedy),
+        Ok(_) if path.exists() => {
+            Check::warn(ID, format!("{name} is pinned, and its filesystem is still mounted"), when_mounted)
+        }
         Ok(stored) => {
             let generation = stored.generation;
             Check::ok(ID, format!("{name} is recorded (generation {generation}) and not mounted"))
