@@ -14,9 +14,9 @@ pub(super) enum Opens {
     Overrun,
 }
 
-/// Reads pending permission events of `group` and answers each. `lets_in` tells whether another process may open the file
-/// with this descriptor.
-pub(super) fn answer(group: &OwnedFd, lets_in: &dyn Fn(&OwnedFd) -> bool) -> io::Result<Opens> {
+/// Reads pending permission events of `group` and answers each. `hand_on` takes the descriptor of a file that another process
+/// opens, and gives it back when that is to be denied; else it is answered by whoever has it then.
+pub(super) fn answer(group: &OwnedFd, hand_on: &dyn Fn(OwnedFd) -> Option<OwnedFd>) -> io::Result<Opens> {
     let mut buffer = [0_u8; 4096];
     let len = match rustix::io::read(group, &mut buffer) {
         // The kernel has denied by itself where it could not give us a descriptor: the file's lease is breaking.
@@ -36,22 +36,27 @@ pub(super) fn answer(group: &OwnedFd, lets_in: &dyn Fn(&OwnedFd) -> bool) -> io:
             opens = Opens::Overrun;
         }
         let Some(fd) = sys::event_descriptor(event.fd) else { continue };
-        let mine = u32::try_from(event.pid).ok() == Some(std::process::id());
-        let allowed = mine || lets_in(&fd);
-        let verdict = if allowed { libc::FAN_ALLOW } else { libc::FAN_DENY };
-        let mut response = [0; 8];
-        response[..4].copy_from_slice(&fd.as_raw_fd().to_ne_bytes());
-        response[4..].copy_from_slice(&verdict.to_ne_bytes());
-        match rustix::io::write(group, &response) {
-            // The opener was killed while it waited.
-            Ok(_) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if !allowed {
+        if u32::try_from(event.pid).ok() == Some(std::process::id()) {
+            respond(group, &fd, true)?;
+        } else if let Some(fd) = hand_on(fd) {
+            respond(group, &fd, false)?;
             tracing::debug!(pid = event.pid, "denied an open of a pinned file");
         }
     }
     Ok(opens)
+}
+
+/// Tells the kernel what becomes of the open that it has asked about with this descriptor.
+pub(super) fn respond(group: &OwnedFd, fd: &OwnedFd, allowed: bool) -> io::Result<()> {
+    let verdict = if allowed { libc::FAN_ALLOW } else { libc::FAN_DENY };
+    let mut response = [0; 8];
+    response[..4].copy_from_slice(&fd.as_raw_fd().to_ne_bytes());
+    response[4..].copy_from_slice(&verdict.to_ne_bytes());
+    match rustix::io::write(group, &response) {
+        // The opener was killed while it waited.
+        Ok(_) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `struct fanotify_event_metadata`: event_len u32, vers u8, reserved u8, metadata_len u16, mask u64, fd i32, pid i32.

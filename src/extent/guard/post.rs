@@ -142,17 +142,17 @@ impl Post {
         self.place == place
     }
 
-    /// Whether another process may open the file. What is cached of it is dropped then, so that nothing is read that is
-    /// older than the open.
+    /// Whether other processes may open the file.
     pub(super) fn lets_in(&self) -> bool {
-        if self.readers == LocalReaders::Refuse {
-            return false;
-        }
+        self.readers == LocalReaders::Allow
+    }
+
+    /// Drops what is cached of the file, so that whoever opens it now reads nothing that is older.
+    pub(super) fn drop_cache(&self) {
         if let Err(error) = readers::drop_cache(&self.file) {
             let path = self.path.display();
             tracing::warn!(%path, %error, "cannot drop the page cache: a local reader may see old data");
         }
-        true
     }
 
     /// Recalls when the kernel says that the lease is another than the one that was taken.

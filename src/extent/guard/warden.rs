@@ -32,12 +32,17 @@ pub struct Warden {
     watch: Watch,
 }
 
+/// A file that a reader opens, and the descriptor by which the kernel asks about that.
+type Opening = (Arc<Post>, OwnedFd);
+
 /// What the threads share.
 pub(in crate::extent) struct Shared {
     group: OwnedFd,
     stop: OwnedFd,
     posts: Mutex<BTreeMap<u64, Arc<Post>>>,
     next: AtomicU64,
+    /// Lets readers in, where they are.
+    doorman: Mutex<Option<mpsc::Sender<Opening>>>,
     pub(in crate::extent) oversight: Arc<Oversight>,
     /// What the guard thread did by the clock and the watch has not counted yet, in processor time.
     rounds_ns: AtomicU64,
@@ -53,11 +58,36 @@ impl Shared {
         self.lock().iter().map(|(id, post)| (*id, Arc::clone(post))).collect()
     }
 
-    /// Whether another process may open this file. It may not when nobody knows it.
-    fn lets_in(&self, file: &OwnedFd) -> bool {
-        let Ok(stat) = rustix::fs::fstat(file) else { return false };
+    /// Hands the open of this file on to who lets readers in. Gives it back when nobody may open it, or nobody knows it.
+    fn hand_on(&self, file: OwnedFd) -> Option<OwnedFd> {
+        let Ok(stat) = rustix::fs::fstat(&file) else { return Some(file) };
         let post = self.lock().values().find(|post| post.is_at((stat.st_dev, stat.st_ino))).cloned();
-        post.is_some_and(|post| post.lets_in())
+        let Some(post) = post.filter(|post| post.lets_in()) else { return Some(file) };
+        let doorman = self.doorman.lock().unwrap_or_else(PoisonError::into_inner);
+        match doorman.as_ref() {
+            None => Some(file),
+            Some(doorman) => doorman.send((post, file)).err().map(|mpsc::SendError((_, file))| file),
+        }
+    }
+
+    /// Starts the thread that lets readers in, unless it is there: a gigabyte in the page cache takes some 60 ms to drop, which
+    /// must not hold up the recalls. It ends with the last that can hand it something.
+    fn start_doorman(&self) -> io::Result<()> {
+        let mut doorman = self.doorman.lock().unwrap_or_else(PoisonError::into_inner);
+        if doorman.is_some() {
+            return Ok(());
+        }
+        let (group, (hand_on, opens)) = (self.group.try_clone()?, mpsc::channel::<Opening>());
+        thread::Builder::new().name("fastice-readers".to_owned()).spawn(move || {
+            for (post, file) in opens {
+                post.drop_cache();
+                if let Err(error) = opens::respond(&group, &file, true) {
+                    tracing::error!(path = %post.path.display(), %error, "a local reader waits in vain");
+                }
+            }
+        })?;
+        *doorman = Some(hand_on);
+        Ok(())
     }
 
     /// One file.
@@ -98,6 +128,7 @@ impl Warden {
             stop,
             posts: Mutex::default(),
             next,
+            doorman: Mutex::default(),
             oversight,
             rounds_ns: AtomicU64::new(0),
         });
@@ -130,6 +161,9 @@ impl Warden {
 
     /// Takes a file in: opens of it are asked about from now on.
     pub(super) fn take_in(&self, post: &Arc<Post>) -> io::Result<u64> {
+        if post.lets_in() {
+            self.shared.start_doorman()?;
+        }
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         // Before the mark: what is asked about the file can be told to it.
         self.shared.lock().insert(id, Arc::clone(post));
@@ -246,7 +280,7 @@ impl Body {
             shared.posts().iter().for_each(|(_, post)| post.look_at_lease());
         }
         if opens.contains(PollFlags::IN)
-            && opens::answer(&shared.group, &|file| shared.lets_in(file))? == Opens::Overrun
+            && opens::answer(&shared.group, &|file| shared.hand_on(file))? == Opens::Overrun
         {
             shared.recall_all(
                 RecallReason::GuardFailed,
