@@ -41,6 +41,8 @@ mod side_by_side;
 mod stop;
 #[path = "serve/stopped.rs"]
 mod stopped;
+#[path = "serve/told.rs"]
+mod told;
 #[path = "serve/unmounted.rs"]
 mod unmounted;
 #[path = "serve/watch.rs"]

@@ -82,6 +82,12 @@ impl Out {
     }
 }
 
+/// A moment as logs have it.
+pub(super) fn time_of(unix_ms: u64) -> String {
+    let at = i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    at.map_or_else(|| unix_ms.to_string(), |at| format!("{at:.3}"))
+}
+
 /// The lines of a table; see [`Out::table`].
 fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<String> {
     let numeric = head.map(|name| name.ends_with(' '));

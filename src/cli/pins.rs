@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::StateDirArg;
 use super::exit::{Exit, Outcome};
 use super::files::existing_state;
-use super::out::{JsonFlag, Out};
+use super::out::{JsonFlag, Out, time_of};
 use super::served::{Served, served_with};
 use crate::config::format_size;
 use crate::extent::{
@@ -185,12 +185,6 @@ fn tell_more(row: &PinRow, out: &mut Out) -> io::Result<()> {
         out.line(format!("    {at}  generation {generation}  {step}{detail}"))?;
     }
     Ok(())
-}
-
-/// A moment as logs have it.
-fn time_of(unix_ms: u64) -> String {
-    let at = i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    at.map_or_else(|| unix_ms.to_string(), |at| format!("{at:.3}"))
 }
 
 /// Every record with the state of its file.

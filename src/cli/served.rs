@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::control::{WatchStatus, ask_all};
+use super::out::time_of;
+use crate::control::{RecallStatus, WatchStatus, ask_all};
+use crate::fabrics::{FencePolicy, FenceReason};
 
 /// A pinned file that a running target serves, by the target's own word.
 #[derive(Clone, Debug, Serialize)]
@@ -15,9 +17,20 @@ pub(super) struct Served {
     pub(super) pid: u32,
     /// `live`, `fenced` or `removed`.
     pub(super) grant: String,
-    /// Why it is fenced.
+    /// Why it is fenced: the word of a [`FenceReason`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
+    /// Since when it is fenced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) fenced_since_ms: Option<u64>,
+    /// What hosts see of a fence.
+    pub(super) on_fence: FencePolicy,
+    /// Why nobody holds the file any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) problem: Option<String>,
+    /// How often it was recalled since the target runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) recalls: Option<RecallStatus>,
     /// Which freeze of the file is served.
     pub(super) generation: u64,
     /// Extents of its map.
@@ -40,6 +53,10 @@ pub(super) fn served_with(state_dir: &Path) -> Vec<Served> {
                 pid,
                 grant: export.grant,
                 reason: export.reason,
+                fenced_since_ms: export.fenced_since_ms,
+                on_fence: export.on_fence,
+                problem: export.problem,
+                recalls: export.recalls,
                 generation: export.generation?,
                 extents: export.extents?,
                 guards: export.guards,
@@ -64,10 +81,11 @@ impl Served {
     /// For people, a line each.
     pub(super) fn lines(&self) -> Vec<String> {
         let Self { pid, grant, generation, extents, .. } = self;
-        let why = self.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        let mut lines = vec![format!(
-            "served by process {pid}: {grant}{why}, generation {generation}, {extents} extents"
-        )];
+        let mut lines =
+            vec![format!("served by process {pid}: {grant}, generation {generation}, {extents} extents")];
+        lines.extend(fenced(self.fenced_since_ms, self.reason.as_deref()));
+        lines.extend(recalled(self.recalls.as_ref()));
+        lines.extend(not_held(self.problem.as_deref()));
         lines.push(match self.guards.as_slice() {
             [] => "guards: none any more".to_owned(),
             guards => format!("guards: {}", guards.join(", ")),
@@ -83,5 +101,52 @@ impl Served {
             }
         });
         lines
+    }
+}
+
+/// What is to be known of a file that is named, and not held: it was let go, or could not be served at the start.
+pub(super) fn not_held(problem: Option<&str>) -> Option<String> {
+    let problem = problem?;
+    Some(format!(
+        "not served, and held by nobody: {problem}; when that is mended, a reload (SIGHUP) serves it"
+    ))
+}
+
+/// Since when an export is fenced, and why.
+pub(super) fn fenced(since_ms: Option<u64>, reason: Option<&str>) -> Option<String> {
+    let reason = reason?;
+    let since = since_ms.map(|since| format!(" since {}", time_of(since))).unwrap_or_default();
+    // A newer target may have reasons that nobody here knows.
+    let why = FenceReason::of_word(reason).map_or_else(|| reason.to_owned(), |known| known.to_string());
+    Some(format!("fenced{since}: {why}"))
+}
+
+/// How often a file was recalled, and for what the last time; nothing when it never was.
+pub(super) fn recalled(recalls: Option<&RecallStatus>) -> Vec<String> {
+    let Some(RecallStatus { recalls, doubts, cleared, not_drained, last: Some(last) }) = recalls else {
+        return Vec::new();
+    };
+    let detail = if last.detail.is_empty() { String::new() } else { format!(": {}", last.detail) };
+    vec![
+        format!("last recalled at {}: {}{detail}", time_of(last.at_ms), last.text),
+        format!(
+            "{recalls} recall(s), {doubts} doubt(s) of which {cleared} were cleared, {not_drained} not drained in time"
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fence_is_told_in_words_for_people() {
+        let told = fenced(Some(0), Some("map-in-doubt")).expect("it is fenced");
+        assert_eq!(
+            told,
+            "fenced since 1970-01-01T00:00:00.000Z: the file was recalled, or its map is in doubt"
+        );
+        assert_eq!(fenced(None, Some("of-tomorrow")).as_deref(), Some("fenced: of-tomorrow"));
+        assert_eq!(fenced(Some(0), None), None, "it is not");
     }
 }

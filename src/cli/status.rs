@@ -6,6 +6,7 @@ use super::StateDirArg;
 use super::exit::{Exit, Failure, Outcome};
 use super::out::{JsonFlag, Out};
 use super::pins::guard_and_readers;
+use super::served::{fenced, not_held, recalled};
 use crate::config::format_size;
 use crate::control::{ExportStatus, Status, ask_all};
 
@@ -52,14 +53,10 @@ fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
     out.line(format!("process {pid}, fastice {version}, up {uptime_s} s, at {}", addresses.join(", ")))?;
     let rows: Vec<_> = target.exports.iter().map(cells).collect();
     out.table(
-        ["grant", "nsid ", "generation ", "extents ", "guard", "looked at", "file", "subsystem"],
+        ["grant", "nsid ", "generation ", "extents ", "guard", "on fence", "looked at", "file", "subsystem"],
         &rows,
     )?;
-    for export in &target.exports {
-        if let (Some(path), Some(problem)) = (&export.path, &export.problem) {
-            out.line(format!("\n{} is not served: {problem}", path.display()))?;
-        }
-    }
+    target.exports.iter().try_for_each(|export| tell_more(export, out))?;
     if !target.hosts.is_empty() {
         let cells = |host: &crate::control::HostStatus| {
             [
@@ -89,18 +86,33 @@ fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
     Ok(())
 }
 
-fn cells(export: &ExportStatus) -> [String; 8] {
+/// Of an export that is fenced, or was: since when, why, and what holds the file now.
+fn tell_more(export: &ExportStatus, out: &mut Out) -> std::io::Result<()> {
+    let mut lines: Vec<String> =
+        fenced(export.fenced_since_ms, export.reason.as_deref()).into_iter().collect();
+    lines.extend(recalled(export.recalls.as_ref()));
+    lines.extend(not_held(export.problem.as_deref()));
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let name = export.path.as_ref().map_or_else(
+        || format!("namespace {} of {}", export.nsid, export.subsystem),
+        |path| path.display().to_string(),
+    );
+    out.line(format!("\n{name}"))?;
+    lines.iter().try_for_each(|line| out.line(format!("    {line}")))
+}
+
+fn cells(export: &ExportStatus) -> [String; 9] {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    let grant = match &export.reason {
-        Some(reason) => format!("{}: {reason}", export.grant),
-        None => export.grant.clone(),
-    };
+    let with = || guard_and_readers(export.guard, export.local_readers);
     [
-        grant,
+        export.grant.clone(),
         export.nsid.to_string(),
         number(export.generation),
         number(export.extents.and_then(|extents| u64::try_from(extents).ok())),
-        guard_and_readers(export.guard, export.local_readers),
+        export.problem.as_ref().map_or_else(with, |_| "none".to_owned()),
+        export.path.as_ref().map_or_else(|| "-".to_owned(), |_| export.on_fence.to_string()),
         export.watch.map_or_else(|| "-".to_owned(), |watch| watched(&watch)),
         export.path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
         export.subsystem.clone(),

@@ -25,6 +25,7 @@ use super::event::Event;
 use super::metrics::{Metrics, Source};
 use super::orphans;
 use super::provider::{Provider, Unfit};
+use super::recalls::Recalls;
 use super::status::Fences;
 use super::still::open_state_reaching;
 use crate::block::nvme::Reach;
@@ -54,6 +55,7 @@ pub(super) struct Server {
     /// For threads that work for the control thread.
     events: Sender<Event>,
     fences: Fences,
+    recalls: Recalls,
     drains: Drains,
     endings: Endings,
     /// Reloads that wait, and those whose last exports are being drained.
@@ -137,6 +139,7 @@ impl Server {
             drains: Drains::new(events.clone()),
             events,
             fences: Fences::new(),
+            recalls: Recalls::default(),
             endings: Endings::new(),
             asked: VecDeque::new(),
             reloaded: Vec::new(),

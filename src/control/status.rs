@@ -6,7 +6,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::recalls::RecallStatus;
 use crate::extent::{GuardMode, LocalReaders, WatchReport};
+use crate::fabrics::FencePolicy;
 
 /// A running target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,12 +58,21 @@ pub struct ExportStatus {
     pub path: Option<PathBuf>,
     /// `live`, `fenced`, `removed`, or `hidden`: a start could not serve its file, and hosts do not see it.
     pub grant: String,
-    /// Why it is fenced.
+    /// Why it is fenced: the word of a [`FenceReason`](crate::fabrics::FenceReason).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Why its file is not held: it was let go, or a start could not serve it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// Since when it is fenced, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced_since_ms: Option<u64>,
+    /// What hosts see of a fence.
+    #[serde(default)]
+    pub on_fence: FencePolicy,
+    /// How often the file was recalled since the target runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recalls: Option<RecallStatus>,
     /// Which freeze of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,

@@ -128,6 +128,9 @@ pub struct StoredIncident {
     pub at_ms: u64,
     /// Which freeze of the file was served.
     pub generation: u64,
+    /// Why: a stable word ([`RecallReason::word`](super::RecallReason::word)); empty in one of an older release.
+    #[serde(default)]
+    pub kind: String,
     /// Why, for people.
     pub reason: String,
     /// More of it.
@@ -143,6 +146,7 @@ impl StoredIncident {
         Self {
             at_ms: unix_ms(incident.at),
             generation,
+            kind: incident.reason.word().to_owned(),
             reason: incident.reason.to_string(),
             detail: incident.detail.clone(),
             blocks: incident.differences.iter().map(MovedBlocks::from).collect(),

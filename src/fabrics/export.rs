@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nvme_spec::{Nsid, Status};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,24 @@ pub enum FencePolicy {
     WriteProtect,
 }
 
+impl FencePolicy {
+    /// The word in configurations and in JSON.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::NotReady => "not-ready",
+            Self::Ana => "ana",
+            Self::WriteProtect => "write-protect",
+        }
+    }
+}
+
+impl fmt::Display for FencePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
 /// Whether hosts may use an export now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
@@ -63,12 +82,42 @@ const OPERATOR: u8 = 1 << 2;
 const REMOVED: u8 = 1 << 7;
 
 impl FenceReason {
+    /// All, the gravest first.
+    pub const ALL: [Self; 3] = [Self::MapInDoubt, Self::DeviceFailed, Self::Operator];
+
+    /// A stable word for scripts.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::MapInDoubt => "map-in-doubt",
+            Self::DeviceFailed => "device-failed",
+            Self::Operator => "operator",
+        }
+    }
+
+    /// The reason that this is the [word](Self::word) of.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.word() == word)
+    }
+
     const fn bit(self) -> u8 {
         match self {
             Self::MapInDoubt => MAP_IN_DOUBT,
             Self::DeviceFailed => DEVICE_FAILED,
             Self::Operator => OPERATOR,
         }
+    }
+}
+
+impl fmt::Display for FenceReason {
+    /// For people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MapInDoubt => "the file was recalled, or its map is in doubt",
+            Self::DeviceFailed => "its device failed, or is not proven to be the same again",
+            Self::Operator => "by the operator, or because the target ends",
+        })
     }
 }
 
@@ -99,6 +148,8 @@ pub struct Export {
     pub(super) grant: AtomicU8,
     /// The change count of the ANA log when its state changed last.
     pub(super) ana_changed: AtomicU64,
+    /// When it was fenced last while it was live, in milliseconds since 1970; 0 before.
+    pub(super) fenced_at_ms: AtomicU64,
 }
 
 impl Export {
@@ -163,7 +214,19 @@ impl Export {
 
     /// Refuses new commands for now. Whether they were let in before.
     pub(crate) fn fence(&self, reason: FenceReason) -> bool {
-        self.grant.fetch_or(reason.bit(), Ordering::AcqRel) == LIVE
+        let was_live = self.grant.fetch_or(reason.bit(), Ordering::AcqRel) == LIVE;
+        if was_live {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.fenced_at_ms.store(u64::try_from(since.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        was_live
+    }
+
+    /// Since when it is fenced, in milliseconds since 1970; `None` when it is not.
+    #[must_use]
+    pub fn fenced_since_ms(&self) -> Option<u64> {
+        let at_ms = self.fenced_at_ms.load(Ordering::Relaxed);
+        (matches!(self.grant(), Grant::Fenced(_)) && at_ms > 0).then_some(at_ms)
     }
 
     /// Takes one reason to refuse commands back. Whether they are let in by that: nothing else stands in the way.
@@ -189,5 +252,23 @@ impl fmt::Debug for Export {
             .field("len", &self.len)
             .field("grant", &self.grant())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_and_policies_have_one_word_each() {
+        for reason in FenceReason::ALL {
+            assert_eq!(FenceReason::of_word(reason.word()), Some(reason));
+            assert_ne!(reason.to_string(), reason.word(), "people get more than that");
+        }
+        assert_eq!(FenceReason::of_word("MapInDoubt"), None);
+        for policy in [FencePolicy::NotReady, FencePolicy::Ana, FencePolicy::WriteProtect] {
+            let json = serde_json::to_string(&policy).expect("a word");
+            assert_eq!(json, format!("\"{policy}\""));
+        }
     }
 }

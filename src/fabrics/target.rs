@@ -211,7 +211,7 @@ impl Target {
     pub fn fence(&self, export: &Export, reason: FenceReason) {
         let was_live = export.fence(reason);
         if was_live {
-            tracing::warn!(subsystem = %export.subsystem, nsid = export.nsid.0, ?reason, "export fenced");
+            tracing::warn!(subsystem = %export.subsystem, nsid = export.nsid.0, reason = reason.word(), "export fenced: {reason}");
             self.tell_changed(export);
         }
     }
@@ -433,5 +433,6 @@ fn new_export(subsystem: &Arc<str>, spec: &NamespaceSpec, slot: ExportSlot) -> E
         eui64: identity::eui64(subsystem, spec.nsid, &spec.identity),
         grant: AtomicU8::new(0),
         ana_changed: AtomicU64::new(1),
+        fenced_at_ms: AtomicU64::new(0),
     }
 }

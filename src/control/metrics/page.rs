@@ -13,6 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::control::RecallStatus;
 use crate::control::status::{ExportStatus, FENCE_BOUNDS_US, Status, WatchStatus};
 use crate::fabrics::TargetStats;
 use crate::reactor::CoreStats;
@@ -177,7 +178,27 @@ fn exports(writer: &mut Writer<'_>, exports: &[ExportStatus]) -> fmt::Result {
     let guards = exports.iter().flat_map(|export| {
         export.guards.iter().map(|guard| (and(labels_of(export), "guard", guard), 1.0)).collect::<Vec<_>>()
     });
-    writer.gauges("pin_guard", "1 for each guard that the pin holds", None, guards)
+    writer.gauges("pin_guard", "1 for each guard that the pin holds", None, guards)?;
+    recalls(writer, exports)
+}
+
+/// What each file was recalled for, since the target runs.
+fn recalls(writer: &mut Writer<'_>, exports: &[ExportStatus]) -> fmt::Result {
+    type Of = fn(&RecallStatus) -> u64;
+    let rows: [(_, _, Of); 4] = [
+        ("pin_recalls", "Lease breaks on the file, and failures of its guard", |it| it.recalls),
+        ("pin_doubts", "Differences that the watch over the file found or feared", |it| it.doubts),
+        ("pin_doubts_cleared", "Doubts about the file that a second look cleared", |it| it.cleared),
+        ("pin_not_drained", "Fences of the file whose commands did not come back in time", |it| {
+            it.not_drained
+        }),
+    ];
+    for (name, help, of) in rows {
+        let samples =
+            exports.iter().filter_map(|export| Some((labels_of(export), of(export.recalls.as_ref()?))));
+        writer.counters(name, help, None, samples)?;
+    }
+    Ok(())
 }
 
 fn watches(writer: &mut Writer<'_>, exports: &[ExportStatus]) -> fmt::Result {
@@ -333,8 +354,11 @@ mod tests {
             nsid: 1,
             path: Some("/srv/a \"quoted\\name\"\n.img".into()),
             grant: "fenced".to_owned(),
-            reason: Some("MapInDoubt".to_owned()),
+            reason: Some("map-in-doubt".to_owned()),
+            fenced_since_ms: Some(1),
+            on_fence: crate::fabrics::FencePolicy::Ana,
             problem: Some("the extent map changed".to_owned()),
+            recalls: Some(RecallStatus { recalls: 2, doubts: 3, cleared: 1, not_drained: 1, last: None }),
             generation: Some(3),
             extents: Some(1_000_000),
             guard: Some(crate::extent::GuardMode::Default),
@@ -348,6 +372,8 @@ mod tests {
             grant: "live".to_owned(),
             reason: None,
             problem: None,
+            fenced_since_ms: None,
+            recalls: None,
             generation: None,
             extents: None,
             guard: None,

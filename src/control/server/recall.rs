@@ -71,6 +71,7 @@ impl Server {
             return;
         }
         tracing::error!(path = %shown, %reason, detail, "pin recalled: its export is fenced");
+        self.recalls.recalled(wire.path(), &incident);
         if let Some(ending) = self.endings.get_mut(&wire.pin()) {
             // Two threads that recall may tell of it the other way round.
             if incident.number < ending.incident.number {
@@ -135,6 +136,7 @@ impl Server {
             if ending.deadline().is_some_and(|deadline| deadline <= now) {
                 ending.phase = Phase::Draining(None);
                 self.fences.not_drained();
+                self.recalls.not_drained(ending.wire.path());
                 self.provider.note(&ending.wire, PinStep::NotDrained, since(ending.noticed));
                 // Better an opener that the kernel lets in late than one that we let in on blocks being written.
                 tracing::error!(
@@ -164,6 +166,7 @@ impl Server {
                 if self.provider.clear(wire, incident.number, baseline) {
                     tracing::warn!(path = %shown, "the file is as it was: served again");
                     self.fences.cleared();
+                    self.recalls.cleared(wire.path());
                     self.provider.note(wire, PinStep::Cleared, since(ending.noticed));
                     self.endings.remove(&wire.pin());
                 } else if !self.provider.holds(wire) {
@@ -174,6 +177,7 @@ impl Server {
             Err(differs) => {
                 tracing::error!(path = %shown, differs, "the doubt stands");
                 ending.incident.detail = format!("{}; then: {differs}", ending.incident.detail);
+                self.recalls.stands(wire.path(), &ending.incident);
                 self.abandon(wire.pin());
             }
         }

@@ -2,6 +2,7 @@
 
 use super::Server;
 use crate::block::nvme::Standing;
+use crate::control::backings::Backed;
 use crate::control::status::{DeviceStatus, ExportStatus, HostStatus, Status, WatchStatus};
 use crate::fabrics::{Export, Grant};
 
@@ -44,7 +45,7 @@ impl Server {
     fn export_status(&self, export: &Export) -> ExportStatus {
         let (grant, reason) = match export.grant() {
             Grant::Live => ("live", None),
-            Grant::Fenced(reason) => ("fenced", Some(format!("{reason:?}"))),
+            Grant::Fenced(reason) => ("fenced", Some(reason.word().to_owned())),
             Grant::Removed => ("removed", None),
         };
         let map = export.map.as_ref();
@@ -56,6 +57,9 @@ impl Server {
             grant: grant.to_owned(),
             reason,
             problem: backed.and_then(|backed| backed.fault.clone()),
+            fenced_since_ms: export.fenced_since_ms(),
+            on_fence: export.on_fence,
+            recalls: backed.and_then(Backed::path).map(|path| self.recalls.of(path)),
             generation: map.map(|map| map.generation()),
             extents: map.map(|map| map.extent_count()),
             guard: map.and_then(|map| self.provider.guard_mode(map)),
@@ -74,6 +78,9 @@ impl Server {
             grant: "hidden".to_owned(),
             reason: None,
             problem: backed.fault.clone(),
+            fenced_since_ms: None,
+            on_fence: backed.namespace.on_fence,
+            recalls: None,
             generation: None,
             extents: None,
             guard: None,

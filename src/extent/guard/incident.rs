@@ -64,6 +64,18 @@ impl Doubt {
     }
 }
 
+impl RecallReason {
+    /// A stable word for scripts.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::LeaseBreak => "lease-break",
+            Self::GuardFailed => "guard-failed",
+            Self::Doubt(doubt) => doubt.word(),
+        }
+    }
+}
+
 impl fmt::Display for RecallReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -75,6 +87,24 @@ impl fmt::Display for RecallReason {
 }
 
 impl Doubt {
+    /// As in JSON.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::MapMoved => "map-moved",
+            Self::Resized => "resized",
+            Self::FlagCleared => "flag-cleared",
+            Self::Touched => "touched",
+            Self::OtherGeneration => "other-generation",
+            Self::LeaseLost => "lease-lost",
+            Self::SwapOff => "swap-off",
+            Self::Writable => "writable",
+            Self::Thawed => "thawed",
+            Self::DiskChanged => "disk-changed",
+            Self::NotReadable => "not-readable",
+            Self::WatchLate => "watch-late",
+        }
+    }
+
     const fn text(self) -> &'static str {
         match self {
             Self::MapMoved => "the extent map of the file changed",
@@ -220,6 +250,22 @@ impl RecallSignal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_reason_has_a_word_that_scripts_may_rely_on() {
+        use Doubt::{
+            DiskChanged, FlagCleared, LeaseLost, MapMoved, NotReadable, OtherGeneration, Resized, SwapOff,
+            Thawed, Touched, WatchLate, Writable,
+        };
+        let lost = [FlagCleared, LeaseLost, SwapOff, Writable, Thawed];
+        let others = [MapMoved, Resized, Touched, OtherGeneration, DiskChanged, NotReadable, WatchLate];
+        for doubt in lost.into_iter().chain(others) {
+            let json = serde_json::to_string(&doubt).expect("a word");
+            assert_eq!(json, format!("\"{}\"", RecallReason::Doubt(doubt).word()));
+        }
+        assert_eq!(RecallReason::LeaseBreak.word(), "lease-break");
+        assert_eq!(RecallReason::GuardFailed.word(), "guard-failed");
+    }
 
     #[test]
     fn the_gravest_recall_stands_and_only_a_doubt_is_cleared() {
