@@ -11,7 +11,7 @@ use rustix::fs::FallocateFlags;
 
 use super::files::{BOTH, KIB, MIB, command, fallocate, open, punch, written};
 use super::loopfs::{self, Spec};
-use super::pin::{assert_ordinary, try_pin};
+use super::pin::{assert_ordinary, try_default};
 
 #[test]
 fn holes_unwritten_and_shared_blocks_and_odd_sizes_are_named_with_their_places() {
@@ -34,7 +34,7 @@ fn holes_unwritten_and_shared_blocks_and_odd_sizes_are_named_with_their_places()
         ];
         assert_eq!(found, expected, "{}", spec.kind);
         drop(file);
-        let error = try_pin(&fs, &path).unwrap_err();
+        let error = try_default(&fs, &path).unwrap_err();
         assert_eq!(error.kind(), ExtentErrorKind::NotAccepted);
         assert!(error.to_string().contains("(and 3 more)"), "{error}");
         assert_eq!(error.remedy(), "pin with --prepare, or serve with `prepare = true`");
@@ -62,7 +62,7 @@ fn reflinked_blocks_are_refused_and_the_file_is_left_ordinary() {
     loopfs::run(command("cp", &["--reflink=always"], &path).arg(fs.path("copy"))).unwrap();
     let found = accept(&path).unwrap();
     assert_eq!(found, [Violation::Shared { file_offset: ByteOffset(0), len: ByteLen(256 * KIB) }]);
-    assert_eq!(try_pin(&fs, &path).unwrap_err().kind(), ExtentErrorKind::NotAccepted);
+    assert_eq!(try_default(&fs, &path).unwrap_err().kind(), ExtentErrorKind::NotAccepted);
     assert_ordinary(&fs, &path);
 }
 
@@ -86,7 +86,7 @@ fn journaled_data_is_refused_for_a_filesystem_and_by_its_default() {
         drop(written(&path, 16));
         let found = accept(&path).unwrap();
         assert_eq!(found, [Violation::JournaledData { how: "mount option data=journal" }], "{spec:?}");
-        assert_eq!(try_pin(&fs, &path).unwrap_err().kind(), ExtentErrorKind::NotAccepted);
+        assert_eq!(try_default(&fs, &path).unwrap_err().kind(), ExtentErrorKind::NotAccepted);
     }
 }
 
@@ -142,7 +142,7 @@ fn btrfs_and_ext3_are_refused() {
         let Some(fs) = loopfs::make_or_skip(spec.kind, &spec) else { continue };
         let path = fs.path("file");
         drop(written(&path, 16));
-        let error = try_pin(&fs, &path).unwrap_err();
+        let error = try_default(&fs, &path).unwrap_err();
         let ExtentError::NotAccepted { first, .. } = &error else { panic!("{error}") };
         assert_eq!(**first, Violation::Filesystem { name: spec.kind.to_owned() });
     }
@@ -179,7 +179,7 @@ fn an_active_swap_file_is_refused_and_named() {
         return loopfs::skip("swap", &reason);
     }
     let found = accept(&path);
-    let refused = try_pin(&fs, &path);
+    let refused = try_default(&fs, &path);
     loopfs::run(&mut command("swapoff", &[], &path)).unwrap();
     assert_eq!(found.unwrap(), [Violation::Swap]);
     assert_eq!(refused.unwrap_err().kind(), ExtentErrorKind::NotAccepted);

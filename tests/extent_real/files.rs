@@ -6,9 +6,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use fastice::extent::{ExtentError, NoProgress, PinOptions, PinnedFile, StateDir, pin};
 use rustix::fs::FallocateFlags;
 
-use super::loopfs;
+use super::loopfs::{self, LoopFs};
 
 /// One KiB and one MiB.
 pub(crate) const KIB: u64 = 1 << 10;
@@ -20,6 +21,16 @@ pub(crate) const BOTH: [loopfs::Spec; 2] = [loopfs::Spec::XFS, loopfs::Spec::EXT
 /// A byte that depends on the file offset, so that no two blocks are alike.
 pub(crate) fn pattern(offset: u64) -> Vec<u8> {
     offset.to_le_bytes().iter().copied().cycle().take(4096).collect()
+}
+
+/// The state directory that goes with a filesystem.
+pub(crate) fn state_of(fs: &LoopFs) -> StateDir {
+    StateDir::open(fs.outside()).expect("a state directory")
+}
+
+/// Pins a file with a record there.
+pub(crate) fn try_pin(fs: &LoopFs, path: &Path, options: &PinOptions) -> Result<PinnedFile, ExtentError> {
+    pin(path, options, &state_of(fs), &mut NoProgress)
 }
 
 /// A file of `blocks` written blocks of 4096 bytes, each beginning with its offset.

@@ -12,16 +12,15 @@ use fastice::extent::{
 };
 use fastice::units::{ByteLen, ByteOffset};
 
-use super::files::{BOTH, command, open, refused, written};
+use super::files::{BOTH, command, open, refused, try_pin, written};
 use super::loopfs::{self, LoopFs, Spec};
 
 pub(crate) fn pinned(fs: &LoopFs, path: &Path) -> PinnedFile {
-    try_pin(fs, path).unwrap_or_else(|error| panic!("{error} ({error:?})"))
+    try_default(fs, path).unwrap_or_else(|error| panic!("{error} ({error:?})"))
 }
 
-pub(crate) fn try_pin(fs: &LoopFs, path: &Path) -> Result<PinnedFile, ExtentError> {
-    let state = StateDir::open(fs.outside()).unwrap();
-    pin(path, &PinOptions::default(), &state, &mut NoProgress)
+pub(crate) fn try_default(fs: &LoopFs, path: &Path) -> Result<PinnedFile, ExtentError> {
+    try_pin(fs, path, &PinOptions::default())
 }
 
 #[test]
@@ -129,7 +128,7 @@ fn a_file_that_another_process_has_open_is_refused_and_the_process_named() {
             Command::new("sh").args(["-c", &script]).arg(&path).stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = [0; 6];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
-        let error = try_pin(&fs, &path).unwrap_err();
+        let error = try_default(&fs, &path).unwrap_err();
         let pid = child.id();
         child.kill().unwrap();
         child.wait().unwrap();
@@ -149,13 +148,13 @@ fn a_loop_device_and_a_second_descriptor_of_our_own_are_users_too() {
     drop(written(&path, 256));
     let device = loopfs::run(&mut command("losetup", &["--find", "--show"], &path)).unwrap();
     let device = device.trim();
-    let error = try_pin(&fs, &path);
+    let error = try_default(&fs, &path);
     loopfs::run(Command::new("losetup").args(["--detach", device])).unwrap();
     let error = error.unwrap_err();
     assert!(error.to_string().contains(&format!("loop device {device}")), "{error}");
     // This process has it open itself, beside the descriptor of the pin.
     let own = open(&path);
-    let error = try_pin(&fs, &path).unwrap_err();
+    let error = try_default(&fs, &path).unwrap_err();
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     drop(own);
     assert_ordinary(&fs, &path);
@@ -174,7 +173,7 @@ fn a_second_pin_names_the_process_that_holds_the_first() {
     let path = fs.path("file");
     drop(written(&path, 16));
     let first = pinned(&fs, &path);
-    let error = try_pin(&fs, &path).unwrap_err();
+    let error = try_default(&fs, &path).unwrap_err();
     assert_eq!(error.kind(), ExtentErrorKind::AlreadyPinned);
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     assert!(first.verify().unwrap().is_sound());

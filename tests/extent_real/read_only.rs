@@ -5,31 +5,22 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use fastice::extent::{
-    Doubt, ExtentError, ExtentErrorKind, GuardMode, NoProgress, OnRecall, PinOptions, PinnedFile,
-    RecallReason, StateDir, pin, unpin, verify_stored,
+    Doubt, ExtentError, ExtentErrorKind, GuardMode, NoProgress, OnRecall, PinOptions, RecallReason, StateDir,
+    pin, unpin, verify_stored,
 };
 
-use super::files::{BOTH, command, written};
+use super::files::{BOTH, command, state_of, try_pin, written};
 use super::loopfs::{self, LoopFs, Spec};
 use super::pin::assert_ordinary;
 
 fn options() -> PinOptions {
     PinOptions { guard: Some(GuardMode::ReadOnlyMount), ..PinOptions::default() }
-}
-
-fn state_of(fs: &LoopFs) -> StateDir {
-    StateDir::open(fs.outside()).expect("a state directory")
-}
-
-fn try_pin(fs: &LoopFs, path: &Path, options: &PinOptions) -> Result<PinnedFile, ExtentError> {
-    pin(path, options, &state_of(fs), &mut NoProgress)
 }
 
 fn remount(fs: &LoopFs, options: &str) {

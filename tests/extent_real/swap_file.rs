@@ -15,14 +15,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use fastice::extent::{
-    Doubt, ExtentError, ExtentErrorKind, GuardMode, Incident, LookupCursor, LookupError, NoProgress,
-    OnRecall, Operation, PinOptions, PinnedFile, RecallReason, Segment, StateDir, attempt, pin, unpin,
-    verify_stored,
+    Doubt, ExtentErrorKind, GuardMode, Incident, LookupCursor, LookupError, OnRecall, Operation, PinOptions,
+    PinnedFile, RecallReason, Segment, attempt, unpin, verify_stored,
 };
 use fastice::units::{ByteLen, ByteOffset};
 use rustix::fs::{FallocateFlags, IFlags};
 
-use super::files::{BOTH, command, open, pattern, written};
+use super::files::{BOTH, command, open, pattern, state_of, try_pin, written};
 use super::loopfs::{self, LoopFs, Spec};
 use super::pin::{assert_ordinary, clear_immutable};
 
@@ -31,14 +30,6 @@ const BLOCKS: u64 = 64;
 
 fn options() -> PinOptions {
     PinOptions { guard: Some(GuardMode::SwapFile), ..PinOptions::default() }
-}
-
-fn state_of(fs: &LoopFs) -> StateDir {
-    StateDir::open(fs.outside()).expect("a state directory")
-}
-
-fn try_pin(fs: &LoopFs, path: &Path, options: &PinOptions) -> Result<PinnedFile, ExtentError> {
-    pin(path, options, &state_of(fs), &mut NoProgress)
 }
 
 /// A file whose reserved bytes are zeros, and all others a pattern.

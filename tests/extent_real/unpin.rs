@@ -10,7 +10,7 @@ use rustix::fs::inotify;
 
 use super::files::{BOTH, command, open, refused, written};
 use super::loopfs::{self, Spec};
-use super::pin::{assert_ordinary, clear_immutable, pinned, try_pin};
+use super::pin::{assert_ordinary, clear_immutable, pinned, try_default};
 
 #[test]
 fn a_dropped_pin_leaves_an_immutable_file_that_unpin_mends() {
@@ -76,7 +76,7 @@ fn a_leftover_whose_file_changed_is_refused_until_forced() {
         file.set_len(63 * 4096).unwrap();
         drop(file);
         let state = StateDir::open(fs.outside()).unwrap();
-        let error = try_pin(&fs, &path).unwrap_err();
+        let error = try_default(&fs, &path).unwrap_err();
         assert_eq!(error.kind(), ExtentErrorKind::Changed, "{error}");
         assert!(error.remedy().contains("unpin --force"));
         // The failed attempt left everything as it found it.
@@ -108,7 +108,7 @@ fn records_without_their_file_or_damaged_go_by_force_only() {
     drop(file);
     let text = fs::read_to_string(&record).unwrap();
     fs::write(&record, text.replace("\"generation\": ", "\"generation\": 1")).unwrap();
-    for error in [try_pin(&fs, &path).unwrap_err(), unpin(&path, &state, false).unwrap_err()] {
+    for error in [try_default(&fs, &path).unwrap_err(), unpin(&path, &state, false).unwrap_err()] {
         assert_eq!(error.kind(), ExtentErrorKind::State, "{error}");
         assert!(error.to_string().contains("does not match its own checksum"), "{error}");
     }
@@ -157,7 +157,7 @@ fn a_killed_process_leaves_a_pin_that_is_mended() {
         let state = StateDir::open(fs.outside()).unwrap();
         // While it lives: nobody opens the file, and both pin and unpin name the process.
         assert_eq!(fs::read(&path).unwrap_err().raw_os_error(), Some(libc::EPERM));
-        for error in [try_pin(&fs, &path).unwrap_err(), unpin(&path, &state, true).unwrap_err()] {
+        for error in [try_default(&fs, &path).unwrap_err(), unpin(&path, &state, true).unwrap_err()] {
             assert_eq!(error.kind(), ExtentErrorKind::AlreadyPinned);
             assert!(error.to_string().contains(&format!("process {}", child.id())), "{error}");
         }
@@ -209,7 +209,7 @@ fn pinning_and_unpinning_open_no_record_of_another_file() {
             let error = unpin(&fs.path("held"), &state, force).unwrap_err();
             assert_eq!(error.kind(), ExtentErrorKind::AlreadyPinned, "{error}");
         }
-        assert_eq!(try_pin(&fs, &fs.path("held")).unwrap_err().kind(), ExtentErrorKind::AlreadyPinned);
+        assert_eq!(try_default(&fs, &fs.path("held")).unwrap_err().kind(), ExtentErrorKind::AlreadyPinned);
         assert_eq!(unpin(&fs.path("damaged"), &state, false).unwrap_err().kind(), ExtentErrorKind::State);
         held.release().unwrap();
         let left = ["kept", "damaged"].map(|name| fs.path(name));
