@@ -130,18 +130,50 @@ fn a_target_that_is_not_there_exits_with_6() {
 }
 
 #[test]
-fn looking_at_pins_makes_no_state_directory() {
+fn a_state_directory_that_is_named_and_not_there_is_a_mistake() {
     let dir = tempfile::tempdir().expect("a directory");
-    let state = dir.path().join("state");
-    let output = fastice(&["pins", "--json", "--state-dir", path(&state)]);
+    let (state, file) = (dir.path().join("state"), dir.path().join("file"));
+    std::fs::write(&file, "").expect("room");
+    for command in [
+        &["pins"][..],
+        &["status"],
+        &["unpin", "--left-behind"],
+        &["unpin", "/nonexistent"],
+        &["map", "verify", "/nonexistent"],
+        &["map", "export", "/nonexistent"],
+        &["read", "/nonexistent"],
+        &["pin", "--resume", "/nonexistent"],
+    ] {
+        for (place, what) in [(&state, "does not exist"), (&file, "is no directory")] {
+            let output = fastice(&[command, &["--state-dir", path(place)]].concat());
+            let told = stderr(&output);
+            assert_eq!(code(&output), 2, "{command:?}: {told}");
+            assert!(told.contains(what) && told.contains("--state-dir"), "{command:?}: {told}");
+        }
+    }
+    let output = fastice(&["status", "--json", "--state-dir", path(&state)]);
+    assert_eq!((code(&output), &json(&stderr(&output))["error"]["kind"]), (2, &"usage".into()));
+    assert!(!state.exists(), "looking makes no directory");
+}
+
+#[test]
+fn an_empty_state_directory_has_no_pins_and_no_targets() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let with = |command: &[&str]| fastice(&[command, &["--state-dir", path(dir.path())]].concat());
+    let output = with(&["pins", "--json"]);
     assert_eq!(code(&output), 0);
-    assert_eq!(json(&stdout(&output)), serde_json::json!({ "pins": [] }));
-    let output = fastice(&["unpin", "/nonexistent", "--json", "--state-dir", path(&state)]);
+    assert_eq!(json(&stdout(&output)), serde_json::json!({ "pins": [], "not_pinned": [] }));
+    let output = with(&["status"]);
+    assert_eq!(code(&output), 0);
+    assert!(stdout(&output).contains("no target runs"), "{}", stdout(&output));
+    let output = with(&["unpin", "/nonexistent", "--json"]);
     assert_eq!(code(&output), 1);
     let document = json(&stdout(&output));
     assert_eq!(keys(&document), ["errors", "unpinned"]);
     assert_eq!(keys(&document["errors"][0]), ["error", "path"]);
-    assert!(!state.exists());
+    let output = with(&["map", "verify", "/nonexistent"]);
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("/nonexistent is not pinned"), "{}", stderr(&output));
 }
 
 #[test]

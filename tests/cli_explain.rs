@@ -6,6 +6,9 @@
 #[path = "common/loopfs.rs"]
 mod loopfs;
 
+#[path = "common/documented.rs"]
+mod documented;
+
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
@@ -156,6 +159,9 @@ fn on_xfs_clones_are_refused_and_one_that_gets_past_is_seen_in_the_map() {
     let Some(lab) = Lab::new(test, &Spec::XFS) else { return };
     let file = lab.file();
     let document = lab.explain(&file);
+    let all = serde_json::json!({ "explained": [document], "errors": [] });
+    let values = ["none", "closed", "open", "unknown", "name", "message", "remedy"];
+    documented::assert_documented("pin --explain", &[], &[&all], &values);
     assert_fit(&document, "xfs");
     assert_guarded(&document);
     assert_eq!((&document["reflink"], &document["shared_hole"]), (&true.into(), &"closed".into()));
@@ -464,5 +470,44 @@ fn readers_are_let_in_where_nothing_but_reading_comes_of_it() {
         ],
     );
     assert_eq!(document["shared_hole"], "closed");
+    lab.assert_clean(&file);
+}
+
+#[test]
+fn a_loop_device_is_warned_of_once() {
+    let Some(lab) = Lab::new("a_loop_device_is_warned_of_once", &Spec::XFS) else { return };
+    let file = lab.file();
+    let args = ["pin", "--explain", "--guard", "swap-file", "--json"];
+    let output = lab.command(&args, &file).output().expect("the binary runs");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(told.matches("on a loop device").count(), 1, "{told}");
+    assert!(!told.contains(".fastice-explain"), "what scratch files are called says nothing: {told}");
+    lab.assert_clean(&file);
+}
+
+#[test]
+fn on_a_read_only_filesystem_no_clone_is_told_of_as_if_one_could_be_made() {
+    let Some(lab) = Lab::new("explained read-only", &Spec::XFS) else { return };
+    let file = lab.file();
+    let remount = |how: &str| loopfs::run(Command::new("mount").args(["-o", how]).arg(lab.fs.root()));
+    remount("remount,ro").expect("nobody writes");
+    let output = lab.command(&["pin", "--explain", "--guard", "read-only-mount"], &file).output();
+    let output = output.expect("the binary runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("can be pinned now"), "{text}");
+    let clone = text.lines().find(|line| line.starts_with("FICLONE from it")).expect("the operation");
+    assert!(clone.contains("read-only filesystem") && !clone.contains("immutable flag"), "{clone}");
+    remount("remount,rw").expect("root may");
+    lab.assert_clean(&file);
+}
+
+#[test]
+fn what_is_no_file_is_said_to_be_none() {
+    let Some(lab) = Lab::new("explained directory", &Spec::EXT4) else { return };
+    let file = lab.file();
+    let output = lab.command(&["pin", "--explain"], &lab.fs.root()).output().expect("the binary runs");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.contains("it is a directory") && told.contains("name a regular file"), "{told}");
     lab.assert_clean(&file);
 }

@@ -6,6 +6,7 @@
 mod loopfs;
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -156,6 +157,7 @@ fn a_changed_map_is_told_with_4() {
 fn a_held_pin_lets_nobody_in_and_can_still_be_shown() {
     let Some(lab) = Lab::new("a_held_pin_lets_nobody_in_and_can_still_be_shown") else { return };
     let file = lab.file("a.img", 2);
+    fs::create_dir(lab.fs.outside()).expect("looked at before the pin would make it");
     let mut command = lab.command(&["pin", "--hold", "--json"], &[&file]);
     let held = Held(command.stdout(Stdio::null()).spawn().expect("the binary runs"));
     let started = Instant::now();
@@ -193,4 +195,131 @@ fn doctor_finds_pins_that_nothing_keeps() {
     assert_eq!(pins["status"], "warn");
     let remedy = pins["remedy"].as_str().expect("a remedy");
     assert!(remedy.contains(&format!("fastice unpin {}", file.display())), "{remedy}");
+}
+
+/// What a command says on standard error that exits with `code`.
+fn told(lab: &Lab, args: &[&str], files: &[&Path], code: i32) -> String {
+    let output = lab.fastice(args, files);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {told}");
+    told
+}
+
+#[test]
+fn what_became_of_a_file_is_told_by_its_path_after_its_unpin_too() {
+    let Some(lab) = Lab::new("events by path") else { return };
+    let (file, other) = (lab.file("a.img", 1), lab.file("b.img", 1));
+    lab.json(&["pin", "--json"], &[&file, &other], 0);
+    lab.json(&["unpin", "--json"], &[&file], 0);
+    let all = lab.json(&["pins", "--events", "--json"], &[], 0);
+    assert_eq!(all["pins"].as_array().map(Vec::len), Some(1));
+    let past = &all["not_pinned"][0];
+    assert_eq!(past["path"].as_str(), file.to_str());
+    let steps: Vec<_> = past["events"]
+        .as_array()
+        .expect("events")
+        .iter()
+        .filter_map(|event| event["step"].as_str())
+        .collect();
+    assert_eq!(steps, ["pinned", "kept", "unpinned"]);
+
+    let text = lab.fastice(&["pins", "--events"], &[&file]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("a.img: not pinned now") && text.contains("unpinned"), "{text}");
+    assert!(!text.contains("b.img"), "only what was asked for: {text}");
+    let text = lab.fastice(&["pins"], &[&file]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("not pinned now; --events shows"), "{text:?}");
+    assert!(told(&lab, &["pins"], &[&lab.fs.path("never")], 1).contains("is not pinned"));
+    lab.json(&["unpin", "--json"], &[&other], 0);
+}
+
+#[test]
+fn a_damaged_record_is_told_of_by_the_path_of_its_file() {
+    let Some(lab) = Lab::new("damaged record") else { return };
+    let file = lab.file("a.img", 1);
+    lab.json(&["pin", "--json"], &[&file], 0);
+    let entries = fs::read_dir(lab.fs.outside()).expect("a directory");
+    let mut paths = entries.map(|entry| entry.expect("an entry").path());
+    let record = paths.find(|path| path.extension().is_some_and(|it| it == "json")).expect("a record");
+    fs::write(&record, "{").expect("room");
+    assert_eq!(lab.state_of(&file), "unknown");
+    assert!(told(&lab, &["map", "verify"], &[&file], 1).contains("unpin --force"));
+    lab.json(&["unpin", "--force", "--json"], &[&file], 0);
+    let past = lab.json(&["pins", "--events", "--json"], &[&file], 0);
+    let last = past["not_pinned"][0]["events"].as_array().and_then(|events| events.last()).expect("events");
+    assert_eq!(last["detail"], "by force: the record was damaged");
+    assert!(writable(&file));
+}
+
+#[test]
+fn a_pin_whose_filesystem_is_not_mounted_is_not_taken_for_a_file_that_is_gone() {
+    let Some(lab) = Lab::new("unmounted") else { return };
+    let file = lab.file("a.img", 1);
+    let mut holder = lab.command(&["pin", "--hold"], &[&file]);
+    let mut holder = Held(holder.stdout(Stdio::piped()).spawn().expect("the binary runs"));
+    let mut lines = BufReader::new(holder.0.stdout.take().expect("a pipe")).lines();
+    assert!(lines.any(|line| line.is_ok_and(|line| line.contains("holding all guards"))));
+    run(Command::new("umount").arg("--lazy").arg(lab.fs.root()));
+    assert_eq!(lab.state_of(&file), "guarded", "held, and away");
+    assert!(told(&lab, &["unpin", "--force"], &[&file], 3).contains("already pinned"));
+    assert_eq!(holder.end(), 0);
+
+    assert_eq!(lab.state_of(&file), "unmounted");
+    for args in [&["map", "verify"][..], &["unpin"]] {
+        let told = told(&lab, args, &[&file], 1);
+        assert!(told.contains("not mounted there") && told.contains("mount it"), "{told}");
+    }
+    let doctor = lab.fastice(&["doctor", "--json"], &[]);
+    let doctor: Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let checks = doctor["checks"].as_array().expect("an array");
+    let pins = checks.iter().find(|check| check["id"] == "pins").expect("the check of pins");
+    assert!(!pins.to_string().contains("--force"), "{pins}");
+    assert!(pins.to_string().contains("not mounted"), "{pins}");
+    run(Command::new("mount").arg(lab.fs.device()).arg(lab.fs.root()));
+    assert_eq!(lab.state_of(&file), "immutable");
+    lab.json(&["unpin", "--json"], &[&file], 0);
+}
+
+#[test]
+fn a_copy_of_what_hosts_wrote_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Some(lab) = Lab::new("mode of a copy") else { return };
+    let file = lab.file("a.img", 1);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("our own");
+    lab.json(&["pin", "--json"], &[&file], 0);
+    let copy = lab.fs.outside().join("copy");
+    // Whatever the umask lets through.
+    let script = format!("umask 0; exec \"$@\" --output {}", copy.display());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_fastice"), "read"]).arg(&file);
+    run(shell.env("FASTICE_STATE_DIR", lab.fs.outside()));
+    let mode = fs::metadata(&copy).expect("the copy").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600, "{mode:o}");
+    let again = told(&lab, &["read", "--output", copy.to_str().expect("text")], &[&file], 1);
+    assert!(again.contains("choose another path"), "{again}");
+    lab.json(&["unpin", "--json"], &[&file], 0);
+}
+
+#[test]
+fn who_may_not_look_is_not_told_that_nothing_is_there() {
+    use std::os::unix::process::CommandExt as _;
+    let Some(lab) = Lab::new("status without permission") else { return };
+    let file = lab.file("a.img", 1);
+    lab.json(&["pin", "--json"], &[&file], 0);
+    let place = tempfile::tempdir().expect("a directory");
+    let binary = place.path().join("fastice");
+    fs::copy(env!("CARGO_BIN_EXE_fastice"), &binary).expect("room");
+    for open in [place.path(), lab.fs.root().parent().expect("a parent")] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(open, mode).expect("our own");
+    }
+    for args in ["status", "pins"] {
+        let mut command = Command::new(&binary);
+        command.arg(args).env("FASTICE_STATE_DIR", lab.fs.outside()).uid(65534).gid(65534);
+        let output = command.output().expect("the binary runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(5), "{args}: {told}");
+        assert!(told.contains("run as root") && output.stdout.is_empty(), "{args}: {told}");
+    }
+    lab.json(&["unpin", "--json"], &[&file], 0);
 }

@@ -2,6 +2,8 @@
 //! ends, what it refuses, and what it does when a pin is broken.
 #![expect(clippy::print_stdout, reason = "seeds and findings, which the harness shows when a test fails")]
 
+#[path = "common/documented.rs"]
+mod documented_names;
 #[path = "common/loopfs.rs"]
 mod loopfs;
 
@@ -11,6 +13,8 @@ mod crash;
 mod daemon;
 #[path = "serve/detectors.rs"]
 mod detectors;
+#[path = "serve/documented.rs"]
+mod documented;
 #[path = "serve/guards.rs"]
 mod guards;
 #[path = "serve/handover.rs"]

@@ -286,7 +286,7 @@ fn tell(explained: &Explained, out: &mut Out) -> std::io::Result<()> {
             share * 100.0
         ))?;
     }
-    out.line(format!("  {}", shared_hole(explained.shared_hole)))?;
+    out.line(format!("  {}", shared_hole(explained.shared_hole, *guard)))?;
     if let Some(why) = &explained.not_probed {
         out.line(format!("  NOT PROBED, so told as it is known: {why}"))?;
     }
@@ -299,8 +299,11 @@ fn tell(explained: &Explained, out: &mut Out) -> std::io::Result<()> {
     out.table(["what another process tries", "verdict", "seen here", "how"], &rows)
 }
 
-const fn shared_hole(hole: SharedHole) -> &'static str {
+const fn shared_hole(hole: SharedHole, guard: GuardMode) -> &'static str {
     match hole {
+        SharedHole::None if matches!(guard, GuardMode::ReadOnlyMount) => {
+            "no clones: nothing can be made on a read-only filesystem"
+        }
         SharedHole::None => "no clones: this filesystem shares no blocks between files",
         SharedHole::Closed => {
             "clones from the file: refused while it is served; the map is watched for SHARED"

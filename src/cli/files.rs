@@ -1,10 +1,11 @@
 //! What the commands on files share: how errors of `extent` end a command, and which record is whose.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::exit::{Exit, Failure};
 use super::progress::{Progress, Unit};
+use crate::config::DEFAULT_STATE_DIR;
 use crate::control::open_state;
 use crate::extent::{ExtentError, ExtentErrorKind, StateDir, StateProblem, StoredPin};
 
@@ -51,16 +52,45 @@ pub(super) fn existing_state(path: &Path) -> Result<Option<StateDir>, Failure> {
     }
 }
 
+/// The same, for commands to which a directory that was named, and is not there, is a mistake. `None` when the default one is
+/// not there: then nothing was ever pinned on this host.
+pub(super) fn named_state(path: &Path) -> Result<Option<StateDir>, Failure> {
+    let wrong = |what: &str| {
+        let error = anyhow::anyhow!("the state directory {} {what}", path.display());
+        let remedy = format!(
+            "name with --state-dir, or FASTICE_STATE_DIR, the `state_dir` of the configuration that is served; \
+             by default it is {DEFAULT_STATE_DIR}"
+        );
+        Err(Failure::new(Exit::Usage, error).with_remedy(remedy))
+    };
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_dir() => wrong("is no directory"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path != Path::new(DEFAULT_STATE_DIR) => {
+            wrong("does not exist")
+        }
+        _ => existing_state(path),
+    }
+}
+
+/// The path as records have it.
+pub(super) fn resolved(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
 /// The record of the file at `path`: see [`StateDir::record_at`].
 pub(super) fn record_of(state: &StateDir, path: &Path) -> Result<Option<StoredPin>, ExtentError> {
-    state.record_at(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))
+    state.record_at(&resolved(path))
 }
 
 /// The record of the file at `path`; an error with its remedy when there is none.
 pub(super) fn required_record(state_dir: &Path, path: &Path) -> Result<(StateDir, StoredPin), Failure> {
     let missing = || ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing };
-    let state = existing_state(state_dir)?.ok_or_else(missing)?;
-    let pin = record_of(&state, path)?.ok_or_else(missing)?;
+    let state = named_state(state_dir)?.ok_or_else(missing)?;
+    let Some(pin) = record_of(&state, path)? else {
+        // One that cannot be read may be that of this file.
+        let damaged = state.records()?.into_iter().find_map(Result::err);
+        return Err(damaged.unwrap_or_else(missing).into());
+    };
     Ok((state, pin))
 }
 

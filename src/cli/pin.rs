@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::StateDirArg;
 use super::exit::{Exit, Failure, Outcome};
 use super::explain;
-use super::files::{Stages, required_record};
+use super::files::{Stages, named_state, required_record};
 use super::many::each;
 use super::map::hex;
 use super::out::{JsonFlag, Out};
@@ -147,6 +147,10 @@ pub fn run(args: &PinArgs) -> Outcome {
     // Before any thread starts.
     let signals = if args.hold { Some(StopSignals::take()?) } else { None };
     let json = args.json.json;
+    if args.resume {
+        // Not to make one in which there is nothing to resume.
+        named_state(&args.state.state_dir)?;
+    }
     let state = open_state(&args.state.state_dir)?;
     let options = PinOptions {
         prepare: args.prepare,
@@ -191,7 +195,16 @@ pub fn run(args: &PinArgs) -> Outcome {
 /// One for all files of the command.
 fn start_warden() -> Result<Arc<Warden>, Failure> {
     Warden::start(WatchOptions::default()).map_err(|error| {
-        Failure::new(Exit::Refused, error).with_remedy("run it as root: fanotify takes CAP_SYS_ADMIN")
+        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let (exit, remedy) = match denied {
+            true => (Exit::Permission, "run as root: fanotify takes CAP_SYS_ADMIN"),
+            false => (
+                Exit::Refused,
+                "see the system's message; the limits of fanotify are in /proc/sys/fs/fanotify",
+            ),
+        };
+        Failure::new(exit, anyhow::Error::new(error).context("the guards cannot be started"))
+            .with_remedy(remedy)
     })
 }
 

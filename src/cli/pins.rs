@@ -1,6 +1,7 @@
 //! `fastice pins`: the recorded pins, and what has become of them.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
@@ -8,25 +9,28 @@ use serde::Serialize;
 
 use super::StateDirArg;
 use super::exit::{Exit, Outcome};
-use super::files::existing_state;
+use super::files::{named_state, resolved};
 use super::out::{JsonFlag, Out, time_of};
 use super::served::{Served, served_with};
 use crate::config::format_size;
 use crate::extent::{
     ExtentError, GuardMode, LocalReaders, Owner, PinEvent, StateDir, StateProblem, StoredIncident, StoredPin,
-    VerifyReport, verify_stored,
+    Timeline, VerifyReport, is_mounted, verify_stored,
 };
 
 /// List the recorded pins and their states, with what ended their grants
 #[derive(Clone, Debug, Args)]
-#[expect(missing_docs, reason = "clap would show the documentation of what is flattened")]
 pub struct PinsArgs {
-    /// Also show what became of each pin, step by step
+    /// Only these files
+    pub files: Vec<PathBuf>,
+    /// Also show what became of each pin, step by step, and of the pins of files that are not pinned any more
     #[arg(long)]
     pub events: bool,
     #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
     pub state: StateDirArg,
     #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
     pub json: JsonFlag,
 }
 
@@ -44,6 +48,8 @@ pub(super) enum PinState {
     Unguarded,
     /// The living map is not the recorded one.
     Changed,
+    /// The filesystem of the recorded path is not mounted.
+    Unmounted,
     /// Nothing is at the recorded path.
     Missing,
     /// Another file is at the recorded path.
@@ -63,6 +69,7 @@ impl PinState {
             Self::ReadOnly => "read-only",
             Self::Unguarded => "unguarded",
             Self::Changed => "changed",
+            Self::Unmounted => "unmounted",
             Self::Missing => "missing",
             Self::Replaced => "replaced",
             Self::Incomplete => "incomplete",
@@ -71,9 +78,26 @@ impl PinState {
     }
 }
 
+/// What became of the pins of a file that is not pinned now, as `--json` prints it.
+#[derive(Serialize)]
+struct Past {
+    /// Where it was last.
+    path: Option<String>,
+    events: Vec<PinEvent>,
+}
+
+impl Past {
+    /// Whether it ever was at this path.
+    fn was_at(&self, path: &Path) -> bool {
+        self.events.iter().any(|event| event.path.as_deref() == Some(path))
+    }
+}
+
 /// One recorded pin, as `--json` prints it.
 #[derive(Serialize)]
 pub(super) struct PinRow {
+    #[serde(skip)]
+    key: Option<String>,
     pub(super) path: Option<String>,
     pub(super) state: PinState,
     pub(super) detail: String,
@@ -108,38 +132,81 @@ pub(super) struct PinRow {
 /// # Errors
 /// When the state directory cannot be read.
 pub fn run(args: &PinsArgs) -> Outcome {
-    let rows = match existing_state(&args.state.state_dir)? {
+    let state = named_state(&args.state.state_dir)?;
+    let wanted: Vec<PathBuf> = args.files.iter().map(|path| resolved(path)).collect();
+    let (rows, past) = match &state {
         Some(state) => {
             let served = served_with(state.path());
-            rows_with(&state, args.events, &served)?
+            let mut rows = rows_with(state, args.events, &served)?;
+            let mut past = if args.events || !wanted.is_empty() { past(state, &rows)? } else { Vec::new() };
+            let is_asked_for = |is_it: &dyn Fn(&Path) -> bool| {
+                wanted.is_empty() || wanted.iter().any(|wanted| is_it(wanted))
+            };
+            rows.retain(|row| is_asked_for(&|wanted| row.is_at(wanted)));
+            past.retain(|past| is_asked_for(&|wanted| past.was_at(wanted)));
+            (rows, past)
         }
-        None => Vec::new(),
+        None => (Vec::new(), Vec::new()),
+    };
+    let is_unknown = |path: &&PathBuf| {
+        !rows.iter().any(|row| row.is_at(path)) && !past.iter().any(|past| past.was_at(path))
     };
     let mut out = Out::stdout();
     if args.json.json {
-        out.json(&serde_json::json!({ "pins": rows }))?;
-    } else if rows.is_empty() {
-        out.line(format!("no pins in {}", args.state.state_dir.display()))?;
+        let past: &[Past] = if args.events { &past } else { &[] };
+        out.json(&serde_json::json!({ "pins": rows, "not_pinned": past }))?;
     } else {
-        let cells = |row: &PinRow| {
-            [
-                row.state.word().to_owned(),
-                guard_and_readers(row.guard, row.local_readers),
-                row.generation.to_string(),
-                row.extents.to_string(),
-                format_size(row.size_bytes),
-                row.path.clone().unwrap_or_else(|| "?".to_owned()),
-                row.detail.clone(),
-            ]
-        };
-        let table: Vec<_> = rows.iter().map(cells).collect();
-        out.table(["state", "guard", "generation ", "extents ", "size ", "file", ""], &table)?;
-        for row in &rows {
-            tell_more(row, &mut out)?;
+        if rows.is_empty() && wanted.is_empty() {
+            out.line(format!("no pins in {}", args.state.state_dir.display()))?;
         }
+        tell(&rows, &mut out)?;
+        past.iter().try_for_each(|past| tell_past(past, args.events, &mut out))?;
     }
     out.flush()?;
-    Ok(Exit::Ok)
+    match wanted.iter().find(is_unknown) {
+        None => Ok(Exit::Ok),
+        Some(path) => Err(ExtentError::State { path: path.clone(), problem: StateProblem::Missing }.into()),
+    }
+}
+
+/// What became of the pins of files that are not among `rows`.
+fn past(state: &StateDir, rows: &[PinRow]) -> Result<Vec<Past>, ExtentError> {
+    let is_past = |timeline: &Timeline| !rows.iter().any(|row| row.key.as_ref() == Some(&timeline.key));
+    let past = |timeline: Timeline| Past {
+        path: timeline.path.map(|path| path.display().to_string()),
+        events: timeline.events,
+    };
+    Ok(state.timelines()?.into_iter().filter(is_past).map(past).collect())
+}
+
+fn tell(rows: &[PinRow], out: &mut Out) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let cells = |row: &PinRow| {
+        [
+            row.state.word().to_owned(),
+            guard_and_readers(row.guard, row.local_readers),
+            row.generation.to_string(),
+            row.extents.to_string(),
+            format_size(row.size_bytes),
+            row.path.clone().unwrap_or_else(|| "?".to_owned()),
+            row.detail.clone(),
+        ]
+    };
+    let table: Vec<_> = rows.iter().map(cells).collect();
+    out.table(["state", "guard", "generation ", "extents ", "size ", "file", ""], &table)?;
+    rows.iter().try_for_each(|row| tell_more(row, out))
+}
+
+/// Of a file that is not pinned: that it is not, and what became of its pins.
+fn tell_past(past: &Past, events: bool, out: &mut Out) -> io::Result<()> {
+    let path = past.path.as_deref().unwrap_or("a file whose path is not known any more");
+    if !events {
+        return out.line(format!("{path}: not pinned now; --events shows what became of its pins"));
+    }
+    out.line(format!("\n{path}: not pinned now; what became of its pins:"))?;
+    tell_events(&past.events, out)
 }
 
 /// The guard, and whether readers are let in, in one cell.
@@ -179,7 +246,11 @@ fn tell_more(row: &PinRow, out: &mut Out) -> io::Result<()> {
     if !row.events.is_empty() {
         out.line(format!("\n{path}"))?;
     }
-    for event in &row.events {
+    tell_events(&row.events, out)
+}
+
+fn tell_events(events: &[PinEvent], out: &mut Out) -> io::Result<()> {
+    for event in events {
         let (at, generation, step) = (time_of(event.at_ms), event.generation, event.step);
         let detail = if event.detail.is_empty() { String::new() } else { format!(", {}", event.detail) };
         out.line(format!("    {at}  generation {generation}  {step}{detail}"))?;
@@ -200,8 +271,12 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
     let pin = match record {
         Ok(pin) => pin,
         Err(error) => {
+            let key = record_key(&error);
+            let told = key.as_ref().and_then(|key| state.events(key).ok()).unwrap_or_default();
+            let path = told.iter().rev().find_map(|event| event.path.as_ref());
             return PinRow {
-                path: None,
+                path: path.map(|path| path.display().to_string()),
+                key,
                 state: PinState::Unknown,
                 detail: with_source(&error),
                 pid: None,
@@ -214,7 +289,7 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
                 extents: 0,
                 served: None,
                 incident: None,
-                events: Vec::new(),
+                events: if events { told } else { Vec::new() },
             };
         }
     };
@@ -226,6 +301,7 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
     let events = if events { state.events(&key).unwrap_or_default() } else { Vec::new() };
     PinRow {
         path: Some(pin.path().display().to_string()),
+        key: Some(key),
         state: word,
         detail,
         pid: holder.map(|owner| owner.pid),
@@ -242,6 +318,22 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
     }
 }
 
+impl PinRow {
+    fn is_at(&self, path: &Path) -> bool {
+        self.path.as_deref().is_some_and(|known| Path::new(known) == path)
+    }
+}
+
+/// The key of a record that cannot be used: what became of its file says where that was.
+fn record_key(error: &ExtentError) -> Option<String> {
+    match error {
+        ExtentError::State { path, .. } | ExtentError::Io { path, .. } => {
+            path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
 fn judge(pin: &StoredPin, holder: Option<&Owner>) -> (PinState, String) {
     if let Some(owner) = holder {
         return judge_held(pin, owner);
@@ -252,14 +344,13 @@ fn judge(pin: &StoredPin, holder: Option<&Owner>) -> (PinState, String) {
     }
     match verify_stored(pin) {
         Ok(report) => judge_report(pin, &report),
-        Err(ExtentError::Io { source, .. })
-            if source.kind() == io::ErrorKind::NotFound && is_unmounted(pin) =>
-        {
-            (PinState::Missing, "its filesystem is not mounted there, or is another since: mount it; unpin --force forgets a file that is gone".to_owned())
-        }
-        Err(ExtentError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(ExtentError::State { problem: StateProblem::FileGone, .. }) => {
             (PinState::Missing, "no file at this path: unpin --force forgets it".to_owned())
         }
+        Err(ExtentError::State { problem: StateProblem::NotMounted, .. }) => (
+            PinState::Unmounted,
+            "its filesystem is not mounted: nothing is known of its map before it is".to_owned(),
+        ),
         Err(ExtentError::State { problem: StateProblem::OtherFile, .. }) => {
             (PinState::Replaced, "another file at this path: unpin --force forgets the old one".to_owned())
         }
@@ -276,7 +367,7 @@ fn judge_held(pin: &StoredPin, owner: &Owner) -> (PinState, String) {
     }
     let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO);
     match stat {
-        _ if is_unmounted(pin) => (PinState::Guarded, format!("{by}, its filesystem is not mounted there")),
+        _ if !is_mounted(pin) => (PinState::Guarded, format!("{by}, its filesystem is not mounted there")),
         Ok(stat) if stat.stx_ino != pin.identity.inode => {
             (PinState::Replaced, format!("held {by}, but another file is at this path"))
         }
@@ -291,21 +382,11 @@ fn judge_held(pin: &StoredPin, owner: &Owner) -> (PinState, String) {
     }
 }
 
-/// Whether the place of the file is on another filesystem now, or gone with its mount point; by numbers, which a reboot may
-/// give to others.
-fn is_unmounted(pin: &StoredPin) -> bool {
-    let device = pin.identity.filesystem.device;
-    let mut places = pin.path().ancestors();
-    places
-        .find_map(|place| rustix::fs::statx(CWD, place, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO).ok())
-        .is_some_and(|stat| (stat.stx_dev_major, stat.stx_dev_minor) != (device.major, device.minor))
-}
-
 fn judge_report(pin: &StoredPin, report: &VerifyReport) -> (PinState, String) {
     if !report.map_is_true() {
         let first = report.comparison.first.map_or_else(
             || format!("its size is now {} bytes", report.size),
-            |difference| format!("first {difference}"),
+            |difference| format!("first difference: {difference}"),
         );
         return (PinState::Changed, first);
     }
@@ -314,11 +395,11 @@ fn judge_report(pin: &StoredPin, report: &VerifyReport) -> (PinState, String) {
         (if report.guard.sets_flag() { PinState::Immutable } else { PinState::ReadOnly }, why.to_owned())
     } else {
         let gone = if report.guard_holds {
-            "the immutable flag is gone".to_owned()
+            "the immutable flag is gone: pin it again, or unpin it".to_owned()
         } else {
-            format!("the {} guard is gone, as after a reboot", report.guard)
+            report.guard.gone().to_owned()
         };
-        (PinState::Unguarded, format!("{gone}: pin it again"))
+        (PinState::Unguarded, gone)
     }
 }
 

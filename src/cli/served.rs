@@ -83,6 +83,7 @@ impl Served {
         let Self { pid, grant, generation, extents, .. } = self;
         let mut lines =
             vec![format!("served by process {pid}: {grant}, generation {generation}, {extents} extents")];
+        lines.push(format!("hosts see a fence as: {}", self.on_fence));
         lines.extend(fenced(self.fenced_since_ms, self.reason.as_deref()));
         lines.extend(recalled(self.recalls.as_ref()));
         lines.extend(not_held(self.problem.as_deref()));

@@ -1,9 +1,12 @@
 //! `fastice status`: what the targets that run on this host are doing.
 
+use std::io;
+
 use clap::Args;
 
 use super::StateDirArg;
 use super::exit::{Exit, Failure, Outcome};
+use super::files::named_state;
 use super::out::{JsonFlag, Out};
 use super::pins::guard_and_readers;
 use super::served::{fenced, not_held, recalled};
@@ -23,15 +26,20 @@ pub struct StatusArgs {
 /// Asks and shows.
 ///
 /// # Errors
-/// When a target that runs does not answer.
+/// When the state directory does not exist, or a target that runs does not answer.
 pub fn run(args: &StatusArgs) -> Outcome {
+    // A directory that may not be read is no sign that nothing runs.
+    if let Some(state) = named_state(&args.state.state_dir)? {
+        state.records_are_readable()?;
+    }
     let (targets, silent): (Vec<_>, Vec<_>) =
         ask_all(&args.state.state_dir).into_iter().partition(Result::is_ok);
     let targets: Vec<Status> = targets.into_iter().flatten().collect();
-    let silent: Vec<String> = silent.into_iter().filter_map(Result::err).collect();
+    let silent: Vec<io::Error> = silent.into_iter().filter_map(Result::err).collect();
     let mut out = Out::stdout();
     if args.json.json {
-        out.json(&serde_json::json!({ "targets": targets, "errors": silent }))?;
+        let errors: Vec<String> = silent.iter().map(ToString::to_string).collect();
+        out.json(&serde_json::json!({ "targets": targets, "errors": errors }))?;
     } else if targets.is_empty() && silent.is_empty() {
         out.line(format!("no target runs with the state directory {}", args.state.state_dir.display()))?;
     }
@@ -43,12 +51,20 @@ pub fn run(args: &StatusArgs) -> Outcome {
     out.flush()?;
     match silent.first() {
         None => Ok(Exit::Ok),
-        Some(first) => Err(Failure::new(Exit::Failed, anyhow::anyhow!("a target does not answer: {first}"))
-            .with_remedy("it may be draining: try again; look into its log")),
+        Some(first) => Err(silence(first)),
     }
 }
 
-fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
+/// A target runs and does not say what it does.
+fn silence(error: &io::Error) -> Failure {
+    let (exit, remedy) = match error.kind() {
+        io::ErrorKind::PermissionDenied => (Exit::Permission, "run as root, or as the user that it runs as"),
+        _ => (Exit::Failed, "it may be draining: try again; look into its log"),
+    };
+    Failure::new(exit, anyhow::anyhow!("a target does not answer: {error}")).with_remedy(remedy)
+}
+
+fn tell(target: &Status, out: &mut Out) -> io::Result<()> {
     let Status { version, pid, uptime_s, addresses, fences, .. } = target;
     out.line(format!("process {pid}, fastice {version}, up {uptime_s} s, at {}", addresses.join(", ")))?;
     let rows: Vec<_> = target.exports.iter().map(cells).collect();
@@ -74,7 +90,8 @@ fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
     }
     if fences.count > 0 {
         out.line(format!(
-            "\n{} fence(s), {} cleared, {} not drained in time; drained after {} us (median), {} us (p99), {} us (worst)",
+            "\n{} fence(s), {} cleared, {} not drained in time; drained after {} us (median), {} us (p99), {} us (worst) \
+             from when the cause was noticed",
             fences.count,
             fences.cleared,
             fences.not_drained,
@@ -87,7 +104,7 @@ fn tell(target: &Status, out: &mut Out) -> std::io::Result<()> {
 }
 
 /// Of an export that is fenced, or was: since when, why, and what holds the file now.
-fn tell_more(export: &ExportStatus, out: &mut Out) -> std::io::Result<()> {
+fn tell_more(export: &ExportStatus, out: &mut Out) -> io::Result<()> {
     let mut lines: Vec<String> =
         fenced(export.fenced_since_ms, export.reason.as_deref()).into_iter().collect();
     lines.extend(recalled(export.recalls.as_ref()));

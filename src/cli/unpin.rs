@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::StateDirArg;
 use super::exit::Outcome;
-use super::files::existing_state;
+use super::files::named_state;
 use super::many::each;
 use super::out::{JsonFlag, Out};
 use crate::extent::{ExtentError, StateProblem, UnpinReport, left_behind, unpin};
@@ -43,6 +43,8 @@ struct Unpinned {
     /// Whether the map was the recorded one to the end; absent when there was none to compare.
     #[serde(skip_serializing_if = "Option::is_none")]
     map_was_true: Option<bool>,
+    /// Whether nothing but the record was removed, as the file could not be reached.
+    forgotten: bool,
 }
 
 /// Unpins the files.
@@ -51,7 +53,7 @@ struct Unpinned {
 /// When the state directory cannot be used; what is wrong with single files is told, and decides the exit status.
 pub fn run(args: &UnpinArgs) -> Outcome {
     let json = args.json.json;
-    let state = existing_state(&args.state.state_dir)?;
+    let state = named_state(&args.state.state_dir)?;
     let mut out = Out::stdout();
     let files = match &state {
         Some(state) if args.left_behind => left_behind(state)?,
@@ -63,9 +65,9 @@ pub fn run(args: &UnpinArgs) -> Outcome {
     let results = each(&files, json, |path| {
         let missing = || ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing };
         let report = unpin(path, state.as_ref().ok_or_else(missing)?, args.force)?;
-        let UnpinReport { immutable_cleared, swap_ended, map_was_true } = report;
-        let unpinned =
-            Unpinned { path: path.display().to_string(), immutable_cleared, swap_ended, map_was_true };
+        let UnpinReport { immutable_cleared, swap_ended, map_was_true, forgotten } = report;
+        let path = path.display().to_string();
+        let unpinned = Unpinned { path, immutable_cleared, swap_ended, map_was_true, forgotten };
         if !json {
             out.line(text(&unpinned))?;
         }
@@ -79,12 +81,18 @@ pub fn run(args: &UnpinArgs) -> Outcome {
 }
 
 fn text(unpinned: &Unpinned) -> String {
+    if unpinned.forgotten {
+        let path = &unpinned.path;
+        return format!(
+            "{path}: forgotten: the file that was pinned is not there. Wherever it is, it may still be immutable: `chattr -i` it"
+        );
+    }
     let flag =
         if unpinned.immutable_cleared { "immutable flag cleared" } else { "immutable flag left as it is" };
     let swap = if unpinned.swap_ended { ", swap area ended" } else { "" };
     let map = match unpinned.map_was_true {
         Some(true) => "the map was the same to the end",
-        Some(false) => "THE MAP HAD CHANGED, or the file was gone",
+        Some(false) => "THE MAP HAD CHANGED",
         None => "there was no map to compare",
     };
     format!("{}: unpinned, {flag}{swap}, {map}", unpinned.path)

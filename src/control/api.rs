@@ -146,16 +146,16 @@ fn status(events: &Sender<Event>) -> Answer {
 }
 
 /// Asks every target that serves with this state directory for its status. Those that do not answer are passed over, with
-/// what they said instead.
+/// what they said instead, or what went wrong.
 #[must_use]
-pub fn ask_all(state: &Path) -> Vec<Result<Status, String>> {
+pub fn ask_all(state: &Path) -> Vec<io::Result<Status>> {
     let living =
         sockets(state).into_iter().filter(|path| Owner::named_by(path).is_some_and(|owner| owner.is_alive()));
     living
         .map(|path| match ask(&path) {
             Ok(Answer::Status(status)) => Ok(*status),
-            Ok(Answer::Error { error }) => Err(error),
-            Err(error) => Err(format!("{}: {error}", path.display())),
+            Ok(Answer::Error { error }) => Err(io::Error::other(error)),
+            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         })
         .collect()
 }

@@ -45,7 +45,9 @@ pub use self::event::ReloadReport;
 pub use self::metrics::fuzz_metrics_request;
 pub use self::recalls::{LastRecall, RecallStatus};
 use self::server::Server;
-pub use self::status::{DeviceStatus, ExportStatus, FenceStatus, HostStatus, Status, WatchStatus};
+pub use self::status::{
+    DeviceStatus, ExportStatus, FenceStatus, HostStatus, Status, WatchStatus,
+};
 pub use self::still::open_state;
 use crate::block::nvme::{Reach, SystemReach};
 use crate::config::Config;

@@ -11,7 +11,9 @@ pub(super) fn tell(state: &StateDir) {
     for Orphan { path, kept, standing } in orphans {
         let path = path.unwrap_or_else(|| state.path().to_owned());
         let path = path.display();
-        if kept && standing == OrphanStanding::Held {
+        if standing == OrphanStanding::Unmounted {
+            tracing::warn!(%path, "a pin that nobody holds, on a filesystem that is not mounted: mount it, then see `fastice pins`");
+        } else if kept && standing == OrphanStanding::Held {
             tracing::info!(%path, %standing, "a pin that is kept and not served");
         } else {
             tracing::warn!(

@@ -98,7 +98,8 @@ mod tests {
 
     fn incident(reason: RecallReason) -> Incident {
         let (detail, differences) = ("because".to_owned(), Vec::new());
-        Incident { number: 1, reason, detail, differences, at: SystemTime::now(), noticed: Instant::now() }
+        let (at, noticed) = (SystemTime::now(), Instant::now());
+        Incident { number: 1, reason, detail, differences, at, noticed }
     }
 
     #[test]

@@ -122,7 +122,6 @@ impl Server {
         tell_served(&backings);
         let source = Source::new(&events, &target, &counters, cores.gauges());
         let metrics = config.metrics.and_then(|address| Metrics::start(address, source));
-        let cores = Some(cores);
         let api = Api::start(provider.state(), events.clone()).inspect_err(|error| {
             tracing::warn!(%error, "no control socket: `fastice status` will not know of this target");
         });
@@ -134,7 +133,7 @@ impl Server {
             ports,
             provider,
             backings,
-            cores,
+            cores: Some(cores),
             commands,
             drains: Drains::new(events.clone()),
             events,

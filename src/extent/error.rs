@@ -183,7 +183,7 @@ pub enum ExtentError {
         fault: MapFault,
     },
     /// A record of the state directory cannot be used.
-    #[error("the stored pin {}: {problem}", path.display())]
+    #[error("{}", StateText(path, problem))]
     State {
         /// The record, or the file that has none.
         path: PathBuf,
@@ -251,6 +251,11 @@ impl ExtentError {
     #[must_use]
     pub fn remedy(&self) -> String {
         match self {
+            Self::Io { action, source, .. }
+                if is_of_state(action) && source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                "run as root, as whoever pins files has to be".to_owned()
+            }
             Self::Io { source, .. } => io_remedy(source).to_owned(),
             Self::NotAccepted { first, .. } => first.remedy(),
             Self::InUse { holders, .. } if holders.is_empty() => {
@@ -273,7 +278,9 @@ impl ExtentError {
                     .to_owned()
             }
             Self::AlreadyPinned { .. } => {
-                "stop that process, which releases the pin, or serve from it".to_owned()
+                "take the file out of the configuration of that process and reload it (SIGHUP), or end that process; either \
+                 lets it go"
+                    .to_owned()
             }
             Self::Changed { path, .. } | Self::Resized { path, .. } => format!(
                 "find out who changed the file; to accept the map that it has now, `fastice pin --resume {}`; to give the pin \
@@ -281,7 +288,7 @@ impl ExtentError {
                 path.display(),
                 path.display()
             ),
-            Self::Guard { guard, source, .. } => guard_remedy(guard, source.as_ref()),
+            Self::Guard { guard, problem, source, .. } => guard_remedy(guard, problem, source.as_ref()),
             Self::KernelHasIt { .. } => {
                 "serve it while it is mounted; or unmount it, and serve it with device = \"unmounted\", or give its controller to \
                  fastice (`fastice device bind`)"
@@ -295,9 +302,16 @@ impl ExtentError {
     }
 }
 
+/// Whether an action is one on the state directory, and not on the file.
+fn is_of_state(action: &str) -> bool {
+    action.contains("state directory") || action.contains("lock")
+}
+
 fn io_remedy(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::NotFound => "check the path, and whether its filesystem is mounted",
+        io::ErrorKind::AlreadyExists => "choose another path, or remove what is there",
+        io::ErrorKind::NotADirectory => "check the path: a part of it is no directory",
         io::ErrorKind::PermissionDenied => {
             "run as root; if you are, the file is pinned or sealed by somebody else"
         }
@@ -311,7 +325,14 @@ fn io_remedy(source: &io::Error) -> &'static str {
 /// The name of the guard that is the immutable flag.
 pub(super) const IMMUTABLE: &str = "immutable flag";
 
-fn guard_remedy(guard: &str, source: Option<&io::Error>) -> String {
+fn guard_remedy(guard: &str, problem: &str, source: Option<&io::Error>) -> String {
+    if let Some(remedy) = super::mode::frozen::remedy(problem) {
+        return remedy.to_owned();
+    }
+    if problem == super::pin::OTHER_GUARDS {
+        return "leave the guard out to keep those that it has (`fastice pins` shows them), or `fastice unpin` it first"
+            .to_owned();
+    }
     match source.map(io::Error::kind) {
         Some(io::ErrorKind::PermissionDenied) => {
             format!(
@@ -319,7 +340,8 @@ fn guard_remedy(guard: &str, source: Option<&io::Error>) -> String {
             )
         }
         Some(io::ErrorKind::ReadOnlyFilesystem) => {
-            "remount the filesystem read-write while pinning".to_owned()
+            "remount the filesystem read-write while pinning, or pin the file with the read-only-mount guard"
+                .to_owned()
         }
         _ if super::mode::GuardMode::ALL.iter().any(|mode| mode.name() == guard) => {
             "see \"Guards\" in the manual; another guard may do: --guard, or `guard` of the namespace"
@@ -432,6 +454,22 @@ pub enum MapFault {
     NoProgress { file_offset: ByteOffset },
 }
 
+/// Some problems are of a record, some of the file that it is of.
+struct StateText<'a>(&'a Path, &'a StateProblem);
+
+impl fmt::Display for StateText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, problem) = (self.0.display(), self.1);
+        match problem {
+            StateProblem::Missing => write!(f, "{path} is not pinned: {problem}"),
+            StateProblem::FileGone | StateProblem::NotMounted | StateProblem::OtherFile => {
+                write!(f, "the pin record of {path} {problem}")
+            }
+            _ => write!(f, "the pin record {path} {problem}"),
+        }
+    }
+}
+
 /// In what way a record of the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each message says it all")]
@@ -447,10 +485,12 @@ pub enum StateProblem {
     Map(MapFault),
     #[error("is larger than {limit} bytes")]
     TooLarge { limit: u64 },
-    #[error("no record of this file exists")]
+    #[error("there is no record of it")]
     Missing,
     #[error("belongs to a file that is no longer at that path")]
     FileGone,
+    #[error("belongs to a filesystem that is not mounted there")]
+    NotMounted,
     #[error("belongs to another file than the one now at that path")]
     OtherFile,
 }
@@ -462,10 +502,15 @@ impl StateProblem {
                 "use the fastice release that wrote it, or unpin with that one first".to_owned()
             }
             Self::Missing => {
-                "it is not pinned, or another state directory has the record; see `fastice pins`".to_owned()
+                "`fastice pins` lists what is; another state directory may have its record (--state-dir)".to_owned()
+            }
+            Self::NotMounted => {
+                "mount it and try again; `fastice unpin --force` would only forget the record, and leave the file immutable"
+                    .to_owned()
             }
             Self::OtherFile | Self::FileGone => {
-                "the pinned file was moved away or removed: unpin it at its new path, or use --force"
+                "the pinned file was moved away or removed: `fastice unpin` it at its new path, or forget its record with \
+                 `fastice unpin --force`"
                     .to_owned()
             }
             _ => format!(

@@ -143,7 +143,7 @@ fn take(
         return Err(ExtentError::State { path, problem: StateProblem::Checksum });
     }
     state.store(&StoredPin { owner: Owner::this_process(), identity, ..stored })?;
-    state.note(&key, frozen.generation(), PinStep::TakenOver, "");
+    state.note(&key, &path, frozen.generation(), PinStep::TakenOver, "");
     tracing::info!(path = %path.display(), generation = frozen.generation(), "taken over from the device itself");
     Ok(HandedOver { map: Arc::new(frozen), _lock: lock, held: held.cloned() })
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::error::ExtentError;
+use super::error::{ExtentError, StateProblem};
 use super::record::StoredPin;
 use super::state::{StateDir, read_record};
 use super::verify::verify_stored;
@@ -34,6 +34,8 @@ pub enum OrphanStanding {
     Changed,
     /// The process that pinned it died before the map was frozen.
     Incomplete,
+    /// Its filesystem is not mounted, so that nothing is known of its map.
+    Unmounted,
     /// The record is damaged, or the file cannot be looked at: why.
     Unknown(String),
 }
@@ -45,6 +47,7 @@ impl fmt::Display for OrphanStanding {
             Self::Unguarded => f.write_str("its map is the recorded one, but a guard is gone"),
             Self::Changed => f.write_str("ITS MAP IS NOT THE RECORDED ONE"),
             Self::Incomplete => f.write_str("its map was never frozen"),
+            Self::Unmounted => f.write_str("its filesystem is not mounted"),
             Self::Unknown(why) => f.write_str(why),
         }
     }
@@ -81,7 +84,12 @@ fn standing_of(pin: &StoredPin) -> Result<OrphanStanding, ExtentError> {
     if pin.map.is_none() {
         return Ok(OrphanStanding::Incomplete);
     }
-    let report = verify_stored(pin)?;
+    let report = match verify_stored(pin) {
+        Err(ExtentError::State { problem: StateProblem::NotMounted, .. }) => {
+            return Ok(OrphanStanding::Unmounted);
+        }
+        report => report?,
+    };
     Ok(match (report.map_is_true(), report.is_held()) {
         (false, _) => OrphanStanding::Changed,
         (true, true) => OrphanStanding::Held,

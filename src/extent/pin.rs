@@ -44,10 +44,10 @@ use super::progress::Progress;
 use super::readers::{self, LocalReaders};
 use super::record::{StoredMap, StoredPin};
 use super::state::{StagedRecord, StateDir};
-use super::survey::{absolute, open_read, survey_file, survey_start, to_extents};
+use super::survey::{Survey, absolute, open_read, survey_file, survey_start, to_extents};
 use super::timeline::PinStep;
 use super::undo::{ImmutableFlag, IntentRecord};
-use super::unpin::{await_last_owners, refuse_if_held};
+use super::unpin::{await_last_owners, compare_map, refuse_if_held};
 use super::verify::verify_at_cost;
 use super::watch::{WatchOptions, baseline_of};
 use crate::units::BlockSize;
@@ -109,7 +109,7 @@ pub fn pin(
     let path = absolute(path)?;
     refuse_if_held(&path, state)?;
     await_last_owners(&path, state)?;
-    if options.prepare && needs_preparing(&path, options.block_size, state)? {
+    if options.prepare && needs_preparing(&path, options, state)? {
         prepare(&path, options.block_size, progress)?;
     }
     progress.stage("pinning");
@@ -120,6 +120,9 @@ pub fn pin(
     // Whether it is to be one is told by the record.
     let is_our_swap = before.facts.swap && swap_file::is_ours(&file);
     before.violations.retain(|violation| !is_our_swap || *violation != Violation::Swap);
+    if !before.violations.is_empty() {
+        refuse_if_changed(&file, &before, options, state)?;
+    }
     refuse_violations(&path, before.violations)?;
     let identity = before.facts.identity().map_err(|first| refusal(&path, first, 1))?;
     let key = identity.key();
@@ -131,7 +134,7 @@ pub fn pin(
     if let Some(previous) = &previous {
         state.await_commands_of(&previous.owner, &path)?;
     }
-    let mode = mode_of(&path, options.guard, previous.as_ref())?;
+    let mode = mode_of(&path, options.guard, previous.as_ref().map(|previous| previous.guard))?;
     if is_our_swap && mode != GuardMode::SwapFile {
         let problem =
             "the file is a swap area of fastice without a record: pin it so, or `fastice unpin --force` it";
@@ -159,18 +162,20 @@ pub fn pin(
     })
 }
 
+/// What is wrong with guards that are not those of the record.
+pub(super) const OTHER_GUARDS: &str = "it is pinned with other guards";
+
 /// The guards that are asked for, which must be those of a record that there is.
-fn mode_of(
+pub(super) fn mode_of(
     path: &Path,
     asked: Option<GuardMode>,
-    previous: Option<&StoredPin>,
+    recorded: Option<GuardMode>,
 ) -> Result<GuardMode, ExtentError> {
-    let recorded = previous.map(|previous| previous.guard);
     match (asked, recorded) {
         (Some(asked), Some(recorded)) if asked != recorded => Err(ExtentError::Guard {
             path: path.to_path_buf(),
             guard: asked.name(),
-            problem: "it is pinned with other guards: `fastice unpin` it first",
+            problem: OTHER_GUARDS,
             source: None,
         }),
         _ => Ok(asked.or(recorded).unwrap_or_default()),
@@ -179,16 +184,37 @@ fn mode_of(
 
 /// Whether something of the file can be mended, or its size is no multiple of the block that was asked for, which may
 /// be larger than that of the disk.
-fn needs_preparing(path: &Path, block: Option<BlockSize>, state: &StateDir) -> Result<bool, ExtentError> {
+fn needs_preparing(path: &Path, options: &PinOptions, state: &StateDir) -> Result<bool, ExtentError> {
     let file = open_read(path)?;
     let survey = survey_file(&file, path)?;
-    let ends_in_a_block = block.is_none_or(|block| block.blocks_in(survey.facts.size).is_some());
-    let needs = !ends_in_a_block || survey.violations.iter().any(Violation::is_preparable);
+    let needs = is_to_be_prepared(&survey, options.block_size);
     if let (true, Some(identity)) = (needs, survey.identity()) {
+        refuse_if_changed(&file, &survey, options, state)?;
         frozen::forget_stale_mark(state, &identity)?;
-        frozen::refuse_frozen(state, path, &identity)?;
+        if frozen::is_marked(state, &identity) {
+            return Err(frozen::not_prepared(path));
+        }
     }
     Ok(needs)
+}
+
+/// A file that was fit when it was pinned, and is not now, was changed: that is what is wrong with it, and nothing is to be
+/// mended unasked.
+fn refuse_if_changed(
+    file: &File,
+    survey: &Survey,
+    options: &PinOptions,
+    state: &StateDir,
+) -> Result<(), ExtentError> {
+    let Some(identity) = survey.identity().filter(|_| !options.accept_change) else { return Ok(()) };
+    let Some(record) = state.load(&identity.key())? else { return Ok(()) };
+    compare_map(&record, file, false).map(|_| ())
+}
+
+/// The same of a file that was looked at.
+pub(super) fn is_to_be_prepared(survey: &Survey, block: Option<BlockSize>) -> bool {
+    let ends_in_a_block = block.is_none_or(|block| block.blocks_in(survey.facts.size).is_some());
+    !ends_in_a_block || survey.violations.iter().any(Violation::is_preparable)
 }
 
 fn refuse_violations(path: &Path, violations: Vec<Violation>) -> Result<(), ExtentError> {
@@ -287,7 +313,8 @@ impl Attempt<'_> {
         swap.into_iter().for_each(SwapArea::disarm);
         flag.into_iter().for_each(ImmutableFlag::disarm);
         lease.into_iter().for_each(lease::LeaseHold::disarm);
-        self.state.note(&intent_key, generation, PinStep::Pinned, format!("{} extents", map.extent_count()));
+        let extents = format!("{} extents", map.extent_count());
+        self.state.note(&intent_key, self.path(), generation, PinStep::Pinned, extents);
         let map = Arc::new(map);
         guard.watch_over(&map, baseline, cost);
         Ok((guard, map, self.held(foreign, header_written)))
@@ -307,10 +334,13 @@ impl Attempt<'_> {
         }
         frozen::forget_stale_mark(self.state, identity)?;
         if self.mode != GuardMode::FrozenFilesystem {
-            frozen::refuse_frozen(self.state, self.path(), identity)?;
-            return Ok(None);
+            return match frozen::is_marked(self.state, identity) {
+                true => Err(frozen::for_others(self.path(), self.mode)),
+                false => Ok(None),
+            };
         }
         frozen::refuse_unfit(self.facts, Some(self.state.path()))?;
+        frozen::refuse_mixed(self.state, self.path(), identity)?;
         Thawed::begin(self.file, self.path(), self.state, identity, false).map(Some)
     }
 

@@ -173,7 +173,7 @@ impl PinnedFile {
 
     /// Adds to the events of the pin.
     pub fn note(&self, step: PinStep, detail: impl Into<String>) {
-        self.state.note(&self.map.identity().key(), self.map.generation(), step, detail);
+        self.state.note(&self.map.identity().key(), self.path(), self.map.generation(), step, detail);
     }
 
     /// Lets go of everything: clears the immutable flag if fastice set it, drops the guards, removes the record.

@@ -104,6 +104,15 @@ impl StateDir {
         self.path.join("processes")
     }
 
+    /// Whether this process may look at what is in the directory.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`] when not.
+    pub fn records_are_readable(&self) -> Result<(), ExtentError> {
+        let io = |source| ExtentError::io("read the state directory", &self.path, source);
+        fs::read_dir(&self.path).map(drop).map_err(io)
+    }
+
     /// The record with this key; `None` when there is none.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -21,9 +21,11 @@ use super::compare::{Difference, Place};
 use super::error::{ExtentError, StateProblem};
 use super::guard::Incident;
 use super::record::StoredPin;
-use super::state::{StateDir, replace};
+use super::state::{StateDir, files_in, replace};
 use crate::durable;
 
+/// The extension of files with events.
+const EVENTS: &str = "events";
 /// Above this a list of events is cut to its younger half.
 const EVENTS_LEN_MAX: u64 = 256 << 10;
 
@@ -83,9 +85,23 @@ pub struct PinEvent {
     pub generation: u64,
     /// What happened.
     pub step: PinStep,
+    /// Where the file was; none in an event of an older release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
     /// More of it, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+}
+
+/// All that is known of what became of one file's pins. It stays when the file is not pinned any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// The key of its record, when there is one.
+    pub key: String,
+    /// Where the file was last; none when all its events are of an older release.
+    pub path: Option<PathBuf>,
+    /// The oldest first.
+    pub events: Vec<PinEvent>,
 }
 
 /// Blocks that are elsewhere now.
@@ -120,6 +136,9 @@ impl From<&Difference> for MovedBlocks {
         Self { file_offset: difference.file_offset.get(), len: difference.len.get(), frozen, living, flags }
     }
 }
+
+/// The kind of an incident that no recall made: a start could not serve the file.
+const NOT_SERVED: &str = "not-served";
 
 /// The difference for which a grant was ended, or none was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,11 +182,12 @@ impl StateDir {
         if !matches!(self.head(&key), Ok(Some(_))) {
             return;
         }
-        self.note(&key, pin.generation, PinStep::NotServed, why);
+        self.note(&key, pin.path(), pin.generation, PinStep::NotServed, why);
         if !matches!(self.incident(&key), Ok(None)) {
             return;
         }
         let incident = StoredIncident {
+            kind: NOT_SERVED.to_owned(),
             at_ms: unix_ms(SystemTime::now()),
             generation: pin.generation,
             reason: "a start could not serve the file".to_owned(),
@@ -186,9 +206,10 @@ fn unix_ms(at: SystemTime) -> u64 {
 }
 
 impl StateDir {
-    /// Adds to the events of the pin with this key.
-    pub fn note(&self, key: &str, generation: u64, step: PinStep, detail: impl Into<String>) {
-        let event = PinEvent { at_ms: unix_ms(SystemTime::now()), generation, step, detail: detail.into() };
+    /// Adds to the events of the pin with this key, of the file at `path`.
+    pub fn note(&self, key: &str, path: &Path, generation: u64, step: PinStep, detail: impl Into<String>) {
+        let (at_ms, path) = (unix_ms(SystemTime::now()), Some(path.to_owned()));
+        let event = PinEvent { at_ms, generation, step, path, detail: detail.into() };
         if let Err(error) = self.append(key, &event) {
             tracing::warn!(path = %self.events_path(key).display(), %error, "an event of a pin is not written down");
         }
@@ -226,6 +247,21 @@ impl StateDir {
         }
     }
 
+    /// The events of all files that ever were pinned here, in the order of their keys.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`] when the directory cannot be read; events that cannot are passed over.
+    pub fn timelines(&self) -> Result<Vec<Timeline>, ExtentError> {
+        let paths = files_in(self.path(), EVENTS)?;
+        let keys = paths.iter().filter_map(|path| path.file_stem()?.to_str().map(str::to_owned));
+        let timeline = |key: String| {
+            let events = self.events(&key).unwrap_or_default();
+            let path = events.iter().rev().find_map(|event| event.path.clone());
+            Timeline { key, path, events }
+        };
+        Ok(keys.map(timeline).filter(|timeline| !timeline.events.is_empty()).collect())
+    }
+
     /// Writes down for what the grant of a pin was ended.
     ///
     /// # Errors
@@ -259,7 +295,7 @@ impl StateDir {
     }
 
     fn events_path(&self, key: &str) -> PathBuf {
-        self.path().join(format!("{key}.events"))
+        self.path().join(format!("{key}.{EVENTS}"))
     }
 
     fn incident_path(&self, key: &str) -> PathBuf {
@@ -285,9 +321,10 @@ mod tests {
     #[test]
     fn events_are_kept_in_order_and_cut_when_there_are_too_many() {
         let (_dir, state) = state();
+        let file = Path::new("/srv/k");
         assert!(state.events("k").expect("none").is_empty());
-        state.note("k", 1, PinStep::Pinned, "");
-        state.note("k", 1, PinStep::Fenced, "because");
+        state.note("k", file, 1, PinStep::Pinned, "");
+        state.note("k", file, 1, PinStep::Fenced, "because");
         fs::write(state.path().join("other.events"), "nonsense\n").expect("room");
         let events = state.events("k").expect("events");
         assert_eq!(
@@ -297,10 +334,25 @@ mod tests {
         assert_eq!(events[1].detail, "because");
         assert!(state.events("other").expect("nonsense").is_empty());
         let detail = "x".repeat(1000);
-        (0..600).for_each(|generation| state.note("k", generation, PinStep::Pinned, detail.clone()));
+        (0..600).for_each(|generation| state.note("k", file, generation, PinStep::Pinned, detail.clone()));
         let events = state.events("k").expect("events");
         assert!(events.len() < 300, "{}", events.len());
         assert_eq!(events.last().map(|event| event.generation), Some(599));
+    }
+
+    #[test]
+    fn what_became_of_a_file_is_found_without_its_record() {
+        let (_dir, state) = state();
+        // As releases wrote it that knew no paths.
+        let old = "{\"at_ms\":1,\"generation\":1,\"step\":\"pinned\"}\n";
+        fs::write(state.path().join("a.events"), old).expect("room");
+        state.note("b", Path::new("/srv/old"), 1, PinStep::Pinned, "");
+        state.note("b", Path::new("/srv/new"), 1, PinStep::Unpinned, "");
+        fs::write(state.path().join("c.events"), "nonsense\n").expect("room");
+        let timelines = state.timelines().expect("a directory");
+        let told: Vec<_> =
+            timelines.iter().map(|it| (it.key.as_str(), it.path.as_deref(), it.events.len())).collect();
+        assert_eq!(told, [("a", None, 1), ("b", Some(Path::new("/srv/new")), 2)]);
     }
 
     #[test]

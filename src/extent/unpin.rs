@@ -14,7 +14,7 @@ use super::record::StoredPin;
 use super::state::StateDir;
 use super::survey::open_read;
 use super::timeline::PinStep;
-use super::verify::verify_file;
+use super::verify::{is_mounted, verify_file};
 
 /// What unpinning did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct UnpinReport {
     pub swap_ended: bool,
     /// Whether the living map is the recorded one; `None` when there was none to compare.
     pub map_was_true: Option<bool>,
+    /// Whether nothing but the record was removed: the file is gone, or cannot be reached. Wherever it is, it has the flag still.
+    pub forgotten: bool,
 }
 
 /// Undoes the leftover pin of a run that has ended: clears the immutable flag if fastice set it, ends a swap area, removes
@@ -48,10 +50,13 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
     let file = match open_read(&path) {
         Ok(file) => file,
         Err(_) if force => return forget_by_path(&path, state),
-        Err(ExtentError::Io { source, .. })
-            if source.kind() == io::ErrorKind::NotFound && state.record_by_path(&path)?.is_some() =>
-        {
-            return Err(ExtentError::State { path, problem: StateProblem::FileGone });
+        Err(ExtentError::Io { source, path: asked, action }) if source.kind() == io::ErrorKind::NotFound => {
+            let Some(record) = state.record_by_path(&path)? else {
+                return Err(ExtentError::Io { source, path: asked, action });
+            };
+            refuse_if_served(&record, state)?;
+            let problem = if is_mounted(&record) { StateProblem::FileGone } else { StateProblem::NotMounted };
+            return Err(ExtentError::State { path, problem });
         }
         Err(error) => return Err(error),
     };
@@ -82,6 +87,9 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
             let undone = mode::undo_all(&file, &path)?;
             state.remove(&key)?;
             drop(thawed);
+            state.clear_incident(&key)?;
+            let generation = state.next_generation(&key).map_or(0, |next| next - 1);
+            state.note(&key, &path, generation, PinStep::Unpinned, "by force: the record was damaged");
             return Ok(report(undone, None));
         }
         Err(error) => return Err(error),
@@ -98,7 +106,7 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
     state.remove(&key)?;
     drop(thawed);
     state.clear_incident(&key)?;
-    state.note(&key, record.generation, PinStep::Unpinned, if force { "by force" } else { "" });
+    state.note(&key, &path, record.generation, PinStep::Unpinned, if force { "by force" } else { "" });
     Ok(report(undone, map_was_true))
 }
 
@@ -107,11 +115,16 @@ fn is_frozen(record: &StoredPin) -> bool {
 }
 
 const fn report(undone: Undone, map_was_true: Option<bool>) -> UnpinReport {
-    UnpinReport { immutable_cleared: undone.flag_cleared, swap_ended: undone.swap_ended, map_was_true }
+    UnpinReport {
+        immutable_cleared: undone.flag_cleared,
+        swap_ended: undone.swap_ended,
+        map_was_true,
+        forgotten: false,
+    }
 }
 
 /// Compares the record's map with the file; a difference is an error unless `force`.
-fn compare_map(record: &StoredPin, file: &File, force: bool) -> Result<Option<bool>, ExtentError> {
+pub(super) fn compare_map(record: &StoredPin, file: &File, force: bool) -> Result<Option<bool>, ExtentError> {
     let Some(map) = &record.map else { return Ok(None) };
     let report = verify_file(&record.identity, &map.extents, file)?;
     let path = record.path().to_path_buf();
@@ -128,12 +141,23 @@ fn compare_map(record: &StoredPin, file: &File, force: bool) -> Result<Option<bo
 /// Removes the record that names `path`, whose file is gone or another.
 fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentError> {
     let record = state.record_by_path(path)?.ok_or_else(|| no_record(path))?;
-    state.await_commands_of(&record.owner, path)?;
     let key = record.identity.key();
+    refuse_if_served(&record, state)?;
+    state.await_commands_of(&record.owner, path)?;
     state.remove(&key)?;
     state.clear_incident(&key)?;
-    state.note(&key, record.generation, PinStep::Unpinned, "by force: the file is gone or another");
-    Ok(report(Undone::default(), Some(false)))
+    state.note(&key, path, record.generation, PinStep::Unpinned, "by force: the file is gone or another");
+    Ok(UnpinReport { forgotten: true, ..report(Undone::default(), Some(false)) })
+}
+
+/// A file that is out of reach may be served all the same: its filesystem was unmounted lazily, or it was handed over.
+fn refuse_if_served(record: &StoredPin, state: &StateDir) -> Result<(), ExtentError> {
+    match state.holder(&record.identity.key())? {
+        Some(owner) => {
+            Err(ExtentError::AlreadyPinned { path: record.path().to_path_buf(), owner: Box::new(owner) })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses when a living process holds a pin of the file at `path`. Opens nothing, since that would be denied.

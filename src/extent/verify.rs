@@ -116,13 +116,29 @@ pub(super) fn verify_at_cost(
     Ok((report, cost))
 }
 
+/// Whether the path of a stored pin leads to its filesystem, whatever is there. True when nobody can tell.
+#[must_use]
+pub fn is_mounted(pin: &StoredPin) -> bool {
+    let directory = pin.path().ancestors().skip(1).find_map(|place| Some((open_read(place).ok()?, place)));
+    let Some((directory, place)) = directory else { return true };
+    let facts = FileFacts::gather(&directory, place);
+    facts.map_or(true, |facts| facts.filesystem_uuid == Some(pin.identity.filesystem.uuid))
+}
+
 /// Compares a stored pin with the file now at its path. A pin without a map is compared as an empty one: all differs.
 ///
 /// # Errors
-/// [`ExtentError::State`] with [`StateProblem::OtherFile`] when another file is there; [`ExtentError::Io`], also when
+/// [`ExtentError::State`] with [`StateProblem::OtherFile`] when another file is there, [`StateProblem::FileGone`] when
+/// none is, [`StateProblem::NotMounted`] when the filesystem is not; [`ExtentError::Io`], also when
 /// the file is pinned by another process, which alone can then verify it.
 pub fn verify_stored(pin: &StoredPin) -> Result<VerifyReport, ExtentError> {
-    let file = open_read(pin.path())?;
+    let file = open_read(pin.path()).map_err(|error| match error {
+        ExtentError::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            let problem = if is_mounted(pin) { StateProblem::FileGone } else { StateProblem::NotMounted };
+            ExtentError::State { path, problem }
+        }
+        error => error,
+    })?;
     // Its numbers are those of this boot.
     let living = same_file(&pin.identity, &file, pin.path())?;
     let extents = pin.map.as_ref().map_or(&[][..], |map| &map.extents);

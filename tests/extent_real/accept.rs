@@ -132,7 +132,7 @@ fn other_filesystems_and_other_things_than_files_are_refused() {
         (error.kind(), error.to_string().as_str()),
         (ExtentErrorKind::Io, "cannot find /no/such/file")
     );
-    assert_eq!(error.remedy(), "check the path");
+    assert_eq!(error.remedy(), "check the path, and whether its filesystem is mounted");
 }
 
 #[test]

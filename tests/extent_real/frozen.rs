@@ -138,7 +138,7 @@ fn a_killed_process_leaves_it_frozen_until_it_is_unpinned() {
         let error = try_pin(&fs, &other, &options()).expect_err("it would be taken for a break");
         assert!(error.to_string().contains("another process"), "{error}");
         let error = try_pin(&fs, &other, &PinOptions::default()).expect_err("the flag could not be set");
-        assert!(error.to_string().contains("frozen for other pins"), "{error}");
+        assert!(error.to_string().contains("frozen for files that are pinned with"), "{error}");
         child.kill().expect("it lives");
         child.wait().expect("it ends");
         assert!(is_frozen(&fs));
@@ -201,4 +201,30 @@ fn what_must_not_be_frozen_or_is_already_is_refused() {
     let error = refused.expect_err("it is somebody else's");
     assert!(error.to_string().contains("somebody else"), "{error}");
     assert_ordinary(&fs, &path);
+}
+
+#[test]
+fn a_filesystem_is_frozen_for_all_pins_on_it_or_for_none() {
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("frozen, mixed", &spec) else { return };
+        let (first, second) = (fs.path("first"), fs.path("second"));
+        drop((written(&first, 16), written(&second, 16)));
+        // What is pinned without it could not be let go while it is frozen.
+        let plain = try_pin(&fs, &first, &PinOptions::default()).expect("pinned");
+        let error = try_pin(&fs, &second, &options()).expect_err("the other one is in the way");
+        assert!(error.to_string().contains("pinned without it"), "{error}");
+        assert!(error.remedy().contains("unpin those first"), "{}", error.remedy());
+        plain.release().expect("it does not wait");
+        assert_thawed(&fs);
+
+        let frozen = try_pin(&fs, &second, &options()).expect("pinned");
+        let error = try_pin(&fs, &first, &PinOptions::default()).expect_err("it is frozen");
+        let text = error.to_string();
+        assert!(text.contains("with the default guard"), "what was asked for is named: {text}");
+        assert!(error.remedy().contains("frozen-filesystem guard too"), "{}", error.remedy());
+        frozen.release().expect("released");
+        assert_thawed(&fs);
+        assert_ordinary(&fs, &first);
+        assert_ordinary(&fs, &second);
+    }
 }

@@ -1,6 +1,9 @@
 //! Leftovers of runs that ended without a release.
 
-use fastice::extent::{ExtentErrorKind, StateDir, unpin, verify_stored};
+use fastice::extent::{
+    ExtentError, ExtentErrorKind, OrphanStanding, PinOptions, StateDir, orphans, read_map, unpin,
+    verify_stored,
+};
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
@@ -8,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::inotify;
 
-use super::files::{BOTH, command, open, refused, written};
+use super::files::{BOTH, command, open, punch, refused, try_pin, written};
 use super::loopfs::{self, Spec};
 use super::pin::{assert_ordinary, clear_immutable, pinned, try_default};
 
@@ -218,4 +221,59 @@ fn pinning_and_unpinning_open_no_record_of_another_file() {
         }
         left.iter().for_each(|path| assert_ordinary(&fs, path));
     }
+}
+
+#[test]
+fn a_held_file_that_is_out_of_reach_keeps_its_record_and_one_that_is_away_says_so() {
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("unmounted lazily", &spec) else { return };
+        let path = fs.path("file");
+        drop(written(&path, 16));
+        let state = StateDir::open(fs.outside()).unwrap();
+        let file = pinned(&fs, &path);
+        loopfs::run(Command::new("umount").arg("--lazy").arg(fs.root())).unwrap();
+        for force in [false, true] {
+            let error = unpin(&path, &state, force).unwrap_err();
+            assert_eq!(error.kind(), ExtentErrorKind::AlreadyPinned, "{error}");
+        }
+        let record = state.record_at(&path).unwrap().expect("the record of what is served stays");
+        file.keep();
+        let away = |error: ExtentError| {
+            assert!(error.to_string().contains("not mounted"), "{error}");
+            assert!(error.remedy().contains("mount it"), "{}", error.remedy());
+        };
+        away(unpin(&path, &state, false).unwrap_err());
+        away(verify_stored(&record).unwrap_err());
+        let told: Vec<_> = orphans(&state).unwrap().into_iter().map(|orphan| orphan.standing).collect();
+        assert_eq!(told, [OrphanStanding::Unmounted]);
+        assert!(unpin(&path, &state, true).unwrap().forgotten);
+        // As the command says then: the flag is left.
+        loopfs::run(Command::new("mount").arg(fs.device()).arg(fs.root())).unwrap();
+        refused(&mut command("truncate", &["-s", "0"], &path));
+        clear_immutable(&path);
+        assert_ordinary(&fs, &path);
+    }
+}
+
+#[test]
+fn a_hole_in_a_file_that_was_pinned_is_a_change_and_is_not_filled_unasked() {
+    let Some(fs) = loopfs::make_or_skip("punched leftover", &Spec::XFS) else { return };
+    let path = fs.path("file");
+    drop(written(&path, 16));
+    let state = StateDir::open(fs.outside()).unwrap();
+    pinned(&fs, &path).keep();
+    clear_immutable(&path);
+    punch(&open(&path), 8192, 8192);
+    let options = |prepare, accept_change| PinOptions { prepare, accept_change, ..PinOptions::default() };
+    for prepare in [false, true] {
+        let error = try_pin(&fs, &path, &options(prepare, false)).unwrap_err();
+        assert_eq!(error.kind(), ExtentErrorKind::Changed, "{error}");
+    }
+    let (_, living) = read_map(&path).unwrap();
+    assert_eq!(living.len(), 2, "the hole is still there: {living:?}");
+    let error = try_pin(&fs, &path, &options(false, true)).unwrap_err();
+    assert_eq!(error.kind(), ExtentErrorKind::NotAccepted, "accepted as it is, it has to be fit: {error}");
+    try_pin(&fs, &path, &options(true, true)).unwrap().keep();
+    unpin(&path, &state, false).unwrap();
+    assert_ordinary(&fs, &path);
 }

@@ -96,7 +96,7 @@ fn refusal(lab: &Lab, file: &Path) -> String {
 fn what_is_not_recorded_or_not_what_was_recorded_is_not_served() {
     let Some((lab, file)) = handed_over("handed over, changed", &Spec::XFS) else { return };
     let log = refusal(&lab, &file.with_file_name("another"));
-    assert!(log.contains("no record of this file exists"), "{log}");
+    assert!(log.contains("another is not pinned: there is no record of it"), "{log}");
     mount(&lab, &Spec::XFS);
     loopfs::run(Command::new("chattr").arg("-i").arg(&file)).expect("root");
     let other = fs::OpenOptions::new().write(true).open(&file).expect("an ordinary file");

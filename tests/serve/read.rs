@@ -40,6 +40,7 @@ fn what_hosts_wrote_is_read_by_the_map_while_the_file_is_served() {
 fn what_nobody_serves_is_read_as_any_file_and_what_was_never_pinned_is_not_ours() {
     let Some(lab) = Lab::new("read at rest", &Spec::XFS) else { return };
     let path = lab.fragmented("file");
+    fs::create_dir(lab.place("state")).expect("a state directory");
     lab.fastice(&["read"], &[&path], 1);
     lab.fastice(&["pin"], &[&path], 0);
     let told = lab.fastice(&["read"], &[&path], 0).stdout;

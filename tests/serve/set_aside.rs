@@ -88,7 +88,10 @@ fn the_others_are_served_and_what_is_mended_comes_back_under_its_name() {
         assert!(export["problem"].as_str().is_some_and(|why| !why.is_empty()), "{export}");
     }
     let told = it.lab.fastice(&["status"], &[], 0).stdout;
-    assert!(String::from_utf8_lossy(&told).contains("moved is not served: the extent map of"), "{told:?}");
+    assert!(
+        String::from_utf8_lossy(&told).contains("not served, and held by nobody: the extent map of"),
+        "{told:?}"
+    );
     let incident = it.lab.incident(&it.moved).expect("it is written down");
     assert_eq!(incident["blocks"][0]["file_offset"], 1 << 20, "{incident}");
     assert!(it.lab.incident(&it.gone).is_some() && it.lab.incident(&it.good).is_none());

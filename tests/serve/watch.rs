@@ -139,6 +139,8 @@ fn generation(lab: &Lab) -> u64 {
 fn a_resume_of_what_was_never_pinned_is_refused() {
     let Some(lab) = Lab::new("resume nothing", &Spec::XFS) else { return };
     let path = lab.fragmented("file");
+    lab.fastice(&["pin", "--resume"], &[&path], 2);
+    std::fs::create_dir(lab.place("state")).expect("a state directory");
     lab.fastice(&["pin", "--resume"], &[&path], 1);
     assert!(!is_immutable(&path));
 }

@@ -42,8 +42,13 @@ fn capabilities() -> Check {
 }
 
 fn lease_break_time() -> Check {
+    let text = read_trimmed("/proc/sys/fs/lease-break-time");
+    lease_break_check(text.and_then(|text| text.parse::<u64>().ok()))
+}
+
+fn lease_break_check(seconds: Option<u64>) -> Check {
     const ID: &str = "lease-break";
-    match read_trimmed("/proc/sys/fs/lease-break-time").and_then(|text| text.parse::<u64>().ok()) {
+    match seconds {
         None => Check::unknown(ID, "/proc/sys/fs/lease-break-time cannot be read"),
         // To the kernel that is no limit (`fs/locks.c`).
         Some(0) => Check::ok(ID, "no limit of time to let a file go when somebody forces it open"),
@@ -55,5 +60,22 @@ fn lease_break_time() -> Check {
             format!("only {seconds} s to let a file go when somebody forces it open"),
             "sysctl -w fs.lease-break-time=45",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_break_time_of_0_is_no_limit_and_a_short_one_is_warned_of() {
+        let told = lease_break_check(Some(0));
+        assert_eq!(told.status, Status::Ok);
+        assert!(told.detail.contains("no limit"), "{}", told.detail);
+        assert_eq!(lease_break_check(Some(LEASE_BREAK_SECONDS_MIN)).status, Status::Ok);
+        let short = lease_break_check(Some(1));
+        assert_eq!(short.status, Status::Warn);
+        assert!(short.remedy.is_some_and(|remedy| remedy.contains("45")));
+        assert_eq!(lease_break_check(None).status, Status::Unknown);
     }
 }

@@ -206,11 +206,14 @@ fn leftover_pins(state_dir: &Path) -> Check {
         Err(failure) => return Check::unknown(ID, failure.error.to_string()),
     };
     let guarded = rows.iter().filter(|row| row.state == PinState::Guarded).count();
+    let is_away = |row: &PinRow| row.state == PinState::Unmounted;
     let is_kept = |row: &PinRow| row.kept && matches!(row.state, PinState::Immutable | PinState::ReadOnly);
     let kept = rows.iter().filter(|row| is_kept(row)).count();
-    let fine = |row: &&PinRow| row.state == PinState::Guarded || is_kept(row);
+    let fine = |row: &&PinRow| row.state == PinState::Guarded || is_kept(row) || is_away(row);
     let left: Vec<_> = rows.iter().filter(|row| !fine(row)).collect();
-    let text = format!("{guarded} guarded, {kept} kept until unpinned");
+    let away = rows.iter().filter(|row| is_away(row)).count();
+    let away = if away > 0 { format!(", {away} on filesystems that are not mounted") } else { String::new() };
+    let text = format!("{guarded} guarded, {kept} kept until unpinned{away}");
     if left.is_empty() {
         return Check::ok(ID, text);
     }

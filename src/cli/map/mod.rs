@@ -16,7 +16,9 @@ use super::files::{is_denied, required_record};
 use super::out::{JsonFlag, Out};
 use super::served::{Served, served_with};
 use crate::config::format_size;
-use crate::extent::{Comparison, Extent, ExtentError, GuardMode, RawExtent, VerifyReport, verify_stored};
+use crate::extent::{
+    Comparison, Extent, ExtentError, GuardMode, RawExtent, StateProblem, VerifyReport, verify_stored,
+};
 
 /// More extents than this are summarised, unless --all asks for each.
 const LISTED_MAX: usize = 32;
@@ -193,10 +195,11 @@ struct FirstDifference {
 fn verify(args: &FileArgs, out: &mut Out) -> Outcome {
     let (state, pin) = required_record(&args.state.state_dir, &args.file)?;
     let report = match verify_stored(&pin) {
-        Err(error) if is_denied(&error) => {
+        Err(error) if is_denied(&error) || is_away(&error) => {
             let all = served_with(&args.state.state_dir);
             return match Served::of(&all, pin.path()) {
                 Some(served) => told_by_its_target(pin.path(), served, args.json.json, out),
+                None if is_away(&error) => Err(error.into()),
                 None => Err(held(&state, &pin, error)),
             };
         }
@@ -225,6 +228,12 @@ fn verify(args: &FileArgs, out: &mut Out) -> Outcome {
         describe(&verdict, out)?;
     }
     Ok(if verdict.same { Exit::Ok } else { Exit::Differs })
+}
+
+/// Whether the file is not where it was pinned. It may be served all the same, as after `umount -l` or a hand-over.
+fn is_away(error: &ExtentError) -> bool {
+    use StateProblem::{FileGone, NotMounted, OtherFile};
+    matches!(error, ExtentError::State { problem: FileGone | NotMounted | OtherFile, .. })
 }
 
 /// The word of the target that serves the file: nobody else can open it.
@@ -277,7 +286,7 @@ fn describe(verdict: &Verdict, out: &mut Out) -> std::io::Result<()> {
         out.line(format!("{path}: its immutable flag is gone: nothing keeps the map as it is"))?;
     }
     if !verdict.guard_holds {
-        out.line(format!("{path}: its {} guard is gone, as after a reboot: pin it again", verdict.guard))?;
+        out.line(format!("{path}: {}", verdict.guard.gone()))?;
     }
     Ok(())
 }
@@ -293,5 +302,45 @@ fn held(state: &crate::extent::StateDir, pin: &crate::extent::StoredPin, error: 
             Failure::new(Exit::Refused, anyhow::Error::new(error).context(text)).with_remedy(remedy)
         }
         _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_guards_a_map_is_told_for_every_guard() {
+        let told = |guard, guard_holds, immutable| {
+            guarded_by(&Verdict {
+                path: "/srv/a".to_owned(),
+                generation: 1,
+                same: true,
+                immutable,
+                guard,
+                guard_holds,
+                size_bytes: 4096,
+                frozen_size_bytes: 4096,
+                differing_bytes: 0,
+                first_difference: None,
+            })
+        };
+        for guard in GuardMode::ALL {
+            let (all, none) = (told(guard, true, true), told(guard, false, false));
+            assert_eq!(none, "nothing guards it", "{guard}");
+            assert_eq!(all.contains("immutable flag"), guard.sets_flag(), "{guard}: {all}");
+            // A flag on a read-only filesystem is somebody else's.
+            let flag_alone = told(guard, false, true);
+            assert_eq!(flag_alone == "the immutable flag alone guards it", guard.sets_flag(), "{guard}");
+        }
+        assert_eq!(told(GuardMode::Default, true, false), "nothing guards it", "it has no other");
+        for (guard, word) in [
+            (GuardMode::SwapFile, "swap area"),
+            (GuardMode::ReadOnlyMount, "read-only filesystem"),
+            (GuardMode::FrozenFilesystem, "frozen filesystem"),
+        ] {
+            assert_eq!(told(guard, true, false), format!("the {word} alone guards it"));
+            assert!(told(guard, true, true).starts_with(&format!("the {word} ")));
+        }
     }
 }

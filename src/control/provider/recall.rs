@@ -111,7 +111,8 @@ impl Provider {
     /// Adds to the events of a file, also when it was let go since.
     pub(in crate::control) fn note(&self, wire: &Tripwire, step: PinStep, detail: impl Into<String>) {
         if let Some(map) = wire.map() {
-            self.state.note(&map.identity().key(), map.generation(), step, detail);
+            let identity = map.identity();
+            self.state.note(&identity.key(), &identity.path, map.generation(), step, detail);
         }
     }
 

@@ -76,6 +76,7 @@ impl Operation {
                 refused(SWAP, "the pin is made; what is tried through that descriptor fails")
             }
             Self::TruncateUnflagged | Self::CloneWithin => refused(SWAP, ""),
+            Self::CloneFrom => refused(MARK, "the swap area would refuse it too"),
             Self::SwapOff => refused("open-permission mark, immutable flag", "it must open the file"),
             Self::Unmount => refused(SWAP, "EBUSY while pinned, served or not"),
             Self::Kill => out_of_reach(
@@ -100,6 +101,7 @@ impl Operation {
             | Self::TruncateUnflagged
             | Self::CloneWithin
             | Self::WriteElsewhere => delayed(FROZEN, UNTIL_THE_END),
+            Self::CloneFrom => refused(MARK, "else it would wait until the pin ends"),
             Self::Thaw => detected(FREEZE, "only root may; the default guards hold the file all the same"),
             Self::Unmount => refused(FROZEN, "EBUSY, served or not"),
             Self::Kill => {
@@ -121,6 +123,7 @@ impl Operation {
             | Self::Utimes
             | Self::SetFileAttr
             | Self::CloneWithin => refused(READ_ONLY, "EROFS"),
+            Self::CloneFrom => refused(MARK, "and no clone can be made on a read-only filesystem"),
             Self::ClearFlag => refused(MARK, "there is no flag on a read-only filesystem"),
             Self::OpenedBefore => refused(
                 READ_ONLY,

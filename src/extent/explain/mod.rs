@@ -27,7 +27,7 @@ mod operation;
 mod probe;
 mod scratch;
 
-use std::fs;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -36,6 +36,7 @@ pub use attempt::{Attempted, FailedCall, attempt};
 pub use operation::Operation;
 use probe::Lab;
 
+use super::accept::Violation;
 use super::error::{ExtentError, Holder};
 use super::facts::mount_options;
 use super::guard::{Doubt, RecallReason};
@@ -136,7 +137,7 @@ impl Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SharedHole {
-    /// The filesystem shares no blocks.
+    /// The filesystem shares no blocks, or is read-only.
     None,
     /// Clones from the file are refused: by the open-permission mark, as the immutable flag allows them.
     Closed,
@@ -149,6 +150,8 @@ pub enum SharedHole {
 /// What was found out about pins in one directory.
 #[derive(Clone, Debug)]
 pub struct Probe {
+    /// The guards that it was asked about.
+    pub mode: GuardMode,
     /// Whether the filesystem shares blocks between files.
     pub reflink: Option<bool>,
     /// Of each operation.
@@ -163,6 +166,8 @@ impl Probe {
     pub fn shared_hole(&self) -> SharedHole {
         let clone = self.findings.iter().find(|finding| finding.operation == Operation::CloneFrom);
         match (self.reflink, clone) {
+            // Nothing can be made there that could share anything.
+            _ if self.mode == GuardMode::ReadOnlyMount => SharedHole::None,
             (Some(false), _) => SharedHole::None,
             (Some(true), Some(clone)) if clone.probed && clone.verdict == Verdict::Refused => {
                 SharedHole::Closed
@@ -215,7 +220,7 @@ pub fn probe(
             }
         });
     }
-    Ok(Probe { reflink, findings, not_probed })
+    Ok(Probe { mode: kind.0, reflink, findings, not_probed })
 }
 
 /// What a look at a file says of pinning it.
@@ -236,10 +241,11 @@ pub struct Outlook {
 /// Looks at the file at `path`, which is opened for reading and not changed. `state` is where its record would be.
 ///
 /// # Errors
-/// [`ExtentError::Io`] when it cannot be opened, as when it is guarded.
+/// [`ExtentError::Io`] when it cannot be opened, as when it is guarded; [`ExtentError::NotAccepted`] when it is no file.
 pub fn outlook(path: &Path, kind: (GuardMode, LocalReaders), state: &Path) -> Result<Outlook, ExtentError> {
     let path = absolute(path)?;
     let file = open_read(&path)?;
+    refuse_irregular(&file, &path)?;
     let survey = survey_file(&file, &path)?;
     let facts = &survey.facts;
     let holders = holders::find(facts.inode, facts.device, facts.swap);
@@ -252,14 +258,20 @@ pub fn outlook(path: &Path, kind: (GuardMode, LocalReaders), state: &Path) -> Re
         }
         Err(_) => None,
     };
-    let refused = obstacle(kind, &file, facts, Some(state));
+    let refused = obstacle(kind, &file, facts, Some(state), false);
     let refused = refused.map(|refused| (refused.to_string(), refused.remedy()));
     Ok(Outlook { refused, survey, holders, mount_options, watch })
 }
 
-/// How long an open for writing waits for us at most, in seconds, if the kernel tells.
-fn lease_break_time() -> Option<u64> {
-    fs::read_to_string("/proc/sys/fs/lease-break-time").ok()?.trim().parse().ok()
+/// A directory has no map that could be told of.
+fn refuse_irregular(file: &File, path: &Path) -> Result<(), ExtentError> {
+    let meta = file.metadata().map_err(|error| ExtentError::io("stat", path, error))?;
+    if meta.is_file() {
+        return Ok(());
+    }
+    let what = if meta.is_dir() { "a directory" } else { "a block device" };
+    let (path, first) = (path.to_path_buf(), Box::new(Violation::NotRegular { what }));
+    Err(ExtentError::NotAccepted { path, first, count: 1 })
 }
 
 /// What noticed it.

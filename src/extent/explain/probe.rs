@@ -13,11 +13,11 @@ use super::attempt::{Attempted, FailedCall, Tried, clone_from};
 use super::filesystem::LoopFs;
 use super::operation::Operation;
 use super::scratch::Scratch;
-use super::{Attempts, FROZEN, Finding, Verdict, detector, lease_break_time};
+use super::{Attempts, FROZEN, Finding, Verdict, detector};
 use crate::chain::Chain;
 use crate::extent::error::ExtentError;
 use crate::extent::facts::FileFacts;
-use crate::extent::guard::{Incident, RecallReason, RecallWatch, Warden};
+use crate::extent::guard::{Incident, RecallReason, RecallWatch, Warden, lease_break_limit};
 use crate::extent::identity::FilesystemKind;
 use crate::extent::mode::GuardMode;
 use crate::extent::pin::{PinOptions, pin};
@@ -376,7 +376,8 @@ impl<'a> Lab<'a> {
         incident: &Incident,
         failed: Option<FailedCall>,
     ) -> Finding {
-        let limit = lease_break_time().map_or_else(String::new, |seconds| format!(", at most {seconds} s"));
+        let limit =
+            lease_break_limit().map_or_else(String::new, |limit| format!(", at most {} s", limit.as_secs()));
         let text = match &failed {
             None => format!("{}{limit}", operation.known(self.kind).text),
             Some(failed) => format!("it waits until fastice lets go{limit}; then {} failed", failed.call),

@@ -19,6 +19,7 @@ pub(super) mod post;
 pub(super) mod warden;
 
 pub use incident::{Doubt, Incident, OnRecall, RecallReason, RecallWatch};
+pub(in crate::extent) use oversight::lease_break_limit;
 pub use oversight::{Oversight, lease_break_time};
 pub use post::{Baseline, WatchReport};
 pub(super) use post::{Guard, Post};

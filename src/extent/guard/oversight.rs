@@ -116,9 +116,17 @@ impl AsFd for Oversight {
 /// and when it waits for ever, which is what 0 means (`fs/locks.c`, `__break_lease`): whoever waits is not to wait so long.
 #[must_use]
 pub fn lease_break_time() -> Duration {
-    const DEFAULT_S: u64 = 45;
-    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
-    Duration::from_secs(text.trim().parse().ok().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_S))
+    const DEFAULT: Duration = Duration::from_secs(45);
+    lease_break_limit().unwrap_or(DEFAULT)
+}
+
+/// The same as the kernel tells it: `None` when it waits for ever, or does not tell.
+pub(in crate::extent) fn lease_break_limit() -> Option<Duration> {
+    limit_of(&std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default())
+}
+
+fn limit_of(text: &str) -> Option<Duration> {
+    text.trim().parse().ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -127,6 +135,15 @@ mod tests {
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_millis(30)
+    }
+
+    #[test]
+    fn a_lease_break_time_of_0_is_no_limit() {
+        assert_eq!(limit_of("45\n"), Some(Duration::from_secs(45)));
+        assert_eq!(limit_of("0\n"), None, "not one of no time at all");
+        assert_eq!((limit_of(""), limit_of("soon")), (None, None));
+        // Whatever the kernel waits, fastice makes use of some time, and never of no time.
+        assert!(lease_break_time() >= Duration::from_secs(1));
     }
 
     #[test]

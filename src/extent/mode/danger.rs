@@ -4,8 +4,10 @@
 //! fails with EIO, umount with EBUSY. So disks that come and go are refused. A loop device is warned of, and not refused:
 //! its disk may be as steady as any, but nothing here can tell.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::swap_file::failed;
 use crate::extent::device::Sysfs;
@@ -20,6 +22,9 @@ enum Danger {
     Warned(&'static str),
 }
 
+/// Disks that were warned of: once in the life of a process is enough.
+static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 /// Refuses, or warns.
 pub(super) fn refuse(facts: &FileFacts) -> Result<(), ExtentError> {
     let Ok(disk) = &facts.disk else { return Ok(()) };
@@ -31,7 +36,11 @@ pub(super) fn refuse(facts: &FileFacts) -> Result<(), ExtentError> {
     for danger in dangers {
         match danger {
             Danger::Refused(problem) => return Err(failed(&facts.path, problem, None)),
-            Danger::Warned(what) => tracing::warn!(path = %facts.path.display(), "{what}"),
+            Danger::Warned(what) => {
+                if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(disk.name.clone()) {
+                    tracing::warn!(disk = disk.name, "{what}");
+                }
+            }
         }
     }
     Ok(())

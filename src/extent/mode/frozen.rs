@@ -203,7 +203,7 @@ fn mark(state: &StateDir, identity: &MapIdentity) -> PathBuf {
 }
 
 /// Whether it was in this boot: a reboot thaws all, and what is frozen then is somebody else's doing.
-fn is_marked(state: &StateDir, identity: &MapIdentity) -> bool {
+pub(in crate::extent) fn is_marked(state: &StateDir, identity: &MapIdentity) -> bool {
     fs::read_to_string(mark(state, identity)).is_ok_and(|boot| boot == Owner::this_process().boot_id)
 }
 
@@ -263,16 +263,62 @@ pub(in crate::extent) fn forget_stale_mark(
     durable::remove(&mark).map_err(|error| ExtentError::io("remove", &mark, error))
 }
 
-/// Refuses what would write to a filesystem that fastice has frozen, and wait for ever.
-pub(in crate::extent) fn refuse_frozen(
+/// What is wrong with a pin with other guards on a filesystem that is frozen for pins with this one: whatever it writes would
+/// wait for ever.
+pub(in crate::extent) fn for_others(path: &Path, mode: GuardMode) -> ExtentError {
+    let (path, guard, problem) = (path.to_path_buf(), mode.name(), FOR_OTHERS);
+    ExtentError::Guard { path, guard, problem, source: None }
+}
+
+/// What is wrong with preparing a file there.
+pub(in crate::extent) fn not_prepared(path: &Path) -> ExtentError {
+    failed(path, NOT_PREPARED, None)
+}
+
+/// What is wrong with a pin with this guard beside pins with others, which could be let go only by writing to the
+/// filesystem.
+pub(in crate::extent) fn beside_others(path: &Path) -> ExtentError {
+    failed(path, BESIDE_OTHERS, None)
+}
+
+const FOR_OTHERS: &str =
+    "its filesystem is frozen for files that are pinned with the frozen-filesystem guard";
+const NOT_PREPARED: &str = "preparing writes to it, and its filesystem is frozen for other pins";
+const BESIDE_OTHERS: &str = "other files of its filesystem are pinned without it";
+
+/// What to do about these.
+pub(in crate::extent) fn remedy(problem: &str) -> Option<&'static str> {
+    match problem {
+        FOR_OTHERS => Some(
+            "pin it with the frozen-filesystem guard too (--guard, or `guard` of the namespace), or unpin those \
+             files first; `fastice pins` lists them",
+        ),
+        NOT_PREPARED => {
+            Some("unpin those files (`fastice pins`), prepare this one, and pin all of them again")
+        }
+        BESIDE_OTHERS => Some(
+            "unpin those first (`fastice pins` lists them), or pin all files of the filesystem with one guard: \
+             while it is frozen they could not be let go",
+        ),
+        _ => None,
+    }
+}
+
+/// Refuses a filesystem with pins that have other guards.
+pub(in crate::extent) fn refuse_mixed(
     state: &StateDir,
     path: &Path,
     identity: &MapIdentity,
 ) -> Result<(), ExtentError> {
-    if is_marked(state, identity) {
-        return Err(failed(path, "its filesystem is frozen for other pins: unpin those first", None));
+    let is_in_the_way = |head: &RecordHead| {
+        head.guard != GuardMode::FrozenFilesystem
+            && head.identity.filesystem.uuid == identity.filesystem.uuid
+            && !head.identity.is_same_file(identity)
+    };
+    match state.heads()?.iter().flat_map(|(_, head)| head).any(is_in_the_way) {
+        true => Err(beside_others(path)),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// The other files of the filesystem that are recorded with this guard.

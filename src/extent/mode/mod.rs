@@ -92,7 +92,7 @@ const FLAG: GuardReport = GuardReport {
 const LEASE: GuardReport = GuardReport {
     name: "read lease",
     refuses: "",
-    delays: "an open for writing, or a truncation, by up to /proc/sys/fs/lease-break-time seconds",
+    delays: "an open for writing, or a truncation, by up to /proc/sys/fs/lease-break-time seconds (0: without limit)",
     detects: "that one is tried, before it happens",
     outlives_process: false,
 };
@@ -161,6 +161,22 @@ impl GuardMode {
         }
     }
 
+    /// What to know of a pin whose guard, beside the flag, is gone: what is so, and what to do. Nothing for one that has no
+    /// other.
+    #[must_use]
+    pub const fn gone(self) -> &'static str {
+        match self {
+            Self::Default => "",
+            Self::SwapFile => "its swap area is gone, as after a reboot: pin it again, or unpin it",
+            Self::ReadOnlyMount => {
+                "its filesystem is not mounted read-only any more: remount it read-only, or unpin it"
+            }
+            Self::FrozenFilesystem => {
+                "its filesystem is not frozen any more, as after a reboot: pin it again, or unpin it"
+            }
+        }
+    }
+
     /// Whether it holds a lease, and has the proof by lease that nobody else has the file open.
     ///
     /// The kernel gives no lease on a swap area, which it has open for writing itself (EAGAIN). The proof is not needed
@@ -213,16 +229,17 @@ impl fmt::Display for GuardMode {
 }
 
 /// Why a file cannot have these guards now, as far as a look at it tells; with the remedy. `state` is the state
-/// directory, where there is one.
+/// directory, where there is one; `may_overwrite`: what the guard needs of the file is given up.
 pub(super) fn obstacle(
     (mode, readers): (GuardMode, LocalReaders),
     file: &File,
     facts: &FileFacts,
     state: Option<&Path>,
+    may_overwrite: bool,
 ) -> Option<ExtentError> {
     let found = match mode {
         GuardMode::Default => None,
-        GuardMode::SwapFile => SwapPlan::make(file, facts, false).err(),
+        GuardMode::SwapFile => SwapPlan::make(file, facts, may_overwrite).err(),
         GuardMode::ReadOnlyMount => read_only::refuse_unfit(facts, state).err(),
         GuardMode::FrozenFilesystem => frozen::refuse_unfit(facts, state).err(),
     };
@@ -280,6 +297,7 @@ mod tests {
             assert_eq!(json, format!("\"{mode}\""));
             assert_eq!(serde_json::from_str::<GuardMode>(&json).expect("the same"), mode);
             assert_eq!(GuardMode::from_str(mode.name(), false).as_ref(), Ok(&mode));
+            assert_eq!(mode.gone().is_empty(), mode == GuardMode::Default);
             assert_eq!(
                 mode.guards(LocalReaders::Refuse).first().map(|guard| guard.name),
                 Some("open-permission mark")
