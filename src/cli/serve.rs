@@ -7,11 +7,12 @@ use clap::Args;
 
 use super::exit::{Exit, Failure, Outcome};
 use super::log::{self, LogArgs, LogHandle};
+use super::many::Results;
 use super::out::Out;
 use super::service::Service;
 use super::sys::{Asked, StopSignals, Wake};
 use crate::config::{Config, ConfigError};
-use crate::control::{self, Running, ServeError};
+use crate::control::{self, Running, ServeError, check_guards};
 use crate::extent::Progress;
 use crate::fabrics::TargetError;
 
@@ -34,7 +35,8 @@ pub struct ServeArgs {
     /// The configuration
     #[arg(long, short, value_name = "FILE", env = "FASTICE_CONFIG", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
-    /// Check the configuration and end
+    /// Check the configuration and end: also whether its files can be pinned beside each other with their guards, as the
+    /// filesystems are mounted now
     #[arg(long)]
     pub check: bool,
     /// Fail to start when any file cannot be served, instead of serving the others (also `strict = true`)
@@ -75,6 +77,14 @@ pub fn run(args: &ServeArgs, logs: &LogArgs) -> Outcome {
         log::start(logs, config.log, config.log_format).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut out = Out::stdout();
     if args.check {
+        let refused = check_guards(&config)?;
+        if !refused.is_empty() {
+            let mut results = Results::<()>::default();
+            for error in refused {
+                results.add(args.config.display(), false, Err(error.into()));
+            }
+            return Ok(results.exit());
+        }
         out.line(format!("{}: good", args.config.display()))?;
         out.flush()?;
         return Ok(Exit::Ok);

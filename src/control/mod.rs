@@ -29,6 +29,7 @@ mod recalls;
 mod server;
 mod status;
 mod still;
+mod together;
 mod tripwire;
 
 use std::net::SocketAddr;
@@ -49,6 +50,7 @@ pub use self::status::{
     DeviceStatus, ExportStatus, FenceStatus, HostStatus, Status, WatchStatus,
 };
 pub use self::still::open_state;
+pub use self::together::check_guards;
 use crate::block::nvme::{Reach, SystemReach};
 use crate::config::Config;
 use crate::extent::Progress;

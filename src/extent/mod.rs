@@ -64,6 +64,7 @@ mod sys;
 #[cfg(test)]
 mod tests;
 mod timeline;
+mod together;
 mod undo;
 mod unmounted;
 mod unpin;
@@ -105,6 +106,7 @@ pub use record::{StoredMap, StoredPin};
 pub use state::StateDir;
 pub use survey::{Survey, accept, read_map, survey};
 pub use timeline::{MovedBlocks, PinEvent, PinStep, StoredIncident, Timeline};
+pub use together::{Wanted, in_the_way_of};
 pub use unmounted::Unmounted;
 pub use unpin::{UnpinReport, unpin};
 pub use verify::{VerifyReport, is_mounted, verify_stored};

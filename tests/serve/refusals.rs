@@ -115,3 +115,61 @@ fn whoever_is_not_root_is_told_so() {
     assert!(told.contains("root"), "{told}");
     assert!(!is_immutable(&path));
 }
+
+/// Both `serve --check` and `serve` itself must refuse a configuration, with these words.
+fn refused_and_foreseen(lab: &Lab, config: &Path, foreseen: &str, refused: &str) {
+    let path = config.to_str().expect("text");
+    let told = lab.fastice(&["serve", "--check", "--config", path], &[], 3).stderr;
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.contains(foreseen) && told.contains("remedy: "), "{told}");
+    let (status, log) = lab.try_serve(config).err().expect("it is refused");
+    assert_eq!(status.code(), Some(3), "{log}");
+    assert!(log.contains(refused), "{log}");
+}
+
+#[test]
+fn guards_that_cannot_be_had_together_are_foreseen_by_a_check() {
+    for spec in [Spec::XFS, Spec::EXT4] {
+        let Some(lab) = Lab::new("guards together", &spec) else { return };
+        let (first, second) = (lab.fragmented("first"), lab.fragmented("second"));
+        let namespace =
+            |path: &Path, more: &str| format!("[[subsystem.namespace]]\nfile = {path:?}\n{more}\n");
+        let frozen = "guard = \"frozen-filesystem\"";
+        let of = |namespaces: &[String]| {
+            lab.config(
+                "strict = true",
+                any_port(),
+                &format!("allow_any_host = true\n{}", namespaces.concat()),
+            )
+        };
+        let would_be = "would be frozen for other files";
+        let config = of(&[namespace(&first, frozen), namespace(&second, "")]);
+        refused_and_foreseen(&lab, &config, would_be, "frozen for files that are pinned with the frozen");
+        // The other way round it would wait for ever when it ends.
+        let config = of(&[namespace(&second, ""), namespace(&first, frozen)]);
+        refused_and_foreseen(&lab, &config, would_be, "pinned without it");
+        assert!(!is_immutable(&first) && !is_immutable(&second));
+
+        // What is recorded counts.
+        lab.fastice(&["pin"], &[&second], 0);
+        let config = of(&[namespace(&first, frozen)]);
+        refused_and_foreseen(&lab, &config, "pinned without it", "pinned without it");
+        let config = of(&[namespace(&second, "guard = \"read-only-mount\"\non_fence = \"ana\"")]);
+        refused_and_foreseen(
+            &lab,
+            &config,
+            "it is pinned with other guards",
+            "it is pinned with other guards",
+        );
+        lab.fastice(&["unpin"], &[&second], 0);
+        refused_and_foreseen(&lab, &config, "not mounted read-only", "not mounted read-only");
+
+        let config = of(&[namespace(&first, frozen), namespace(&lab.fs.path("missing"), "")]);
+        lab.fastice(&["serve", "--check", "--config", config.to_str().expect("text")], &[], 0);
+        let config = of(&[namespace(&first, frozen), namespace(&second, frozen)]);
+        let daemon = lab.serve(&config);
+        // It is served: what cannot be opened has what it has.
+        lab.fastice(&["serve", "--check", "--config", config.to_str().expect("text")], &[], 0);
+        daemon.stop();
+    }
+}

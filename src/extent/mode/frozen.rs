@@ -270,6 +270,12 @@ pub(in crate::extent) fn for_others(path: &Path, mode: GuardMode) -> ExtentError
     ExtentError::Guard { path, guard, problem, source: None }
 }
 
+/// The same, of a configuration: nothing is frozen yet.
+pub(in crate::extent) fn for_wanted(path: &Path, mode: GuardMode) -> ExtentError {
+    let (path, guard, problem) = (path.to_path_buf(), mode.name(), FOR_WANTED);
+    ExtentError::Guard { path, guard, problem, source: None }
+}
+
 /// What is wrong with preparing a file there.
 pub(in crate::extent) fn not_prepared(path: &Path) -> ExtentError {
     failed(path, NOT_PREPARED, None)
@@ -283,12 +289,17 @@ pub(in crate::extent) fn beside_others(path: &Path) -> ExtentError {
 
 const FOR_OTHERS: &str =
     "its filesystem is frozen for files that are pinned with the frozen-filesystem guard";
+const FOR_WANTED: &str = "its filesystem would be frozen for other files, by the frozen-filesystem guard";
 const NOT_PREPARED: &str = "preparing writes to it, and its filesystem is frozen for other pins";
 const BESIDE_OTHERS: &str = "other files of its filesystem are pinned without it";
 
 /// What to do about these.
 pub(in crate::extent) fn remedy(problem: &str) -> Option<&'static str> {
     match problem {
+        FOR_WANTED => Some(
+            "give all files of a filesystem that guard, or none (`guard` of the namespaces; the guard of a recorded pin \
+             counts, see `fastice pins`)",
+        ),
         FOR_OTHERS => Some(
             "pin it with the frozen-filesystem guard too (--guard, or `guard` of the namespace), or unpin those \
              files first; `fastice pins` lists them",
