@@ -99,6 +99,14 @@ fn tell(target: &Status, out: &mut Out) -> io::Result<()> {
             fences.drained_p99_us,
             fences.drained_max_us
         ))?;
+        let since = &fences.since_change;
+        if since.count > 0 {
+            out.line(format!(
+                "{} of which the change time of the inode tells: drained after {} us (median), {} us (p99), {} us (worst) \
+                 from the change",
+                since.count, since.p50_us, since.p99_us, since.max_us
+            ))?;
+        }
     }
     Ok(())
 }

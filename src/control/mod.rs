@@ -47,7 +47,7 @@ pub use self::metrics::fuzz_metrics_request;
 pub use self::recalls::{LastRecall, RecallStatus};
 use self::server::Server;
 pub use self::status::{
-    DeviceStatus, ExportStatus, FenceStatus, HostStatus, Status, WatchStatus,
+    DeviceStatus, ExportStatus, FenceStatus, HostStatus, SinceChange, Status, WatchStatus,
 };
 pub use self::still::open_state;
 pub use self::together::check_guards;

@@ -99,7 +99,7 @@ mod tests {
     fn incident(reason: RecallReason) -> Incident {
         let (detail, differences) = ("because".to_owned(), Vec::new());
         let (at, noticed) = (SystemTime::now(), Instant::now());
-        Incident { number: 1, reason, detail, differences, at, noticed }
+        Incident { number: 1, reason, detail, differences, at, noticed, changed: None }
     }
 
     #[test]

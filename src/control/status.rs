@@ -160,6 +160,27 @@ pub struct FenceStatus {
     /// The sum of all.
     #[serde(default)]
     pub drained_sum_us: u64,
+    /// The same from the change itself on, where the change time of the inode tells of it.
+    #[serde(default)]
+    pub since_change: SinceChange,
+}
+
+/// How long after a change that only the watch noticed the last possible submission to the device was, in microseconds: from the
+/// change time of the inode, which is the last change before it was noticed, to no command being on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinceChange {
+    /// How many there were.
+    pub count: u64,
+    /// Half of them took so long, at most.
+    pub p50_us: u64,
+    /// 99 of 100.
+    pub p99_us: u64,
+    /// All.
+    pub max_us: u64,
+    /// How many took up to each of the bounds of `drained_up_to`.
+    pub up_to: [u64; FENCE_BOUNDS_US.len()],
+    /// The sum of all.
+    pub sum_us: u64,
 }
 
 /// The bounds of a histogram of drain times: 100 us to the 45 s for which the kernel waits for a lease.
@@ -169,31 +190,56 @@ pub(super) const FENCE_BOUNDS_US: [u64; 12] =
 /// An hour: what takes longer counts as that.
 const DRAINED_US_MAX: u64 = 3_600_000_000;
 
+/// Times, as a histogram.
+#[derive(Debug)]
+struct Times {
+    us: Histogram<u64>,
+    up_to: [u64; FENCE_BOUNDS_US.len()],
+    sum_us: u64,
+}
+
+impl Times {
+    fn new() -> Self {
+        // Bounds and digits are constants for which this cannot fail.
+        let us = Histogram::new_with_bounds(1, DRAINED_US_MAX, 2)
+            .expect("1 us to an hour in two digits is possible");
+        Self { us, up_to: [0; FENCE_BOUNDS_US.len()], sum_us: 0 }
+    }
+
+    fn record(&mut self, time: Duration) {
+        let us = us(time);
+        self.us.saturating_record(us.max(1));
+        self.sum_us = self.sum_us.saturating_add(us);
+        for (bound_us, up_to) in FENCE_BOUNDS_US.iter().zip(&mut self.up_to) {
+            *up_to += u64::from(us <= *bound_us);
+        }
+    }
+
+    fn max_us(&self) -> u64 {
+        if self.us.is_empty() { 0 } else { self.us.max() }
+    }
+}
+
 /// Counts the ends of grants.
 #[derive(Debug)]
 pub(super) struct Fences {
-    drained_us: Histogram<u64>,
-    drained_up_to: [u64; FENCE_BOUNDS_US.len()],
-    drained_sum_us: u64,
+    drained: Times,
+    since_change: Times,
     cleared: u64,
     not_drained: u64,
 }
 
 impl Fences {
     pub(super) fn new() -> Self {
-        // Bounds and digits are constants for which this cannot fail.
-        let drained_us = Histogram::new_with_bounds(1, DRAINED_US_MAX, 2)
-            .expect("1 us to an hour in two digits is possible");
-        let drained_up_to = [0; FENCE_BOUNDS_US.len()];
-        Self { drained_us, drained_up_to, drained_sum_us: 0, cleared: 0, not_drained: 0 }
+        Self { drained: Times::new(), since_change: Times::new(), cleared: 0, not_drained: 0 }
     }
 
-    pub(super) fn drained(&mut self, after: Duration) {
-        let us = us(after);
-        self.drained_us.saturating_record(us.max(1));
-        self.drained_sum_us = self.drained_sum_us.saturating_add(us);
-        for (bound_us, up_to) in FENCE_BOUNDS_US.iter().zip(&mut self.drained_up_to) {
-            *up_to += u64::from(us <= *bound_us);
+    /// No command was on the device any more so long after the reason was noticed; and so long after the change that was the
+    /// reason, where that is known.
+    pub(super) fn drained(&mut self, after_notice: Duration, after_change: Option<Duration>) {
+        self.drained.record(after_notice);
+        if let Some(after) = after_change {
+            self.since_change.record(after);
         }
     }
 
@@ -206,17 +252,24 @@ impl Fences {
     }
 
     pub(super) fn status(&self) -> FenceStatus {
-        let at = |quantile| self.drained_us.value_at_quantile(quantile);
-        let max = if self.drained_us.is_empty() { 0 } else { self.drained_us.max() };
+        let (drained, changed) = (&self.drained, &self.since_change);
         FenceStatus {
-            count: self.drained_us.len() + self.not_drained,
+            count: drained.us.len() + self.not_drained,
             cleared: self.cleared,
-            drained_p50_us: at(0.5),
-            drained_p99_us: at(0.99),
-            drained_max_us: max,
+            drained_p50_us: drained.us.value_at_quantile(0.5),
+            drained_p99_us: drained.us.value_at_quantile(0.99),
+            drained_max_us: drained.max_us(),
             not_drained: self.not_drained,
-            drained_up_to: self.drained_up_to,
-            drained_sum_us: self.drained_sum_us,
+            drained_up_to: drained.up_to,
+            drained_sum_us: drained.sum_us,
+            since_change: SinceChange {
+                count: changed.us.len(),
+                p50_us: changed.us.value_at_quantile(0.5),
+                p99_us: changed.us.value_at_quantile(0.99),
+                max_us: changed.max_us(),
+                up_to: changed.up_to,
+                sum_us: changed.sum_us,
+            },
         }
     }
 }
@@ -238,7 +291,8 @@ mod tests {
         let mut fences = Fences::new();
         assert_eq!(fences.status(), FenceStatus::default());
         for us in 1..=100 {
-            fences.drained(Duration::from_micros(us * 10));
+            let changed = (us <= 4).then(|| Duration::from_millis(us * 30));
+            fences.drained(Duration::from_micros(us * 10), changed);
         }
         fences.cleared();
         fences.not_drained();
@@ -247,6 +301,10 @@ mod tests {
         assert!((490..=510).contains(&status.drained_p50_us), "{status:?}");
         assert_eq!(status.drained_up_to[..5], [10, 25, 50, 100, 100], "{status:?}");
         assert_eq!(status.drained_sum_us, 50_500);
+        let since = status.since_change;
+        assert_eq!((since.count, since.sum_us, since.up_to[6]), (4, 300_000, 1), "{since:?}");
+        assert_eq!((since.up_to[5], since.up_to[7]), (0, 4), "{since:?}");
+        assert!((59_000..=61_000).contains(&since.p50_us) && since.max_us >= 120_000, "{since:?}");
         assert!(
             status.drained_p99_us <= status.drained_max_us && status.drained_max_us >= 1000,
             "{status:?}"

@@ -374,6 +374,7 @@ mod tests {
             ],
             at: UNIX_EPOCH,
             noticed: Instant::now(),
+            changed: None,
         };
         let stored = StoredIncident::new(&incident, 7);
         assert_eq!(stored.blocks[0].living, None);

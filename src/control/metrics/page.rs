@@ -237,18 +237,35 @@ fn fences(writer: &mut Writer<'_>, status: &Status) -> fmt::Result {
     let help = "Fences whose commands did not come back in time";
     writer.counters("fences_not_drained", help, None, one(fences.not_drained))?;
     let drained = fences.count.saturating_sub(fences.not_drained);
+    let help =
+        "From a fence's cause being noticed (not from when it came about) to no command being on the device";
+    histogram(writer, "fence_drained", help, drained, &fences.drained_up_to, fences.drained_sum_us)?;
+    let since = &fences.since_change;
+    let help = "From the last change of the inode, for fences of which its change time tells the cause, to no command \
+                being on the device";
+    histogram(writer, "fence_since_change", help, since.count, &since.up_to, since.sum_us)
+}
+
+/// A histogram of seconds by [`FENCE_BOUNDS_US`].
+fn histogram(
+    writer: &mut Writer<'_>,
+    name: &str,
+    help: &str,
+    count: u64,
+    up_to: &[u64; FENCE_BOUNDS_US.len()],
+    sum_us: u64,
+) -> fmt::Result {
     // Each of ours holds also what the smaller ones hold, and theirs do not.
     let mut before = 0;
     let mut buckets = Vec::with_capacity(FENCE_BOUNDS_US.len() + 1);
-    for (bound_us, up_to) in FENCE_BOUNDS_US.iter().zip(fences.drained_up_to) {
+    for (bound_us, up_to) in FENCE_BOUNDS_US.iter().zip(up_to) {
         buckets.push((number(*bound_us) / 1e6, up_to.saturating_sub(before)));
-        before = up_to.max(before);
+        before = before.max(*up_to);
     }
-    buckets.push((f64::INFINITY, drained.saturating_sub(before)));
-    let help = "From a fence's cause being noticed to no command being on the device";
+    buckets.push((f64::INFINITY, count.saturating_sub(before)));
     let kind = MetricType::Histogram;
-    let mut encoder = writer.encoder.encode_descriptor("fence_drained", help, Some(&Unit::Seconds), kind)?;
-    encoder.encode_histogram::<NoLabelSet>(number(fences.drained_sum_us) / 1e6, drained, &buckets, None)
+    let mut encoder = writer.encoder.encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
+    encoder.encode_histogram::<NoLabelSet>(number(sum_us) / 1e6, count, &buckets, None)
 }
 
 fn hosts(writer: &mut Writer<'_>, status: &Status) -> fmt::Result {

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Server;
 use crate::control::tripwire::{PinId, Tripwire};
@@ -35,6 +35,8 @@ pub(super) struct Ending {
     incident: Incident,
     /// When the first one was noticed.
     noticed: Instant,
+    /// When the inode was changed that the first one was about, if that is known.
+    changed: Option<SystemTime>,
     /// What has to be drained.
     slots: Vec<ExportSlot>,
     phase: Phase,
@@ -94,8 +96,9 @@ impl Server {
         }
         let deadline =
             (incident.noticed + lease_break_time().mul_f64(RECALL_SHARE)).max(Instant::now() + DRAIN_MIN);
-        let (noticed, phase) = (incident.noticed, Phase::Draining(Some(deadline)));
-        let ending = Ending { wire: Arc::clone(wire), incident, noticed, slots, phase };
+        let (noticed, changed) = (incident.noticed, incident.changed);
+        let phase = Phase::Draining(Some(deadline));
+        let ending = Ending { wire: Arc::clone(wire), incident, noticed, changed, slots, phase };
         self.endings.insert(wire.pin(), ending);
         self.go_on_with_endings();
     }
@@ -107,7 +110,11 @@ impl Server {
         for pin in done.map(|(pin, _)| *pin).collect::<Vec<_>>() {
             if let Some(ending) = self.endings.get(&pin) {
                 match ending.deadline() {
-                    Some(_) => self.fences.drained(ending.noticed.elapsed()),
+                    // A clock that was set back meanwhile tells nothing.
+                    Some(_) => self.fences.drained(
+                        ending.noticed.elapsed(),
+                        ending.changed.and_then(|changed| changed.elapsed().ok()),
+                    ),
                     None => {
                         tracing::warn!(path = %ending.wire.path().display(), "the last command is back, too late")
                     }

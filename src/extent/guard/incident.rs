@@ -138,6 +138,8 @@ pub struct Incident {
     pub at: SystemTime,
     /// When it was noticed.
     pub noticed: Instant,
+    /// When the inode was changed last, by the filesystem's own word; `None` when it was not, as by what only the map shows.
+    pub changed: Option<SystemTime>,
 }
 
 /// What to call on a recall. Runs on a thread of the guards: to be short, and to wake others.
@@ -207,7 +209,13 @@ impl RecallSignal {
 
     /// Recalls. The first reason stays, but for a doubt, which anything graver replaces: whoever waits in an open does
     /// not wait for us to be sure.
-    pub(super) fn raise(&self, reason: RecallReason, detail: String, differences: Vec<Difference>) {
+    pub(super) fn raise(
+        &self,
+        reason: RecallReason,
+        detail: String,
+        differences: Vec<Difference>,
+        changed: Option<SystemTime>,
+    ) {
         let incident = {
             let mut standing = self.lock();
             let graver = !matches!(reason, RecallReason::Doubt(_));
@@ -217,7 +225,8 @@ impl RecallSignal {
             }
             standing.count += 1;
             let (at, noticed) = (SystemTime::now(), Instant::now());
-            let incident = Incident { number: standing.count, reason, detail, differences, at, noticed };
+            let number = standing.count;
+            let incident = Incident { number, reason, detail, differences, at, noticed, changed };
             standing.now = Some(incident.clone());
             incident
         };
@@ -262,6 +271,8 @@ mod tests {
         for doubt in lost.into_iter().chain(others) {
             let json = serde_json::to_string(&doubt).expect("a word");
             assert_eq!(json, format!("\"{}\"", RecallReason::Doubt(doubt).word()));
+            let manual = include_str!("../../../docs/USER.md");
+            assert!(manual.contains(&format!("`{}`", RecallReason::Doubt(doubt).word())), "{doubt:?}");
         }
         assert_eq!(RecallReason::LeaseBreak.word(), "lease-break");
         assert_eq!(RecallReason::GuardFailed.word(), "guard-failed");
@@ -273,11 +284,11 @@ mod tests {
         let heard = Arc::clone(&count);
         let on_recall: OnRecall = Arc::new(move |incident| heard.store(incident.number, Ordering::Relaxed));
         let signal = RecallSignal::new(Some(on_recall)).expect("an eventfd");
-        let doubt = |doubt| signal.raise(RecallReason::Doubt(doubt), String::new(), Vec::new());
+        let doubt = |doubt| signal.raise(RecallReason::Doubt(doubt), String::new(), Vec::new(), None);
         doubt(Doubt::Touched);
         doubt(Doubt::MapMoved);
         assert_eq!(count.load(Ordering::Relaxed), 1, "one is enough");
-        signal.raise(RecallReason::LeaseBreak, String::new(), Vec::new());
+        signal.raise(RecallReason::LeaseBreak, String::new(), Vec::new(), None);
         assert_eq!(count.load(Ordering::Relaxed), 2);
         doubt(Doubt::MapMoved);
         assert!(!signal.clear(1), "another one stands");

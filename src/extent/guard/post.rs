@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::incident::{OnRecall, RecallReason, RecallSignal, RecallWatch};
 use super::warden::Warden;
@@ -170,16 +170,18 @@ impl Post {
     }
 
     pub(in crate::extent) fn recall(&self, reason: RecallReason, detail: String) {
-        self.signal.signal.raise(reason, detail, Vec::new());
+        self.signal.signal.raise(reason, detail, Vec::new(), None);
     }
 
+    /// The same for what a look at the inode or at the map has found; with when the inode was changed, if it was.
     pub(in crate::extent) fn recall_with(
         &self,
         reason: RecallReason,
         detail: String,
         differences: Vec<Difference>,
+        changed: Option<SystemTime>,
     ) {
-        self.signal.signal.raise(reason, detail, differences);
+        self.signal.signal.raise(reason, detail, differences, changed);
     }
 
     pub(in crate::extent) fn is_recalled(&self) -> bool {

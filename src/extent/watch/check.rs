@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Statx, StatxAttributes};
 use rustix::time::{ClockId, clock_gettime};
@@ -91,7 +91,9 @@ pub(super) fn quick(post: &Post) {
     let Some(map) = post.map.get() else { return };
     match quick_look(post, map) {
         Ok(None) => {}
-        Ok(Some((doubt, detail))) => post.recall(RecallReason::Doubt(doubt), detail),
+        Ok(Some((doubt, detail))) => {
+            post.recall_with(RecallReason::Doubt(doubt), detail, Vec::new(), changed_at(post));
+        }
         Err(error) => post.recall(RecallReason::Doubt(Doubt::NotReadable), Chain(&error).to_string()),
     }
 }
@@ -122,6 +124,14 @@ fn quick_look(post: &Post, map: &FrozenMap) -> Result<Found, ExtentError> {
         return Ok(Some((Doubt::Touched, format!("its change time is {seconds}.{nanoseconds:09}"))));
     }
     Ok(None)
+}
+
+/// When the inode was changed last; `None` when it was not since it was pinned, or found to be as it was.
+fn changed_at(post: &Post) -> Option<SystemTime> {
+    let was = post.baseline.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.changed;
+    let ctime = stat(&post.file, &post.path).ok()?.stx_ctime;
+    let since = Duration::new(u64::try_from(ctime.tv_sec).ok()?, ctime.tv_nsec);
+    (was != (ctime.tv_sec, ctime.tv_nsec)).then(|| UNIX_EPOCH.checked_add(since))?
 }
 
 /// All that the inode says.
@@ -182,7 +192,7 @@ pub(super) fn look(post: &Post, disks: &mut Disks, cpu: Duration) -> Duration {
     match found {
         Ok(None) => post.watch.found_nothing(begun, now.saturating_sub(cpu)),
         Ok(Some(Differs { doubt, detail, blocks })) => {
-            post.recall_with(RecallReason::Doubt(doubt), detail, blocks)
+            post.recall_with(RecallReason::Doubt(doubt), detail, blocks, changed_at(post));
         }
         Err(error) => post.recall(RecallReason::Doubt(Doubt::NotReadable), Chain(&error).to_string()),
     }
