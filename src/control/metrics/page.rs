@@ -357,6 +357,17 @@ mod tests {
     use super::*;
     use crate::control::status::{DeviceStatus, FenceStatus, HostStatus};
 
+    fn fences() -> FenceStatus {
+        FenceStatus {
+            count: 4,
+            cleared: 1,
+            not_drained: 1,
+            drained_up_to: [0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2],
+            drained_sum_us: 60_000_900,
+            ..FenceStatus::default()
+        }
+    }
+
     /// A target with one of everything, and a path that needs escaping.
     fn numbers() -> Numbers {
         let watch = WatchStatus {
@@ -408,14 +419,6 @@ mod tests {
             read_bytes: 1 << 40,
             written_bytes: 4096,
         };
-        let fences = FenceStatus {
-            count: 4,
-            cleared: 1,
-            not_drained: 1,
-            drained_up_to: [0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2],
-            drained_sum_us: 60_000_900,
-            ..FenceStatus::default()
-        };
         let device =
             DeviceStatus { device: "pci 0000:02:00.0".to_owned(), nsid: 1, state: "lost".to_owned() };
         let status = Status {
@@ -425,7 +428,7 @@ mod tests {
             addresses: Vec::new(),
             exports: vec![file, memory],
             hosts: vec![host],
-            fences,
+            fences: fences(),
             devices: vec![device],
             metrics: None,
         };
