@@ -441,6 +441,16 @@ fn a_stored_pin_can_be_read_by_a_person() {
 }
 
 #[test]
+fn sealed_memory_that_fills_huge_pages_has_the_same_content() {
+    let [front, behind] = [(2 << 20) + 4097, (1 << 21) - 1]
+        .map(|len: usize| (0..len).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect::<Vec<_>>());
+    let memory = sys::SealedMemory::seal(&[&front, &behind]).unwrap();
+    assert!(memory.bytes().iter().eq(front.iter().chain(&behind)));
+    let mut file = std::fs::File::from(memory.file().try_clone_to_owned().unwrap());
+    assert!(file.write_all(b"x").is_err(), "sealed all the same");
+}
+
+#[test]
 fn sealed_memory_can_be_changed_by_nobody() {
     let memory = sys::SealedMemory::seal(&[b"the ", b"map"]).unwrap();
     let mut file = std::fs::File::from(memory.file().try_clone_to_owned().unwrap());
