@@ -221,6 +221,8 @@ impl Body {
         }
         if at_all {
             self.pace.all_due(now);
+            // Nothing that was seen before is a proof.
+            self.disks = Disks::default();
         }
         let mut looked = Duration::ZERO;
         if self.pace.is_quick_due(now) {
