@@ -125,3 +125,23 @@ fn refuse_unmounted(lab: &Lab, config: &Path) -> String {
     loopfs::unmount(&lab.fs.root()).expect("nothing holds it");
     refusal(lab, config)
 }
+
+#[test]
+fn a_filesystem_that_was_not_unmounted_in_order_is_not_served() {
+    for spec in [Spec::XFS, Spec::EXT4] {
+        let Some(lab) = Lab::new("unmounted device, journal to be replayed", &spec) else { return };
+        let file = lab.fragmented("file");
+        let config = config_of(&lab, &[&file]);
+        lab.fastice(&["pin"], &[&file], 0);
+        // What the journal has, and the device not yet, may be anything: that another file has the blocks, too.
+        let shut_down = ["-x", "-c", "shutdown -f"];
+        loopfs::run(Command::new("xfs_io").args(shut_down).arg(lab.fs.root())).expect("as a power failure");
+        let log = refuse_unmounted(&lab, &config);
+        assert!(log.contains("was not unmounted in order"), "{log}");
+        mount(&lab, &spec).expect("the journal is replayed");
+        loopfs::unmount(&lab.fs.root()).expect("nothing holds it");
+        lab.serve(&config).stop();
+        mount(&lab, &spec).expect("it is given back");
+        lab.fastice(&["unpin"], &[&file], 0);
+    }
+}

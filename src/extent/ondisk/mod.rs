@@ -14,8 +14,8 @@
 //! Whatever is read may be anything: every address is checked, every walk is bounded, unknown features are refused.
 //! Checksums of the metadata are not verified: what decides is that the result equals the stored map.
 //!
-//! What it does not do: replay a journal (ext4 says when one is due, and is refused; a map that XFS has only in its log
-//! differs from the stored one, and is refused by that), follow XFS realtime files or ext4 files without extents,
+//! What it does not do: replay a journal (a filesystem that was not unmounted in order is refused: what its journal holds may
+//! have given the blocks to another file), follow XFS realtime files or ext4 files without extents,
 //! find a file by its path.
 
 mod bytes;
@@ -109,7 +109,9 @@ impl OnDiskError {
                 "the file was removed or replaced: give the controller back, mount, and look (`fastice pins`)"
             }
             Self::NotImmutable => "give the controller back, mount, and pin the file again",
-            Self::Unclean => "give the controller back, mount the filesystem, unmount it, and try again",
+            Self::Unclean => {
+                "mount the filesystem (give its controller back before, if fastice has it), unmount it, and try again"
+            }
             Self::Unsupported { .. } => "serve the file while its filesystem is mounted",
             Self::Damaged { .. } => {
                 "give the controller back and check the filesystem (xfs_repair -n, e2fsck -n)"

@@ -6,11 +6,16 @@
 //!   data fork:  extents   16-byte records in the inode
 //!               btree     root in the inode -> nodes -> leaves, chained left to right
 //! ```
+//!
+//! Nothing is read from a filesystem whose log has to be replayed first.
+
+mod log;
 
 use super::bytes::{be16, be32, be64, byte, uuid};
 use super::{Found, OnDiskError, OnDiskFile, ReadAt, read_vec};
 use crate::extent::identity::{FilesystemKind, MapIdentity};
 use crate::units::ByteLen;
+use log::Log;
 
 const SUPERBLOCK_MAGIC: u32 = u32::from_be_bytes(*b"XFSB");
 const INODE_MAGIC: u16 = u16::from_be_bytes(*b"IN");
@@ -41,10 +46,15 @@ struct Geometry {
     ag_block_log: u8,
     inode: usize,
     inodes_per_block_log: u8,
+    /// As a filesystem block number; zero for a log on a device of its own.
+    log_start: u64,
+    log_blocks: u32,
+    uuid: [u8; 16],
 }
 
 pub(super) fn read(device: &mut dyn ReadAt, identity: &MapIdentity) -> Result<OnDiskFile, OnDiskError> {
     let geometry = Geometry::read(device, identity)?;
+    geometry.log()?.refuse_unclean(device)?;
     let other = OnDiskError::OtherFile { inode: identity.inode };
     let at = geometry.inode_at(identity.inode).ok_or(other)?;
     let inode = read_vec(device, at, geometry.inode)?;
@@ -103,6 +113,9 @@ impl Geometry {
             ag_block_log: byte(&data, 124),
             inode: usize::from(be16(&data, 104)),
             inodes_per_block_log: byte(&data, 123),
+            log_start: be64(&data, 48),
+            log_blocks: be32(&data, 96),
+            uuid: uuid(&data, 32),
         };
         let damaged = OnDiskError::Damaged { what: "superblock", offset: 0 };
         if geometry.is_plausible(byte(&data, 120)) { Ok(geometry) } else { Err(damaged) }
@@ -122,6 +135,16 @@ impl Geometry {
             && self.ag_count > 0
             && self.blocks.checked_mul(self.block).is_some_and(|bytes| i64::try_from(bytes).is_ok())
             && self.blocks <= self.ag_blocks * self.ag_count
+    }
+
+    fn log(&self) -> Result<Log, OnDiskError> {
+        if self.log_start == 0 {
+            return Err(OnDiskError::Unsupported { what: "an XFS with its log on another device" });
+        }
+        let first = self.block_of(self.log_start);
+        let first = first.ok_or(OnDiskError::Damaged { what: "place of the log", offset: 0 })?;
+        let len = u64::from(self.log_blocks) * self.block;
+        Ok(Log { offset: first * self.block, len, uuid: self.uuid })
     }
 
     /// Where an inode lies, in bytes; `None` when its number is none of this filesystem.
@@ -157,7 +180,9 @@ impl Geometry {
             return damaged;
         }
         let is_file = be16(inode, 2) & MODE_TYPE == MODE_REGULAR;
-        if !is_file || be32(inode, 92) != identity.inode_generation {
+        // A link count of zero is a file that was removed.
+        let links = if version == 1 { u32::from(be16(inode, 6)) } else { be32(inode, 16) };
+        if !is_file || links == 0 || be32(inode, 92) != identity.inode_generation {
             return Err(OnDiskError::OtherFile { inode: identity.inode });
         }
         Ok(core_len)
