@@ -1,7 +1,7 @@
 //! `fastice read`: the current bytes of a file that is being served.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek as _, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use clap::Args;
 use super::StateDirArg;
 use super::exit::{Exit, Failure, Outcome};
 use super::files::{Stages, required_record};
-use crate::extent::{ExtentError, ReadOutcome, read_pinned};
+use crate::extent::{ExtentError, ReadOutcome, read_left, read_pinned};
 
 /// Read a pinned file as hosts see it: by its frozen map, from the disk
 ///
@@ -41,7 +41,7 @@ pub fn run(args: &ReadArgs) -> Outcome {
         read_pinned(&pin, &state, &mut output, &mut stages)?
     } else {
         // Nobody denies it, and nobody writes behind the filesystem's back.
-        copy(&args.file, pin.identity.reserved.get(), &mut output)?;
+        read_left(&pin, &args.file, &mut output)?;
         ReadOutcome::Whole
     };
     output.finish()?;
@@ -53,14 +53,6 @@ pub fn run(args: &ReadArgs) -> Outcome {
             Err(Failure::new(Exit::Differs, error).with_remedy(remedy))
         }
     }
-}
-
-/// What of the file is served, from byte `first` of it on.
-fn copy(path: &Path, first: u64, to: &mut Output) -> Result<(), ExtentError> {
-    let failed = |source| ExtentError::Io { action: "read", path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    file.seek(SeekFrom::Start(first)).map_err(failed)?;
-    io::copy(&mut file, to).map(drop).map_err(failed)
 }
 
 /// Where the bytes go.

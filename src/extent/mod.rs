@@ -100,7 +100,7 @@ pub use places::{Driven, Still, StillError};
 pub use prepare::{PrepareReport, prepare};
 pub use progress::{NoProgress, Progress};
 pub use proof::{Mismatch, Sample, SampleOf, Witness};
-pub use read::{ReadOutcome, read_pinned};
+pub use read::{ReadOutcome, read_left, read_pinned};
 pub use readers::LocalReaders;
 pub use record::{StoredMap, StoredPin};
 pub use state::StateDir;

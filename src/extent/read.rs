@@ -12,7 +12,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
 
 use super::device::Sysfs;
 use super::error::ExtentError;
@@ -20,10 +22,42 @@ use super::facts::number_of;
 use super::progress::Progress;
 use super::record::StoredPin;
 use super::state::StateDir;
+use super::survey::open_read;
+use super::verify::same_file;
 use crate::aligned::AlignedBuffer;
 
 /// Bytes read at a time: many device commands deep.
 const CHUNK_LEN: usize = 1 << 20;
+/// What every disk takes direct reads at least in multiples of: after a read of another length there is no more.
+const DIRECT_ALIGNMENT: usize = 512;
+
+/// Reads the file of `pin`, which nobody holds and which is at `path` now, into `to`: by the filesystem, and past the page cache, which may have what local
+/// readers read before hosts wrote.
+///
+/// # Errors
+/// [`ExtentError::State`] when another file is at its path; [`ExtentError::Io`] when it cannot be read, or `to` takes no more.
+pub fn read_left(pin: &StoredPin, path: &Path, to: &mut dyn Write) -> Result<(), ExtentError> {
+    let failed = |error| ExtentError::io("read", path, error);
+    let file = open_read(path)?;
+    same_file(&pin.identity, &file, path)?;
+    let direct = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(direct).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut buffer = AlignedBuffer::new(CHUNK_LEN);
+    // What is reserved is whole blocks.
+    let mut at = pin.identity.reserved.get();
+    while at < size {
+        // The last block of the file may be cut short by its end.
+        let len = direct.read_at(buffer.bytes_mut(), at).map_err(failed)?;
+        let read = buffer.bytes().get(..len).unwrap_or_default();
+        to.write_all(read).map_err(failed)?;
+        if len == 0 || len % DIRECT_ALIGNMENT != 0 {
+            break;
+        }
+        at += len as u64;
+    }
+    Ok(())
+}
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

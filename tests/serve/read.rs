@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::daemon::{FILE_LEN, Lab, any_port};
-use super::load::{Load, options};
+use super::load::{Load, options, units_in_file};
 use super::loopfs::{self, Spec};
 
 #[test]
@@ -46,4 +46,24 @@ fn what_nobody_serves_is_read_as_any_file_and_what_was_never_pinned_is_not_ours(
     let told = lab.fastice(&["read"], &[&path], 0).stdout;
     assert!(told == fs::read(&path).expect("the file"));
     lab.fastice(&["unpin"], &[&path], 0);
+}
+
+#[test]
+fn what_a_killed_target_left_is_read_past_what_local_readers_have_cached() {
+    let Some(lab) = Lab::new("read after a kill", &Spec::EXT4) else { return };
+    let path = lab.fragmented("file");
+    let config = lab.open_config(any_port(), &[&path]);
+    let text = fs::read_to_string(&config).expect("it is there");
+    fs::write(&config, text.replace("file = ", "local_readers = \"allow\"\nfile = ")).expect("room");
+    let daemon = lab.serve(&config);
+    loopfs::run(Command::new("cat").arg(&path).stdout(std::process::Stdio::null()))
+        .expect("a reader is let in");
+    let load = Load::start(options(daemon.address(), 1, 182));
+    let (_, mut ledger) = load.end_clean();
+    daemon.kill();
+    let copy = lab.place("copy");
+    fs::write(&copy, lab.fastice(&["read"], &[&path], 0).stdout).expect("room");
+    assert_eq!(fs::metadata(&copy).expect("it is there").len(), FILE_LEN);
+    assert!(units_in_file(&mut ledger, &copy) > 100, "what was acknowledged is read");
+    lab.fastice(&["unpin", "--left-behind"], &[], 0);
 }
