@@ -430,11 +430,11 @@ fn a_read_only_mount_is_tried_on_one_of_its_own_and_refuses_changes() {
 
 #[test]
 fn readers_are_let_in_where_nothing_but_reading_comes_of_it() {
-    for (name, spec) in [("xfs", XFS_NO_REFLINK), ("ext4", Spec::EXT4)] {
-        let Some(lab) = Lab::new("readers_are_let_in", &spec) else { return };
+    {
+        let Some(lab) = Lab::new("readers_are_let_in", &Spec::EXT4) else { return };
         let file = lab.file();
         let document = lab.explain_with(&["--local-readers", "allow"], &file);
-        assert_fit(&document, name);
+        assert_fit(&document, "ext4");
         assert_eq!(document["local_readers"], "allow");
         assert_verdicts(
             &document,
@@ -450,7 +450,7 @@ fn readers_are_let_in_where_nothing_but_reading_comes_of_it() {
         );
         lab.assert_clean(&file);
     }
-    // With reflink only where the swap area forbids clones.
+    // On XFS only where the swap area forbids clones.
     let Some(lab) = Lab::new("readers_are_refused_where_they_could_clone", &Spec::XFS) else { return };
     let file = lab.file();
     let document = lab.explain_with(&["--local-readers", "allow"], &file);

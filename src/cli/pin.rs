@@ -71,8 +71,8 @@ pub struct PinArgs {
     /// I/O (O_DIRECT: `dd iflag=direct`) always reads the disk; so does `fastice read`. posix_fadvise(DONTNEED) drops what nobody has
     /// mapped. What is read while hosts write is no snapshot, whichever way.
     ///
-    /// Allowed where nothing but reading can come of it: on ext4, on XFS without reflink, and with the swap-file guard; with reflink any reader
-    /// could clone the file, and hosts would write into the clone. It takes Linux 6.5. At the end the file is given back
+    /// Allowed where nothing but reading can come of it: on ext4 with the default guards, and with the swap-file guard. On XFS any reader could clone
+    /// the file (reflink), and hosts would write into the clone; or root could write beside old blocks that a reader has mapped. It takes Linux 6.5. At the end the file is given back
     /// only when no old block is cached; until then (somebody has it mapped) it stays immutable and recorded, for `fastice unpin`.
     #[arg(long, value_name = "WHETHER")]
     pub local_readers: Option<LocalReaders>,

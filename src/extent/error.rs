@@ -462,7 +462,10 @@ impl fmt::Display for StateText<'_> {
         let (path, problem) = (self.0.display(), self.1);
         match problem {
             StateProblem::Missing => write!(f, "{path} is not pinned: {problem}"),
-            StateProblem::FileGone | StateProblem::NotMounted | StateProblem::OtherFile => {
+            StateProblem::FileGone
+            | StateProblem::NotMounted
+            | StateProblem::OtherFile
+            | StateProblem::Copy => {
                 write!(f, "the pin record of {path} {problem}")
             }
             _ => write!(f, "the pin record {path} {problem}"),
@@ -493,6 +496,8 @@ pub enum StateProblem {
     NotMounted,
     #[error("belongs to another file than the one now at that path")]
     OtherFile,
+    #[error("is of the same file of another filesystem with the same UUID, which is mounted too")]
+    Copy,
 }
 
 impl StateProblem {
@@ -508,6 +513,9 @@ impl StateProblem {
                 "mount it and try again; `fastice unpin --force` would only forget the record, and leave the file immutable"
                     .to_owned()
             }
+            Self::Copy => "a copy of a filesystem needs a UUID of its own: `xfs_admin -U generate`, `tune2fs -U random`; or \
+                           unmount the original first"
+                .to_owned(),
             Self::OtherFile | Self::FileGone => {
                 "the pinned file was moved away or removed: `fastice unpin` it at its new path, or forget its record with \
                  `fastice unpin --force`"

@@ -17,9 +17,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::error::ExtentError;
-use super::facts::{number_of, uuid_by};
-use super::identity::key_of;
+use super::error::{ExtentError, StateProblem};
+use super::facts::{mount_options, number_of, uuid_by};
+use super::identity::{DeviceNumber, MapIdentity, key_of};
 use super::owner::Owner;
 use super::record::{RecordHead, StoredPin};
 use super::state::{StateDir, read_record};
@@ -45,6 +45,21 @@ fn is_of_inode(head: &RecordHead, meta: Option<&Metadata>) -> bool {
     })
 }
 
+/// Whether a record is that of the same file on the original of a copied filesystem, or on a copy: both are mounted, and the
+/// record says which of them it is of. Numbers of devices are good for one boot.
+fn is_of_a_copy(pin: &StoredPin, device: DeviceNumber) -> bool {
+    let recorded = pin.identity.filesystem.device;
+    recorded != device && pin.owner.is_of_this_boot() && matches!(mount_options(recorded), Ok(Some(_)))
+}
+
+/// Refuses a record of another filesystem that is mounted beside the one of `living`, and has its UUID.
+pub(super) fn refuse_copy(pin: &StoredPin, living: &MapIdentity) -> Result<(), ExtentError> {
+    if is_of_a_copy(pin, living.filesystem.device) {
+        return Err(ExtentError::State { path: living.path.clone(), problem: StateProblem::Copy });
+    }
+    Ok(())
+}
+
 impl StateDir {
     /// The record of the file at `path`, by the file itself, in the same boot by its inode, or by its path: a pinned file may
     /// not even be opened, and may have been moved. Damaged records are passed over.
@@ -52,10 +67,14 @@ impl StateDir {
     /// # Errors
     /// [`ExtentError::Io`] when the directory cannot be read.
     pub fn record_at(&self, path: &Path) -> Result<Option<StoredPin>, ExtentError> {
-        if let Some(pin) = key_at(path).and_then(|key| self.load(&key).ok().flatten()) {
+        let meta = fs::metadata(path).ok();
+        let is_copied =
+            |pin: &StoredPin| meta.as_ref().is_some_and(|meta| is_of_a_copy(pin, number_of(meta.dev())));
+        if let Some(pin) = key_at(path).and_then(|key| self.load(&key).ok().flatten())
+            && !is_copied(&pin)
+        {
             return Ok(Some(pin));
         }
-        let meta = fs::metadata(path).ok();
         let (mut by_inode, mut by_path) = (Vec::new(), Vec::new());
         for (place, head) in self.whole_heads()? {
             if is_of_inode(&head, meta.as_ref()) {

@@ -29,6 +29,7 @@ use super::compare::compare;
 use super::error::{ExtentError, IMMUTABLE, StateProblem};
 use super::facts::{FileFacts, is_immutable};
 use super::fiemap::RawExtent;
+use super::find::refuse_copy;
 use super::guard::{Guard, OnRecall, Warden};
 use super::identity::MapIdentity;
 use super::lease;
@@ -132,6 +133,7 @@ pub fn pin(
     };
     let previous = state.load(&key)?;
     if let Some(previous) = &previous {
+        refuse_copy(previous, &identity)?;
         state.await_commands_of(&previous.owner, &path)?;
     }
     let mode = mode_of(&path, options.guard, previous.as_ref().map(|previous| previous.guard))?;
@@ -254,10 +256,10 @@ impl Attempt<'_> {
             .map_err(|source| self.guard_error("open-permission", "cannot be set", Some(source)))?;
         let foreign = is_immutable(self.file, self.path())?
             && previous.as_ref().is_none_or(|previous| previous.immutable_was_set_before);
-        let kept = self.options.keep || previous.as_ref().is_some_and(|previous| previous.kept);
+        let was = |what: fn(&StoredPin) -> bool| previous.as_ref().is_some_and(what);
+        let (kept, options) = (self.options.keep || was(|pin| pin.kept), self.options);
         let swap = self.plan_swap()?;
-        let header_written = swap.is_some_and(|swap| swap.write_header)
-            || previous.as_ref().is_some_and(|previous| previous.header_written);
+        let header_written = swap.is_some_and(|swap| swap.write_header) || was(|pin| pin.header_written);
         // A leftover map stays recorded, with the identity it is the map of, until it is known to be true.
         let (frozen, map) = match &previous {
             Some(StoredPin { identity, map: Some(map), .. }) => (identity.clone(), Some(map.clone())),
@@ -272,6 +274,7 @@ impl Attempt<'_> {
             guard: self.mode,
             local_readers: self.readers,
             header_written,
+            update_mtime: options.update_mtime || was(|pin| pin.update_mtime),
             map,
         };
         let record = IntentRecord::store(self.state, &intent, previous)?;
@@ -281,9 +284,8 @@ impl Attempt<'_> {
         let swap = swap.map(|swap| swap.carry_out(self.file, self.path(), foreign)).transpose()?;
         let sets_flag = self.mode.sets_flag();
         let flag = sets_flag.then(|| ImmutableFlag::set(self.file, self.path())).transpose()?;
-        let takes_lease = self.mode.takes_lease();
-        let lease =
-            takes_lease.then(|| lease::prove(self.file, self.facts, &guard, self.readers)).transpose()?;
+        let prove = || lease::prove(self.file, self.facts, &guard, self.readers);
+        let lease = self.mode.takes_lease().then(prove).transpose()?;
         self.sync()?;
         if lease.is_some() {
             lease::downgrade(&guard, self.facts)?;

@@ -21,7 +21,7 @@ use super::map::FrozenMap;
 use super::mode::frozen::Thawed;
 use super::mode::{GuardMode, GuardReport, swap_file};
 use super::proof::Witness;
-use super::readers::{LocalReaders, drop_cache, settle_cache};
+use super::readers::{self, LocalReaders, drop_cache, settle_cache};
 use super::state::{PinLock, StateDir};
 use super::timeline::PinStep;
 use super::undo::change_flag;
@@ -160,9 +160,33 @@ impl PinnedFile {
     }
 
     /// Lets go of what needs this process (mark and lease) and leaves immutable flag and record.
+    ///
+    /// Where somebody has blocks of the file mapped, by whatever way, the immutable flag is set anew if it was cleared: a local write beside an old block would put that back over what hosts wrote.
     pub fn keep(mut self) {
-        self.note(PinStep::Kept, "");
+        let detail = self.keep_writers_out();
+        self.note(PinStep::Kept, detail);
         self.let_go();
+    }
+
+    /// What there is to tell of it.
+    fn keep_writers_out(&self) -> &'static str {
+        // The area refuses writes until it is ended, by `unpin`; on a read-only filesystem nobody writes.
+        if matches!(self.held.mode, GuardMode::SwapFile | GuardMode::ReadOnlyMount) {
+            return "";
+        }
+        let path = self.path().display();
+        match readers::keep_writers_out(&self.file, self.path()) {
+            Ok(false) => "",
+            Ok(true) => {
+                tracing::warn!(%path, "somebody has it mapped: it is immutable again, until `fastice unpin`");
+                "somebody has it mapped, so that it is immutable again: end that, then `fastice unpin`"
+            }
+            Err(error) => {
+                tracing::error!(%path, %error, "somebody has it mapped, and it cannot be made immutable: a local write puts \
+                                                old blocks back over what hosts wrote");
+                "somebody has it mapped, and it could not be made immutable: a local write puts old blocks back"
+            }
+        }
     }
 
     /// The state directory of the pin.
@@ -248,7 +272,7 @@ impl Drop for PinnedFile {
     }
 }
 
-fn set_modified_now(file: &File) -> io::Result<()> {
+pub(super) fn set_modified_now(file: &File) -> io::Result<()> {
     let stamp = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
     let times = Timestamps { last_access: stamp(UTIME_OMIT), last_modification: stamp(UTIME_NOW) };
     rustix::fs::futimens(file, &times)?;

@@ -13,7 +13,10 @@
 //! well. Writers are kept out all the same, by the flag and the lease.
 //!
 //! A stale block that stays cached after the pin is a danger: a local write to a part of it would put the rest of it back on
-//! the disk, over what hosts wrote. So a file is given back only when none is.
+//! the disk, over what hosts wrote. So a file is given back only when none is; and when somebody with the power to do so takes
+//! it, the immutable flag is set once more before the lease goes, as long as any block is cached. ext4 refuses writes to an
+//! immutable file also through a descriptor that was open before (`ext4_write_checks`); XFS does not, and there only a swap area
+//! is good enough.
 //!
 //! What it does not do: keep the cache true while hosts write. `fastice read` and direct I/O go past it.
 
@@ -30,11 +33,12 @@ use rustix::fs::Advice;
 use serde::{Deserialize, Serialize};
 
 use super::error::ExtentError;
-use super::facts::FileFacts;
+use super::facts::{FileFacts, is_immutable};
 use super::holders;
 use super::identity::FilesystemKind;
 use super::mode::GuardMode;
 use super::sys;
+use super::undo::change_flag;
 use crate::aligned::AlignedBuffer;
 
 /// The name in errors.
@@ -91,23 +95,22 @@ pub(super) fn obstacle(
     let refuse = |problem, source| {
         Some(ExtentError::Guard { path: facts.path.clone(), guard: LOCAL_READERS, problem, source })
     };
-    let shares = match facts.filesystem {
-        Some(FilesystemKind::Ext4) => false,
-        _ if mode == GuardMode::SwapFile => false,
-        Some(FilesystemKind::Xfs) => match sys::xfs_has_reflink(file.as_fd()) {
-            Ok(shares) => shares,
-            Err(error) => {
-                return refuse("the filesystem does not tell whether it shares blocks", Some(error));
-            }
-        },
-        None => true,
-    };
-    if shares {
-        return refuse(
-            "its filesystem shares blocks between files (reflink), so that whoever reads it could clone it; `fastice read` \
-             reads for them, and the swap-file guard forbids clones",
-            None,
-        );
+    match (facts.filesystem, mode) {
+        (_, GuardMode::SwapFile) | (Some(FilesystemKind::Ext4), GuardMode::Default) => {}
+        (Some(FilesystemKind::Ext4), _) => {
+            return refuse(
+                "only the default guards and the swap-file guard keep out a writer that root lets in beside old blocks which a \
+                 reader has mapped",
+                None,
+            );
+        }
+        _ => {
+            return refuse(
+                "XFS lets whoever reads it clone it (reflink), and a writer that root lets in write beside old blocks which a \
+                 reader has mapped; `fastice read` reads for them, and the swap-file guard forbids both",
+                None,
+            );
+        }
     }
     match sys::cached_pages(file.as_fd(), 0, 0) {
         Ok(_) => None,
@@ -142,6 +145,33 @@ pub(super) fn settle_cache(file: &File, facts_of: &Path, len: u64) -> Result<(),
         }
         thread::sleep(PAUSE);
     }
+}
+
+/// Before a file is let go that somebody else takes: drops what is cached of it. When something stays, whatever it is, and the
+/// file is not immutable, it is made so once more. Whether that was necessary.
+///
+/// # Errors
+/// When the flag cannot be set.
+pub(super) fn keep_writers_out(file: &File, path: &Path) -> io::Result<bool> {
+    let begun = Instant::now();
+    loop {
+        drop_cache(file)?;
+        match sys::cached_pages(file.as_fd(), 0, 0) {
+            Ok(0) => return Ok(false),
+            // Before Linux 6.5 nobody can tell; then no readers were let in.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(false),
+            _ => {}
+        }
+        if is_immutable(file, path).unwrap_or(false) {
+            return Ok(false);
+        }
+        if begun.elapsed() >= PATIENCE {
+            break;
+        }
+        thread::sleep(PAUSE);
+    }
+    change_flag(file, true)?;
+    Ok(true)
 }
 
 /// Where the first cached block of the file is that is not what the disk holds.

@@ -58,6 +58,9 @@ pub struct StoredPin {
     /// Whether fastice wrote the swap header into the file, which is wiped when the pin ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub header_written: bool,
+    /// Whether the file's modification time is to be set when the pin ends, as hosts wrote to it past the filesystem.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub update_mtime: bool,
     /// The map; `None` when the pinning process died before it was frozen.
     pub map: Option<StoredMap>,
 }

@@ -346,6 +346,7 @@ fn stored(layout: Vec<Extent>, generation: u64, frozen: bool) -> StoredPin {
         guard: GuardMode::Default,
         local_readers: LocalReaders::Refuse,
         header_written: false,
+        update_mtime: false,
         identity: map.identity().clone(),
         generation,
         owner: Owner { pid: 4711, start_time_ticks: 99, boot_id: "b00t".to_owned() },
@@ -367,7 +368,7 @@ fn a_reserve_must_be_whole_blocks_and_leave_something() {
 fn records_of_the_default_guards_are_those_of_releases_that_knew_no_others() {
     let pin = stored(extents(&[(20, 1), (4, 0)]), 2, true);
     let text = String::from_utf8(written(&pin)).unwrap();
-    for word in ["guard", "header_written", "reserved", "local_readers"] {
+    for word in ["guard", "header_written", "update_mtime", "reserved", "local_readers"] {
         assert!(!text.contains(word), "{word}: {text}");
     }
     let map = reserving(pin.map.as_ref().unwrap().extents.clone(), 16 * BLOCK);

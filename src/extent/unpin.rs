@@ -6,10 +6,13 @@ use std::path::Path;
 
 use super::error::{ExtentError, StateProblem};
 use super::facts::FileFacts;
+use super::find::refuse_copy;
+use super::identity::MapIdentity;
 use super::mode::frozen::Thawed;
 use super::mode::{self, GuardMode, Undone};
 use super::pin::no_record;
-use super::readers::settle_cache;
+use super::pinned::set_modified_now;
+use super::readers::{drop_cache, settle_cache};
 use super::record::StoredPin;
 use super::state::StateDir;
 use super::survey::open_read;
@@ -94,20 +97,40 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
         }
         Err(error) => return Err(error),
     };
+    refuse_copy(&record, &identity)?;
     state.await_commands_of(&record.owner, &path)?;
     let map_was_true = compare_map(&record, &file, force)?;
-    if !force {
-        // Who read it meanwhile may have kept what is older than the last writes of hosts.
-        settle_cache(&file, &path, identity.size.get())?;
-    }
-    let thawed =
-        is_frozen(&record).then(|| Thawed::begin(&file, &path, state, &identity, true)).transpose()?;
-    let undone = mode::undo(&record, &file, &path)?;
-    state.remove(&key)?;
-    drop(thawed);
+    let undone = undo_whole(&record, (&file, &path, &identity), state, force)?;
     state.clear_incident(&key)?;
     state.note(&key, &path, record.generation, PinStep::Unpinned, if force { "by force" } else { "" });
     Ok(report(undone, map_was_true))
+}
+
+/// Undoes the pin of a record that is whole, and removes it.
+fn undo_whole(
+    record: &StoredPin,
+    (file, path, identity): (&File, &Path, &MapIdentity),
+    state: &StateDir,
+    force: bool,
+) -> Result<Undone, ExtentError> {
+    if force {
+        // What nobody has mapped goes, at least.
+        drop_cache(file).map_err(|error| ExtentError::io("drop the page cache of", path, error))?;
+    } else {
+        // Who read it meanwhile may have kept what is older than the last writes of hosts.
+        settle_cache(file, path, identity.size.get())?;
+    }
+    let thawed = is_frozen(record).then(|| Thawed::begin(file, path, state, identity, true)).transpose()?;
+    let undone = mode::undo(record, file, path)?;
+    if record.update_mtime && record.guard != GuardMode::ReadOnlyMount {
+        // As `PinnedFile::release` does.
+        if let Err(error) = set_modified_now(file) {
+            tracing::warn!(path = %path.display(), %error, "the modification time is not set");
+        }
+    }
+    state.remove(&identity.key())?;
+    drop(thawed);
+    Ok(undone)
 }
 
 fn is_frozen(record: &StoredPin) -> bool {

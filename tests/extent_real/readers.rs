@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use fastice::extent::{
     ExtentError, ExtentErrorKind, GuardMode, Holder, LocalReaders, NoProgress, PinOptions, PinnedFile,
@@ -16,7 +17,8 @@ use super::files::{command, pattern, refused, written};
 use super::loopfs::{self, LoopFs, Spec};
 
 const PLAIN: Spec = Spec { mkfs: &["-q", "-m", "reflink=0,rmapbt=0"], ..Spec::XFS };
-const FIT: [Spec; 2] = [PLAIN, Spec::EXT4];
+/// Beside the default guards.
+const FIT: [Spec; 1] = [Spec::EXT4];
 const BLOCKS: u64 = 64;
 
 fn pin_with(fs: &LoopFs, path: &Path, options: &PinOptions) -> Result<PinnedFile, ExtentError> {
@@ -170,7 +172,44 @@ fn a_file_with_old_blocks_that_somebody_has_mapped_is_not_given_back() {
 }
 
 #[test]
-fn where_readers_could_share_its_blocks_they_are_not_let_in() {
+fn who_takes_the_file_from_a_reader_that_has_it_mapped_cannot_write_beside_old_blocks() {
+    let Some(fs) = loopfs::make_or_skip("old blocks, taken", &Spec::EXT4) else { return };
+    let path = fs.path("file");
+    drop(written(&path, BLOCKS));
+    let file = pin_with(&fs, &path, &allowing()).expect("nothing can be shared here");
+    let mapper = Mapper::of(&path);
+    write_as_host(&file, 5, 0xc1);
+    // Root takes the flag away, and writes a single byte: its open waits for the lease.
+    loopfs::run(&mut command("chattr", &["-i"], &path)).expect("root may");
+    let mut writer = command("xfs_io", &["-c", "pwrite -S 1 20480 1", "-c", "fsync"], &path);
+    let writer = writer.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("xfs_io runs");
+    let recall = file.recall().expect("it is guarded");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while recall.reason().is_none() {
+        assert!(Instant::now() < deadline, "nobody noticed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    file.keep();
+    let told = writer.wait_with_output().expect("it ends");
+    let told = String::from_utf8_lossy(&told.stderr);
+    assert!(told.contains("not permitted"), "{told}");
+    assert!(is_immutable(&path));
+    drop(mapper);
+    let state = StateDir::open(fs.outside()).expect("room");
+    unpin(&path, &state, false).expect("nobody has it mapped any more");
+    assert!(block(&cat(&path), 5).iter().all(|byte| *byte == 0xc1), "nothing old came back");
+    assert!(!is_immutable(&path));
+}
+
+#[test]
+fn where_more_than_reading_could_come_of_it_they_are_not_let_in() {
+    let Some(fs) = loopfs::make_or_skip("readers on XFS without reflink", &PLAIN) else { return };
+    let path = fs.path("file");
+    drop(written(&path, BLOCKS));
+    let error = pin_with(&fs, &path, &allowing()).expect_err("XFS lets writers in beside a mapping");
+    assert_eq!(error.kind(), ExtentErrorKind::Guard);
+    assert!(error.to_string().contains("beside old blocks"), "{error}");
+    drop(fs);
     let Some(fs) = loopfs::make_or_skip("readers on reflink", &Spec::XFS) else { return };
     let path = fs.path("file");
     drop(written(&path, BLOCKS));

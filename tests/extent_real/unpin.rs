@@ -1,8 +1,8 @@
 //! Leftovers of runs that ended without a release.
 
 use fastice::extent::{
-    ExtentError, ExtentErrorKind, OrphanStanding, PinOptions, StateDir, orphans, read_map, unpin,
-    verify_stored,
+    ExtentError, ExtentErrorKind, NoProgress, OrphanStanding, PinOptions, PinnedFile, StateDir, orphans, pin,
+    read_map, unpin, verify_stored,
 };
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -276,4 +276,39 @@ fn a_hole_in_a_file_that_was_pinned_is_a_change_and_is_not_filled_unasked() {
     try_pin(&fs, &path, &options(true, true)).unwrap().keep();
     unpin(&path, &state, false).unwrap();
     assert_ordinary(&fs, &path);
+}
+
+#[test]
+fn a_copy_of_the_filesystem_does_not_take_the_record_of_the_original() {
+    let [Some(fs), Some(copy)] = [(); 2].map(|()| loopfs::make_or_skip("copied filesystem", &Spec::EXT4))
+    else {
+        return;
+    };
+    let path = fs.path("file");
+    drop(written(&path, 64));
+    let state = StateDir::open(fs.outside()).unwrap();
+    pinned(&fs, &path).keep();
+    loopfs::run(Command::new("sync").arg("-f").arg(&path)).unwrap();
+    loopfs::unmount(&copy.root()).unwrap();
+    let [from, to] =
+        [("if", fs.device()), ("of", copy.device())].map(|(name, node)| format!("{name}={node}"));
+    loopfs::run(Command::new("dd").args([from.as_str(), to.as_str(), "bs=1M", "conv=fsync", "status=none"]))
+        .unwrap();
+    loopfs::run(Command::new("mount").args(["-t", "ext4", copy.device()]).arg(copy.root())).unwrap();
+    let copied = copy.path("file");
+    for force in [false, true] {
+        let error = unpin(&copied, &state, force).unwrap_err();
+        assert_eq!(error.kind(), ExtentErrorKind::State);
+        assert!(error.to_string().contains("mounted too") && error.remedy().contains("UUID"), "{error}");
+    }
+    assert!(state.record_at(&copied).unwrap().is_none());
+    let error = try_pin_in(&state, &copied).unwrap_err();
+    assert!(error.to_string().contains("mounted too"), "{error}");
+    let record = state.record_at(&path).unwrap().expect("it is still there");
+    assert!(verify_stored(&record).unwrap().map_is_true());
+    assert!(unpin(&path, &state, false).unwrap().immutable_cleared);
+}
+
+fn try_pin_in(state: &StateDir, path: &std::path::Path) -> Result<PinnedFile, ExtentError> {
+    pin(path, &PinOptions::default(), state, &mut NoProgress)
 }

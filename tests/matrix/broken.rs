@@ -496,11 +496,6 @@ fn every_break_of_a_swap_file_is_met_on_ext4() {
 }
 
 #[test]
-fn every_break_beside_readers_is_met_on_xfs_without_reflink() {
-    every_break_is_met(&READERS, &PLAIN, (0, 1));
-}
-
-#[test]
 fn every_break_beside_readers_is_met_on_ext4() {
     every_break_is_met(&READERS, &EXT4, (0, 1));
 }

@@ -78,7 +78,7 @@ pub(crate) const SWAP_FILE: Mode = Mode {
     changes: ONE_OF_EACH_KIND,
 };
 
-/// The immutable flag and the lease; local readers are let in. Only where no blocks can be shared.
+/// The immutable flag and the lease; local readers are let in. On ext4, which refuses to write to an immutable file.
 pub(crate) const READERS: Mode = Mode {
     name: "the default pin beside local readers",
     namespace: "local_readers = \"allow\"\n",

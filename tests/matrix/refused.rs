@@ -236,11 +236,6 @@ fn nobody_gets_at_a_served_file_of_a_frozen_ext4() {
 }
 
 #[test]
-fn readers_do_no_more_than_read_a_served_file_on_xfs_without_reflink() {
-    nobody_gets_in(&READERS, &PLAIN);
-}
-
-#[test]
 fn readers_do_no_more_than_read_a_served_file_on_ext4() {
     nobody_gets_in(&READERS, &EXT4);
 }

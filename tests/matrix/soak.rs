@@ -43,7 +43,7 @@ fn round(seed: u64) {
     let spec = specs[usize::try_from(seed % 3).expect("small")];
     let mode = match dice.throw(4) {
         0 => &SWAP_FILE,
-        1 if spec.mkfs != XFS.mkfs => &READERS,
+        1 if spec.kind == "ext4" => &READERS,
         _ => &DEFAULT,
     };
     let Some(mut disk) = Disk::new("random operations", spec, FILES) else { return };

@@ -73,7 +73,7 @@ fn the_successor_goes_on_where_the_first_ended() {
 
 #[test]
 fn the_modification_time_tells_of_what_hosts_wrote_where_that_is_asked_for() {
-    for asked in [true, false] {
+    for (asked, pinned_before) in [(true, false), (false, false), (true, true)] {
         let Some(lab) = Lab::new("modification time", &Spec::XFS) else { return };
         let path = lab.fragmented("file");
         let before = std::fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
@@ -81,12 +81,19 @@ fn the_modification_time_tells_of_what_hosts_wrote_where_that_is_asked_for() {
         let text = std::fs::read_to_string(&config).expect("the configuration");
         std::fs::write(&config, text.replace("file = ", &format!("update_mtime = {asked}\nfile = ")))
             .expect("room");
+        if pinned_before {
+            lab.fastice(&["pin"], &[&path], 0);
+        }
         let daemon = lab.serve(&config);
         let load = Load::start(options(daemon.address(), 1, 191));
         load.end_clean();
         let during = std::fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
         assert_eq!(during, before);
         daemon.stop();
+        if pinned_before {
+            // The pin stays, and with it the flag: the time is set when that goes.
+            lab.fastice(&["unpin"], &[&path], 0);
+        }
         let after = std::fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
         assert_eq!(after > before, asked);
     }
