@@ -122,6 +122,10 @@ impl Lab {
     }
 
     pub(crate) fn pins(&self) -> Vec<Value> {
+        // The process was killed before it made the directory; to name one that is not there is an error.
+        if !self.state().exists() {
+            return Vec::new();
+        }
         self.json(&["pins", "--json"])["pins"].as_array().cloned().expect("an array")
     }
 
