@@ -52,14 +52,16 @@ pub(crate) struct Break {
 }
 
 /// Serves `files` of `disk` with pins of this kind.
-pub(crate) fn serve(disk: &Disk, mode: &Mode) -> Daemon {
+pub(crate) fn serve(disk: &mut Disk, mode: &Mode) -> Daemon {
     let paths = disk.paths();
     let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
     let namespaces = namespaces(&paths).replace("file = ", &format!("{}file = ", mode.namespace));
     let config = disk.lab.config("", any_port(), &format!("allow_any_host = true\n{namespaces}"));
     let text = fs::read_to_string(&config).expect("the configuration");
     fs::write(&config, text.replace("cores = 2", "cores = 1")).expect("a configuration");
-    disk.lab.serve(&config)
+    let daemon = disk.lab.serve(&config);
+    disk.know_areas();
+    daemon
 }
 
 /// A host that leaves the others some of the processor.
@@ -445,7 +447,7 @@ pub(crate) fn breaks_of(mode: &Mode, spec: &Spec) -> Vec<(Break, String)> {
 fn every_break_is_met(mode: &Mode, spec: &Spec, (part, parts): (usize, usize)) {
     let breaks: Vec<_> = breaks_of(mode, spec).into_iter().skip(part).step_by(parts).collect();
     let Some(mut disk) = Disk::new(mode.name, spec, breaks.len()) else { return };
-    let daemon = serve(&disk, mode);
+    let daemon = serve(&mut disk, mode);
     let bound = bound(&disk.lab);
     for (number, (broken, perl)) in (1..).zip(&breaks) {
         break_pin(&mut disk, (&daemon, bound), number, broken, perl);

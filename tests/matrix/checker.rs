@@ -121,7 +121,7 @@ fn a_planted_block_is_found_wherever_it_is_on_ext4() {
 fn a_lost_write_is_found() {
     let Some(mut disk) = Disk::new("lost writes", &XFS, 1) else { return };
     let path = disk.path(1);
-    let daemon = serve(&disk, &DEFAULT);
+    let daemon = serve(&mut disk, &DEFAULT);
     disk.expect_run(RUN, &path);
     let load = Load::start(options(daemon.address(), 1, RUN));
     load.reaches(2000);

@@ -47,6 +47,15 @@ struct Home {
     runs: Runs,
 }
 
+impl Home {
+    /// The frozen map of a pinned file.
+    fn of(record: StoredPin) -> Self {
+        let map = record.map.expect("a map");
+        let runs = map.extents.iter().map(|it| (it.file_offset.get(), it.device_offset.get(), it.len.get()));
+        Self { begin: record.identity.reserved.get(), runs: runs.collect() }
+    }
+}
+
 /// A sector that is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wrong {
@@ -66,6 +75,8 @@ pub(crate) struct Disk {
     /// Runs of (byte offset of the disk, length).
     filler: Vec<(u64, u64)>,
     homes: HashMap<u64, Home>,
+    /// Swap areas, of which nobody need be the host.
+    areas: Vec<Home>,
 }
 
 /// What file `number` of the pattern holds from `at` on.
@@ -112,6 +123,7 @@ impl Disk {
             neighbours: Vec::new(),
             filler: Vec::new(),
             homes: HashMap::new(),
+            areas: Vec::new(),
         };
         fs::create_dir(disk.lab.fs.path("d")).expect("a directory");
         for number in 1..=files {
@@ -198,12 +210,15 @@ impl Disk {
         records.find(|record| record.path() == path).expect("it is pinned")
     }
 
+    /// Files are pinned: those that are swap areas may be written by the kernel from now on, whether hosts write to them or not.
+    pub(crate) fn know_areas(&mut self) {
+        let records = self.paths().into_iter().map(|path| self.record(&path));
+        self.areas = records.filter(|record| record.identity.reserved.get() > 0).map(Home::of).collect();
+    }
+
     /// The blocks of run `seed` belong to the frozen map of `path`, and nowhere else.
     pub(crate) fn expect_run(&mut self, seed: u64, path: &Path) {
-        let record = self.record(path);
-        let map = record.map.expect("a map");
-        let runs = map.extents.iter().map(|it| (it.file_offset.get(), it.device_offset.get(), it.len.get()));
-        self.homes.insert(seed, Home { begin: record.identity.reserved.get(), runs: runs.collect() });
+        self.homes.insert(seed, Home::of(self.record(path)));
     }
 
     /// The filesystem itself has copied blocks of run `seed` to the file at `path`: they may also be where it is now.
@@ -261,7 +276,7 @@ impl Disk {
     /// memory of this very test is full of remote blocks, and seen there when the kernel reclaims it.
     fn is_swapped(&self, offset: u64) -> bool {
         let swapped = |home: &Home| SWAPPED_AT..home.begin.max(SWAPPED_AT);
-        self.homes.values().any(|home| {
+        self.homes.values().chain(&self.areas).any(|home| {
             home.runs.iter().any(|(file, disk, len)| {
                 let is_in = (*disk..disk + len).contains(&offset);
                 is_in && swapped(home).contains(&(file + (offset - disk)))

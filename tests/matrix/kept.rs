@@ -63,7 +63,7 @@ fn no_change_through_what_was_kept(spec: &Spec) {
         |path: &Path| OpenOptions::new().read(true).write(true).open(path).expect("nobody has pinned it");
     let (kept, grown) = (writer(&path), writer(&disk.path(2)));
     let mapper = Mapper::of(&path);
-    let daemon = serve(&disk, &SWAP_FILE);
+    let daemon = serve(&mut disk, &SWAP_FILE);
     let bound = bound(&disk.lab);
     let key = disk.record(&path).identity.key();
     let seed = 8001;

@@ -46,7 +46,7 @@ fn every_break_is_met(mode: &Mode, spec: &Spec, lifted: &str, breaks: &[Break]) 
             mount.args(["-o", &format!("remount,{options}")]).arg(disk.lab.fs.root());
             loopfs::run(&mut mount).expect("root may");
         }
-        let daemon = serve(&disk, mode);
+        let daemon = serve(&mut disk, mode);
         let bound = bound(&disk.lab);
         let perl = format!("{lifted} {}", broken.change.perl);
         break_it(&mut disk, (&daemon, bound), 1, broken, &perl, true);

@@ -47,7 +47,7 @@ fn round(seed: u64) {
         _ => &DEFAULT,
     };
     let Some(mut disk) = Disk::new("random operations", spec, FILES) else { return };
-    let daemon = serve(&disk, mode);
+    let daemon = serve(&mut disk, mode);
     let bound = bound(&disk.lab);
     let (bystander_seed, path) = (900_000, disk.path(1));
     disk.expect_run(bystander_seed, &path);
