@@ -145,7 +145,7 @@ fn take(
     state.store(&StoredPin { owner: Owner::this_process(), identity, ..stored })?;
     state.note(&key, &path, frozen.generation(), PinStep::TakenOver, "");
     tracing::info!(path = %path.display(), generation = frozen.generation(), "taken over from the device itself");
-    Ok(HandedOver { map: Arc::new(frozen), _lock: lock, held: held.cloned() })
+    Ok(HandedOver { map: frozen.shared(), _lock: lock, held: held.cloned() })
 }
 
 /// While the kernel can reach the blocks, only the guards of a living pin hold them still.

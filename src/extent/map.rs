@@ -9,6 +9,9 @@
 //!   Behind them, in the same memory, a number for each 4 to 8 extents by which lookups begin (see `lookup`).
 //! ```
 
+use std::sync::Arc;
+use std::thread;
+
 use sha2::{Digest as _, Sha256};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -17,6 +20,9 @@ use super::identity::MapIdentity;
 use super::lookup::{self, Index, LookupCursor, Segment, Segments};
 use super::sys::SealedMemory;
 use crate::units::{BlockSize, ByteLen, ByteOffset};
+
+/// From so many on a thread that puts a map into huge pages is worth it.
+const EXTENTS_MANY: usize = 50_000;
 
 /// A run of file blocks that is contiguous on the device.
 #[derive(
@@ -167,6 +173,25 @@ impl FrozenMap {
     #[must_use]
     pub fn resident_len(&self) -> ByteLen {
         ByteLen(self.memory.bytes().len() as u64)
+    }
+
+    /// For whoever uses it from now on. A large map is put into huge pages meanwhile, by a thread of its own: see
+    /// [`collapse`](Self::collapse).
+    #[must_use]
+    pub fn shared(self) -> Arc<Self> {
+        let map = Arc::new(self);
+        if map.extent_count() > EXTENTS_MANY {
+            let theirs = Arc::clone(&map);
+            // Without a thread it stays where it is.
+            let _ = thread::Builder::new().name("map-pages".to_owned()).spawn(move || theirs.collapse());
+        }
+        map
+    }
+
+    /// Puts a large map into huge pages, where the kernel can: lookups wait for less then. Not on the way of anything, as it takes
+    /// its time; the map can be used meanwhile.
+    pub fn collapse(&self) {
+        self.memory.collapse();
     }
 
     /// Has the processor fetch what a lookup of the byte at `at` of what is served will look at. Does nothing where there

@@ -317,7 +317,7 @@ impl Attempt<'_> {
         lease.into_iter().for_each(lease::LeaseHold::disarm);
         let extents = format!("{} extents", map.extent_count());
         self.state.note(&intent_key, self.path(), generation, PinStep::Pinned, extents);
-        let map = Arc::new(map);
+        let map = map.shared();
         guard.watch_over(&map, baseline, cost);
         Ok((guard, map, self.held(foreign, header_written)))
     }

@@ -58,14 +58,13 @@ impl SealedMemory {
         let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let mut memory = Self { start, len, file };
         if len >= HUGE_PAGE_LEN {
-            memory.move_to_huge_pages();
+            memory.move_to_boundary();
         }
         Ok(memory)
     }
 
-    /// Has the kernel put the content into huge pages, as far as it fills them, if it can (`MADV_COLLAPSE`, Linux 6.1). A map of a
-    /// million extents then takes a dozen entries of the processor's cache of addresses, where there are a thousand or two.
-    fn move_to_huge_pages(&mut self) {
+    /// Maps the content where huge pages can be, for [`collapse`](Self::collapse).
+    fn move_to_boundary(&mut self) {
         let room = self.len + HUGE_PAGE_LEN;
         // SAFETY: a new mapping at an address the kernel chooses, which nobody knows yet.
         let Ok(start) = (unsafe {
@@ -96,8 +95,17 @@ impl SealedMemory {
         let old = std::mem::replace(&mut self.start, aligned);
         // SAFETY: it was made in `seal` with this length, and no borrow of it is there, as `self` is borrowed mutably.
         let _ = unsafe { rustix::mm::munmap(old.as_ptr().cast(), self.len) };
-        // SAFETY: the content stays what it is, wherever the kernel keeps it; if it cannot, all stays as it was.
-        let _ = unsafe { libc::madvise(aligned.as_ptr().cast(), self.len, libc::MADV_COLLAPSE) };
+    }
+
+    /// Has the kernel put the content into huge pages, as far as it fills them, if it can (`MADV_COLLAPSE`, Linux 6.1). A map of a
+    /// million extents then takes a dozen entries of the processor's cache of addresses, where there are a thousand or two. It
+    /// takes some 30 ms for that, in which the content can be read all the same.
+    pub(super) fn collapse(&self) {
+        if self.len >= HUGE_PAGE_LEN {
+            // SAFETY: the mapping is ours while `self` is borrowed, and its content stays what it is, wherever the kernel keeps
+            // it; if it cannot, all stays as it was.
+            let _ = unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_COLLAPSE) };
+        }
     }
 
     /// The sealed bytes, page aligned.

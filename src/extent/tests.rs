@@ -447,6 +447,8 @@ fn sealed_memory_that_fills_huge_pages_has_the_same_content() {
         .map(|len: usize| (0..len).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect::<Vec<_>>());
     let memory = sys::SealedMemory::seal(&[&front, &behind]).unwrap();
     assert!(memory.bytes().iter().eq(front.iter().chain(&behind)));
+    memory.collapse();
+    assert!(memory.bytes().iter().eq(front.iter().chain(&behind)));
     let mut file = std::fs::File::from(memory.file().try_clone_to_owned().unwrap());
     assert!(file.write_all(b"x").is_err(), "sealed all the same");
 }

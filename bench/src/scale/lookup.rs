@@ -116,6 +116,8 @@ fn maps(count: u64) -> Result<(FrozenMap, FrozenMap)> {
         extent
     });
     let many = FrozenMap::from_extents(identity(size), 1, extents)?;
+    // As it is for a file that is served.
+    many.collapse();
     let whole = Extent {
         file_offset: ByteOffset(0),
         device_offset: ByteOffset(PARTITION + BLOCK),
