@@ -36,6 +36,20 @@ pub(crate) fn stay_on(cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(None, &only)?)
 }
 
+/// Ends a child that serves until its standard input ends, and lets this thread have its processors again.
+pub(crate) fn end(child: &mut Child, allowed: &CpuSet) {
+    // What could be set before can be set again; if not, this thread goes on where it is.
+    let _ = sched_setaffinity(None, allowed);
+    drop(child.stdin.take());
+    let begun = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) && begun.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // A child that is gone already is as good.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
 /// Serves the model at a socket until standard input ends.
 ///
 /// # Errors
@@ -105,16 +119,7 @@ impl ServerProcess {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // What could be set before can be set again; if not, this thread goes on where it is.
-        let _ = sched_setaffinity(None, &self.allowed);
-        drop(self.child.stdin.take());
-        let begun = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < LIMIT {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        // A child that is gone already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child, &self.allowed);
         if let Err(error) = std::fs::remove_dir_all(&self.directory) {
             let _ = writeln!(std::io::stderr().lock(), "{}: {error}", self.directory.display());
         }

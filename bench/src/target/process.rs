@@ -5,19 +5,16 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fastice::config::Config;
 use fastice::control;
 use fastice::extent::NoProgress;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::CpuSet;
 
 use super::light::Work;
 use super::{NQN, bare};
-use crate::server::{both_ends, stay_on};
-
-const LIMIT: Duration = Duration::from_secs(10);
+use crate::server::{both_ends, end, stay_on};
 
 /// What answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -119,15 +116,6 @@ impl TargetProcess {
 
 impl Drop for TargetProcess {
     fn drop(&mut self) {
-        // What could be set before can be set again; if not, this thread goes on where it is.
-        let _ = sched_setaffinity(None, &self.allowed);
-        drop(self.child.stdin.take());
-        let begun = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < LIMIT {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        // A child that is gone already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child, &self.allowed);
     }
 }
