@@ -9,6 +9,7 @@
 //!     |- clock    time, and the core's clock
 //!     `- report   bench/report.json, merged by the names of the rows
 //!   scale     a million extents, a thousand files
+//!   rest      waits until the machine does nothing else
 //!   target    the whole target over TCP, beside the ceiling of the kernel's TCP
 //! ```
 //!
@@ -27,6 +28,7 @@ pub mod machine;
 pub mod paced;
 pub mod replay;
 pub mod report;
+pub mod rest;
 pub mod run;
 pub mod scale;
 pub mod server;

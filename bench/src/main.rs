@@ -117,6 +117,9 @@ struct Scale {
     /// Rounds of each side; an odd number has a middle one
     #[arg(long, default_value_t = 5, value_name = "N")]
     rounds: usize,
+    /// How long to wait for a machine at rest before each part; 0 measures at once
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    rest: u64,
     /// Where the rows go, into what is there
     #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
     report: PathBuf,
@@ -217,9 +220,16 @@ fn driver(options: &Driver) -> Result<()> {
 }
 
 fn at_scale(options: &Scale) -> Result<()> {
-    let Scale { extents, files, rounds, .. } = *options;
+    let Scale { extents, files, rounds, rest, .. } = *options;
     let mut report = Report::load(&options.report)?;
-    let plan = scale::Plan { extents, files, rounds, machine: machine::describe(), tell: say };
+    let plan = scale::Plan {
+        extents,
+        files,
+        rounds,
+        rest: Duration::from_secs(rest),
+        machine: machine::describe(),
+        tell: say,
+    };
     let mut rows = Vec::new();
     plan.run(&mut rows)?;
     report.merge(rows);

@@ -182,11 +182,7 @@ pub fn violations(facts: &FileFacts, records: &[RawExtent]) -> Vec<Violation> {
             found.push(Violation::Hole { file_offset: ByteOffset(covered), len: ByteLen(at - covered) });
         }
         covered = record.file_end();
-        if let Some(violation) = of_flags(record) {
-            found.push(violation);
-        } else if let Some(violation) = of_address(facts, record) {
-            found.push(violation);
-        }
+        found.extend(of_record(facts, record));
     }
     if covered < size {
         found.push(Violation::Hole { file_offset: ByteOffset(covered), len: ByteLen(size - covered) });
@@ -235,6 +231,11 @@ pub(super) fn of_file(facts: &FileFacts) -> Vec<Violation> {
         found.push(Violation::NoDirectIo);
     }
     found
+}
+
+/// The reason that lies in one record, if there is one.
+pub(super) fn of_record(facts: &FileFacts, record: &RawExtent) -> Option<Violation> {
+    of_flags(record).or_else(|| of_address(facts, record))
 }
 
 /// The most telling flag of a record, if one forbids to serve it.

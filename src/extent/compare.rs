@@ -5,8 +5,9 @@
 
 use std::fmt;
 
-use super::fiemap::{FiemapFlags, RawExtent, Stretch};
+use super::fiemap::{FiemapFlags, RawExtent};
 use super::map::Extent;
+use super::stretches::Stretch;
 use crate::units::{ByteLen, ByteOffset};
 
 /// Where bytes of the file lie on the whole disk.
@@ -81,6 +82,19 @@ pub fn compare(
 ) -> Comparison {
     let all = Stretch { start: 0, end: size.get() };
     compare_within(all, frozen, living.iter().copied(), partition_start, &mut |_| {})
+}
+
+/// The same of two maps that both have addresses of the whole disk.
+#[must_use]
+pub(super) fn compare_extents(frozen: &[Extent], living: &[Extent], size: ByteLen) -> Comparison {
+    let living = living.iter().map(|&Extent { file_offset, device_offset, len }| RawExtent {
+        file_offset,
+        device_offset,
+        len,
+        flags: FiemapFlags::empty(),
+    });
+    let all = Stretch { start: 0, end: size.get() };
+    compare_within(all, frozen, living, ByteOffset(0), &mut |_| {})
 }
 
 /// As [`compare`], for the bytes of `stretch` only, with living records that may be read while they are compared. Tells

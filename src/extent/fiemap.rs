@@ -10,14 +10,13 @@
 //! ```
 
 use std::cell::Cell;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::thread;
 
 use bitflags::bitflags;
 
 use super::error::{ExtentError, MapFault};
+use super::stretches::{Stretch, in_stretches};
 use super::sys;
 use crate::units::{ByteLen, ByteOffset};
 
@@ -80,16 +79,11 @@ impl RawExtent {
 const HEADER_LEN: usize = 32;
 const RECORD_LEN: usize = 56;
 /// Records a page: 229 kB, well past the point where a larger page is any faster.
-const PAGE_RECORDS: u32 = 4096;
+pub(super) const PAGE_RECORDS: u32 = 4096;
 const PAGE_WORDS: usize = HEADER_LEN / 8 + PAGE_RECORDS as usize * RECORD_LEN / 8;
 
 /// How many times a living file's map is read again because it changed under the reading.
 const READ_ATTEMPTS: usize = 3;
-
-/// Stretches shorter than this are not worth a thread: about what two pages of small extents cover.
-const STRETCH_LEN_MIN: u64 = 8 << 20;
-/// Threads that read one map.
-const STRETCHES_MAX: usize = 4;
 
 /// Reads all records of `file`, in file order, after its dirty pages were written. `path` is for messages.
 pub(super) fn read(file: impl AsFd, path: &Path) -> Result<Vec<RawExtent>, ExtentError> {
@@ -123,10 +117,7 @@ pub(super) fn read_split(file: impl AsFd, path: &Path, size: ByteLen) -> Result<
             records.end().map(|()| part)
         })
     })?;
-    let mut parts = parts.into_iter();
-    let mut all = parts.next().unwrap_or_default();
-    parts.for_each(|part| all.extend(part));
-    Ok(all)
+    Ok(parts.concat())
 }
 
 /// Tries again when records overlap across two pages: the file changed in between. An unpinned file may.
@@ -142,75 +133,6 @@ pub(super) fn patiently<T>(mut read: impl FnMut() -> Result<T, ExtentError>) -> 
             result => return result,
         }
     }
-}
-
-/// A stretch of a file, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stretch {
-    /// Where it begins.
-    pub(super) start: u64,
-    /// Where it ends; `u64::MAX` for the end of the file and whatever lies behind it.
-    pub(super) end: u64,
-}
-
-impl Stretch {
-    /// All of a file.
-    const WHOLE: Self = Self { start: 0, end: u64::MAX };
-
-    /// What of `record` lies in it.
-    fn clip(self, record: RawExtent) -> Option<RawExtent> {
-        let start = record.file_offset.get().max(self.start);
-        let end = record.file_end().min(self.end);
-        let into = start - record.file_offset.get();
-        let len = end.checked_sub(start).filter(|len| *len > 0)?;
-        Some(RawExtent {
-            file_offset: ByteOffset(start),
-            device_offset: ByteOffset(record.device_offset.get() + into),
-            len: ByteLen(len),
-            flags: record.flags,
-        })
-    }
-}
-
-/// Does `work` for every stretch of a file of `size` bytes and about `extents` extents, each on a thread of its own when there
-/// are several, once its dirty pages are written. Their results in file order, or the first failure.
-pub(super) fn in_stretches<T: Send>(
-    file: BorrowedFd<'_>,
-    path: &Path,
-    size: ByteLen,
-    extents: usize,
-    work: &(dyn Fn(Stretch) -> Result<T, ExtentError> + Sync),
-) -> Result<Vec<T>, ExtentError> {
-    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(STRETCHES_MAX);
-    let threads = if extents > PAGE_RECORDS as usize { processors } else { 1 };
-    let stretches = stretches(size.get(), threads);
-    if stretches.len() > 1 {
-        // Only the page at offset 0 is asked for with SYNC, and the stretches do not wait for each other.
-        rustix::fs::fdatasync(file).map_err(|error| ExtentError::io("flush", path, error))?;
-    }
-    let Some((first, others)) = stretches.split_first() else { return Ok(Vec::new()) };
-    thread::scope(|scope| {
-        let others: Vec<_> = others
-            .iter()
-            .map(|stretch| thread::Builder::new().spawn_scoped(scope, || work(*stretch)))
-            .collect();
-        let first = work(*first);
-        let no_thread = |error| ExtentError::io("read the extent map of", path, error);
-        let others = others.into_iter().map(|thread| {
-            let ended = thread.map_err(no_thread)?.join();
-            ended.unwrap_or_else(|_| Err(no_thread(std::io::Error::other("a thread ended before its time"))))
-        });
-        std::iter::once(first).chain(others).collect()
-    })
-}
-
-/// At most `most` stretches of a file, none of them short unless it is the only one.
-fn stretches(size: u64, most: usize) -> Vec<Stretch> {
-    let count = (size / STRETCH_LEN_MIN).clamp(1, most as u64);
-    // Cut at blocks of any filesystem.
-    let len = (size / count) & !0xFFFF;
-    let cuts: Vec<u64> = (0..count).map(|number| number * len).chain([u64::MAX]).collect();
-    cuts.windows(2).filter_map(|cut| Some(Stretch { start: *cut.first()?, end: *cut.last()? })).collect()
 }
 
 /// The records of a file, read a page at a time. It ends at the last record or at the first failure: ask for the
@@ -434,28 +356,6 @@ mod tests {
         for (records, fault) in cases {
             assert_eq!(parse_page(&page(records), 0, &mut Vec::new()), Err(fault));
         }
-    }
-
-    #[test]
-    fn stretches_cover_a_file_without_gap_and_records_are_clipped_to_them() {
-        for (size, most, expected) in [(0, 4, 1), (4096, 4, 1), (16 << 20, 4, 2), (1 << 30, 3, 3)] {
-            let stretches = stretches(size, most);
-            assert_eq!(stretches.len(), expected, "{size}");
-            assert_eq!((stretches[0].start, stretches[expected - 1].end), (0, u64::MAX));
-            assert!(stretches.windows(2).all(|pair| pair[0].end == pair[1].start), "{stretches:?}");
-        }
-        let record = |start: u64, len| RawExtent {
-            file_offset: ByteOffset(start),
-            device_offset: ByteOffset(start + 1000),
-            len: ByteLen(len),
-            flags: FiemapFlags::SHARED,
-        };
-        let stretch = Stretch { start: 100, end: 200 };
-        assert_eq!(stretch.clip(record(50, 100)), Some(record(100, 50)));
-        assert_eq!(stretch.clip(record(150, 100)), Some(record(150, 50)));
-        assert_eq!(stretch.clip(record(0, 1000)), Some(record(100, 100)));
-        assert_eq!(stretch.clip(record(0, 100)), None);
-        assert_eq!(stretch.clip(record(200, 1)), None);
     }
 
     #[test]

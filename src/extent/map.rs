@@ -94,14 +94,18 @@ impl FrozenMap {
         extents: impl IntoIterator<Item = Extent>,
     ) -> Result<Self, ExtentError> {
         let extents: Vec<Extent> = extents.into_iter().collect();
-        validate(&identity, &extents)
-            .map_err(|fault| ExtentError::Map { path: identity.path.clone(), fault })?;
-        let checksum = checksum_of(&identity, &extents);
         let stretch_shift = lookup::stretch_shift(identity.size.get(), extents.len());
-        let starts = lookup::starts(&extents, stretch_shift);
-        let memory = SealedMemory::seal(&[extents.as_bytes(), starts.as_bytes()])
-            .map_err(|source| ExtentError::io("seal the extent map of", &identity.path, source))?;
-        Ok(Self { identity, generation, checksum, count: extents.len(), memory, stretch_shift })
+        let seal = || {
+            validate(&identity, &extents)
+                .map_err(|fault| ExtentError::Map { path: identity.path.clone(), fault })?;
+            let starts = lookup::starts(&extents, stretch_shift);
+            SealedMemory::seal(&[extents.as_bytes(), starts.as_bytes()])
+                .map_err(|source| ExtentError::io("seal the extent map of", &identity.path, source))
+        };
+        let checksum = || checksum_of(&identity, &extents);
+        let (memory, checksum) = side_by_side(extents.len() > EXTENTS_MANY, seal, checksum);
+        let (memory, count) = (memory?, extents.len());
+        Ok(Self { identity, generation, checksum, count, memory, stretch_shift })
     }
 
     /// Whose map it is.
@@ -261,6 +265,20 @@ impl FrozenMap {
             Err(disagrees)
         }
     }
+}
+
+/// The results of both, one of them by a thread of its own when that is worth it and there can be one.
+fn side_by_side<A, B: Send>(
+    is_worth_it: bool,
+    one: impl FnOnce() -> A,
+    other: impl Fn() -> B + Sync,
+) -> (A, B) {
+    thread::scope(|scope| {
+        let beside = is_worth_it.then(|| thread::Builder::new().spawn_scoped(scope, &other).ok()).flatten();
+        let one = one();
+        let beside = beside.and_then(|thread| thread.join().ok());
+        (one, beside.unwrap_or_else(&other))
+    })
 }
 
 /// The checksum described at [`FrozenMap::checksum`].

@@ -59,6 +59,7 @@ mod read;
 mod readers;
 mod record;
 mod state;
+mod stretches;
 mod survey;
 mod sys;
 #[cfg(test)]

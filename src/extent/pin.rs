@@ -24,16 +24,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::accept::Violation;
-use super::compare::compare;
+use super::accept::{Violation, of_file};
+use super::compare::compare_extents;
 use super::error::{ExtentError, IMMUTABLE, StateProblem};
 use super::facts::{FileFacts, is_immutable};
-use super::fiemap::RawExtent;
 use super::find::refuse_copy;
 use super::guard::{Guard, OnRecall, Warden};
 use super::identity::MapIdentity;
 use super::lease;
-use super::map::FrozenMap;
+use super::map::{Extent, FrozenMap};
 use super::mode::GuardMode;
 use super::mode::frozen::{self, Thawed};
 use super::mode::read_only;
@@ -45,7 +44,7 @@ use super::progress::Progress;
 use super::readers::{self, LocalReaders};
 use super::record::{StoredMap, StoredPin};
 use super::state::{StagedRecord, StateDir};
-use super::survey::{Survey, absolute, open_read, survey_file, survey_start, to_extents};
+use super::survey::{Survey, absolute, fit_extents, open_read, survey_file, survey_start, to_extents};
 use super::timeline::PinStep;
 use super::undo::{ImmutableFlag, IntentRecord};
 use super::unpin::{await_last_owners, compare_map, refuse_if_held};
@@ -291,14 +290,10 @@ impl Attempt<'_> {
             lease::downgrade(&guard, self.facts)?;
         }
         progress.stage("reading the extent map");
-        let survey = survey_file(self.file, self.path())?;
-        self.refuse_unfit(survey.violations)?;
-        let identity = survey.facts.identity().map_err(|first| refusal(self.path(), first, 1))?;
-        let identity = MapIdentity { reserved: self.mode.reserved(), ..identity };
+        let (identity, extents) = self.read_extents()?;
         if let Some(stored) = intent.map.as_ref().filter(|_| !self.options.accept_change) {
-            self.refuse_changed(stored, &intent.identity, &identity, &survey.records)?;
+            self.refuse_changed(stored, &intent.identity, &identity, &extents)?;
         }
-        let extents = to_extents(&survey.records, identity.disk.partition_start, identity.size);
         let map = FrozenMap::from_extents(identity, generation, extents)?;
         let baseline = baseline_of(self.file, self.path())?;
         progress.stage("checking the guards");
@@ -352,6 +347,26 @@ impl Attempt<'_> {
         (self.mode == GuardMode::SwapFile).then(plan).transpose()
     }
 
+    /// The extents of a file that is fit, and whose they are.
+    fn read_extents(&self) -> Result<(MapIdentity, Vec<Extent>), ExtentError> {
+        let identity_of = |facts: &FileFacts| {
+            let identity = facts.identity().map_err(|first| refusal(self.path(), first, 1))?;
+            Ok::<_, ExtentError>(MapIdentity { reserved: self.mode.reserved(), ..identity })
+        };
+        let facts = FileFacts::gather(self.file, self.path())?;
+        if self.refuse_unfit(of_file(&facts)).is_ok()
+            && let Some(extents) = fit_extents(self.file, self.path(), &facts)?
+        {
+            return Ok((identity_of(&facts)?, extents));
+        }
+        // Something tells against it: all that does is said.
+        let Survey { facts, records, violations } = survey_file(self.file, self.path())?;
+        self.refuse_unfit(violations)?;
+        let identity = identity_of(&facts)?;
+        let extents = to_extents(&records, identity.disk.partition_start, identity.size);
+        Ok((identity, extents))
+    }
+
     /// Refuses what is not fit, but for what the guards themselves have made of it.
     fn refuse_unfit(&self, mut violations: Vec<Violation>) -> Result<(), ExtentError> {
         violations.retain(|found| self.mode != GuardMode::SwapFile || *found != Violation::Swap);
@@ -394,8 +409,9 @@ impl Attempt<'_> {
     ) -> Result<(Duration, StagedRecord), ExtentError> {
         let (checked, staged) = thread::scope(|scope| {
             let staged = scope.spawn(|| {
-                let (identity, map) = (map.identity().clone(), Some(StoredMap::from(map)));
-                self.state.stage(&StoredPin { identity, map, ..intent })
+                let head = StoredMap { checksum: map.checksum(), extents: Vec::new() };
+                let pin = StoredPin { identity: map.identity().clone(), map: Some(head), ..intent };
+                self.state.stage(&pin, map.extents())
             });
             (self.check_again(map, guard), staged.join())
         });
@@ -411,13 +427,13 @@ impl Attempt<'_> {
         stored: &StoredMap,
         frozen: &MapIdentity,
         living: &MapIdentity,
-        records: &[RawExtent],
+        extents: &[Extent],
     ) -> Result<(), ExtentError> {
         let path = self.path().to_path_buf();
         if frozen.size != living.size {
             return Err(ExtentError::Resized { path, frozen: frozen.size, living: living.size });
         }
-        match compare(&stored.extents, records, living.disk.partition_start, living.size).first {
+        match compare_extents(&stored.extents, extents, living.size).first {
             None => Ok(()),
             Some(difference) => Err(ExtentError::Changed { path, difference }),
         }

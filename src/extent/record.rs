@@ -144,15 +144,72 @@ struct Header {
 /// # Errors
 /// Those of `to`.
 pub(super) fn write(pin: &StoredPin, to: impl Write) -> io::Result<()> {
-    write_as(VERSION, pin, to)
+    let extents = pin.map.as_ref().map_or(&[][..], |map| &map.extents);
+    write_with(&without_extents(pin), extents, to)
 }
 
-/// Writes the document as that version had it.
-pub(super) fn write_as(version: u64, pin: &StoredPin, to: impl Write) -> io::Result<()> {
+/// Writes the document of a pin whose map has these extents, while its own are left out: a map of a million of them is then not
+/// copied, and takes a third of the time that it would take field by field.
+///
+/// # Errors
+/// Those of `to`.
+pub(super) fn write_with(head: &StoredPin, extents: &[Extent], mut to: impl Write) -> io::Result<()> {
+    let mut text = Vec::new();
+    write_document(VERSION, head, &mut text)?;
+    // The extents come last: only ends follow.
+    let place = text.windows(2).rposition(|end| end == b"[]").map(|at| at + 1);
+    let Some((before, behind)) =
+        place.filter(|_| head.map.is_some()).and_then(|at| text.split_at_checked(at))
+    else {
+        return to.write_all(&text);
+    };
+    to.write_all(before)?;
+    write_extents(extents, &mut to)?;
+    to.write_all(behind)
+}
+
+/// The extents as [`Layout`] has them.
+fn write_extents(extents: &[Extent], to: &mut impl Write) -> io::Result<()> {
+    const PIECE_LEN: usize = 1 << 16;
+    const EXTENT_LEN_MAX: usize = 64;
+    let (mut piece, mut number) = (Vec::with_capacity(PIECE_LEN), itoa::Buffer::new());
+    for (at, extent) in extents.iter().enumerate() {
+        piece.extend_from_slice(if at == 0 { b"\n    [" } else { b",\n    [" });
+        piece.extend_from_slice(number.format(extent.device_offset.get()).as_bytes());
+        piece.extend_from_slice(b", ");
+        piece.extend_from_slice(number.format(extent.len.get()).as_bytes());
+        piece.push(b']');
+        if piece.len() > PIECE_LEN - EXTENT_LEN_MAX {
+            to.write_all(&piece)?;
+            piece.clear();
+        }
+    }
+    to.write_all(&piece)
+}
+
+/// Writes the document as that version had it, field by field.
+fn write_document(version: u64, pin: &StoredPin, to: impl Write) -> io::Result<()> {
     let document = Document { format: FORMAT.to_owned(), version, checksum: checksum(pin, version)?, pin };
     let mut serializer = serde_json::Serializer::with_formatter(to, Layout::default());
     document.serialize(&mut serializer)?;
     serializer.into_inner().write_all(b"\n")
+}
+
+/// The document of that version, extents and all.
+#[cfg(test)]
+pub(super) fn write_as(version: u64, pin: &StoredPin, to: impl Write) -> io::Result<()> {
+    write_document(version, pin, to)
+}
+
+/// The same pin, but for the extents of its map.
+pub(super) fn without_extents(pin: &StoredPin) -> StoredPin {
+    let StoredPin { map, identity, owner, .. } = pin;
+    StoredPin {
+        identity: identity.clone(),
+        owner: owner.clone(),
+        map: map.as_ref().map(|map| StoredMap { checksum: map.checksum, extents: Vec::new() }),
+        ..*pin
+    }
 }
 
 /// Reads a document, and proves that it is whole and that its map is one.
@@ -225,11 +282,7 @@ fn checksum(pin: &StoredPin, version: u64) -> io::Result<[u8; 32]> {
     if version == 1 {
         serde_json::to_writer(&mut hasher, pin)?;
     } else {
-        let mut pin = pin.clone();
-        if let Some(map) = &mut pin.map {
-            map.extents = Vec::new();
-        }
-        serde_json::to_writer(&mut hasher, &pin)?;
+        serde_json::to_writer(&mut hasher, &without_extents(pin))?;
     }
     let hasher = hasher.into_inner().map_err(io::IntoInnerError::into_error)?;
     Ok(hasher.0.finalize().into())

@@ -28,6 +28,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 
 use super::error::{ExtentError, StateProblem};
+use super::map::Extent;
 use super::owner::Owner;
 use super::places::Still;
 use super::record::{self, RecordHead, StoredPin};
@@ -131,17 +132,19 @@ impl StateDir {
     /// # Errors
     /// [`ExtentError::Io`]; the old record is then still there.
     pub fn store(&self, pin: &StoredPin) -> Result<(), ExtentError> {
-        self.stage(pin)?.commit()
+        let extents = pin.map.as_ref().map_or(&[][..], |map| &map.extents);
+        self.stage(&record::without_extents(pin), extents)?.commit()
     }
 
-    /// Writes a record beside the one of the same file, and durably: to be [committed](StagedRecord::commit).
-    pub(super) fn stage(&self, pin: &StoredPin) -> Result<StagedRecord, ExtentError> {
+    /// Writes the record of a pin, whose map has these extents, beside the one of the same file, and durably: to be
+    /// [committed](StagedRecord::commit).
+    pub(super) fn stage(&self, pin: &StoredPin, extents: &[Extent]) -> Result<StagedRecord, ExtentError> {
         let key = pin.identity.key();
         if self.last_generation(&key)?.is_none_or(|last| last < pin.generation) {
             replace(&self.file(&key, "generation"), |file| writeln!(file, "{}", pin.generation))?;
         }
         let path = self.file(&key, "json");
-        match Staged::write(&path, |file| record::write(pin, file)) {
+        match Staged::write(&path, |file| record::write_with(pin, extents, file)) {
             Ok(staged) => Ok(StagedRecord { staged, path }),
             Err(error) => Err(ExtentError::io("write", &path, error)),
         }

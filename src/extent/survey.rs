@@ -1,15 +1,17 @@
 //! Looking at a file without touching it: its facts, its records, and every reason not to serve it.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::accept::{Violation, violations};
+use super::accept::{Violation, of_record, violations};
 use super::error::ExtentError;
 use super::facts::FileFacts;
 use super::fiemap::{self, RawExtent};
 use super::identity::MapIdentity;
 use super::map::Extent;
+use super::stretches::{Stretch, in_stretches};
 use crate::units::{ByteLen, ByteOffset};
 
 /// What a look at a file found.
@@ -77,6 +79,60 @@ pub(super) fn survey_start(file: &File, path: &Path) -> Result<Survey, ExtentErr
     if violations.is_empty() { Ok(Survey { facts, records, violations }) } else { survey_file(file, path) }
 }
 
+/// The extents of the file of `facts`, as a map has them, read by several threads, which keep nothing else. `None` when a record
+/// tells against serving the file: [`survey_file`] then says all that does.
+pub(super) fn fit_extents(
+    file: &File,
+    path: &Path,
+    facts: &FileFacts,
+) -> Result<Option<Vec<Extent>>, ExtentError> {
+    let Ok(disk) = &facts.disk else { return Ok(None) };
+    let part = |stretch: Stretch| {
+        let mut records = fiemap::Records::within(file.as_fd(), path, stretch);
+        let stretch = Stretch { end: stretch.end.min(facts.size.get()), ..stretch };
+        let is_fit = |record: &RawExtent| of_record(facts, record).is_none();
+        let part = fit_part(stretch, disk.partition_start, records.by_ref(), is_fit);
+        records.end().map(|()| part)
+    };
+    let (_, are_all) = fiemap::read_first(file, path)?;
+    let about = if are_all { 0 } else { usize::MAX };
+    let parts = fiemap::patiently(|| in_stretches(file.as_fd(), path, facts.size, about, &part))?;
+    Ok(joined(parts))
+}
+
+/// The extents of neighbouring parts, if all are there.
+pub(super) fn joined(parts: Vec<Option<Vec<Extent>>>) -> Option<Vec<Extent>> {
+    let mut all = Vec::with_capacity(parts.iter().flatten().map(Vec::len).sum());
+    for part in parts {
+        let part = part?;
+        let Some((first, others)) = part.split_first() else { continue };
+        push_joined(&mut all, *first);
+        all.extend_from_slice(others);
+    }
+    Some(all)
+}
+
+/// The extents of a stretch that lies within the file; `None` when a record is not fit, or something is missing.
+pub(super) fn fit_part(
+    stretch: Stretch,
+    partition_start: ByteOffset,
+    records: impl Iterator<Item = RawExtent>,
+    is_fit: impl Fn(&RawExtent) -> bool,
+) -> Option<Vec<Extent>> {
+    let (mut extents, mut covered) = (Vec::new(), stretch.start);
+    // Beyond the stretch, which may be all of the file that there is, nothing is asked.
+    for record in records.take_while(|record| record.file_offset.get() < stretch.end) {
+        let Some(record) = stretch.clip(record) else { continue };
+        if record.file_offset.get() != covered || !is_fit(&record) {
+            return None;
+        }
+        covered = record.file_end();
+        let device_offset = record.device_offset.checked_add(partition_start.get())?;
+        push_joined(&mut extents, Extent { file_offset: record.file_offset, device_offset, len: record.len });
+    }
+    (covered == stretch.end).then_some(extents)
+}
+
 /// Reads the map of any file on a filesystem that fastice knows, also of one that cannot be served, with all flags.
 ///
 /// # Errors
@@ -133,13 +189,20 @@ pub(super) fn to_extents(records: &[RawExtent], partition_start: ByteOffset, siz
         if len == 0 {
             continue;
         }
-        let extent = Extent { file_offset: record.file_offset, device_offset, len: ByteLen(len) };
-        match extents.last_mut() {
-            Some(last) if follows(last, &extent) => last.len = ByteLen(last.len.get() + len),
-            _ => extents.push(extent),
-        }
+        push_joined(
+            &mut extents,
+            Extent { file_offset: record.file_offset, device_offset, len: ByteLen(len) },
+        );
     }
     extents
+}
+
+/// Puts an extent behind the others, as part of the last one where it goes on with it.
+fn push_joined(extents: &mut Vec<Extent>, extent: Extent) {
+    match extents.last_mut() {
+        Some(last) if follows(last, &extent) => last.len = ByteLen(last.len.get() + extent.len.get()),
+        _ => extents.push(extent),
+    }
 }
 
 fn follows(last: &Extent, next: &Extent) -> bool {

@@ -8,7 +8,8 @@ use super::compare::Place;
 use super::fiemap::{FiemapFlags, RawExtent};
 use super::map::validate;
 use super::record;
-use super::survey::to_extents;
+use super::stretches::Stretch;
+use super::survey::{fit_part, joined, to_extents};
 use super::*;
 use crate::units::{BlockSize, ByteLen, ByteOffset};
 
@@ -104,6 +105,44 @@ proptest! {
             record::write_as(version, &pin, &mut bytes).unwrap();
             prop_assert_eq!(&record::parse(&bytes).unwrap(), &pin, "version {}", version);
         }
+        // What is written extent by extent is what the fields come to.
+        let mut field_by_field = Vec::new();
+        record::write_as(2, &pin, &mut field_by_field).unwrap();
+        prop_assert_eq!(written(&pin), field_by_field);
+    }
+
+    #[test]
+    fn a_file_that_is_read_in_stretches_has_the_extents_that_it_has_as_a_whole(
+        layout in layouts(),
+        cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+        stretches in proptest::collection::vec(any::<prop::sample::Index>(), 0..5),
+        unfit in proptest::option::of(any::<prop::sample::Index>()),
+        missing in proptest::option::of(any::<prop::sample::Index>()),
+    ) {
+        let blocks = model(&layout).len();
+        let mut living = records(&layout);
+        for cut in cuts {
+            split(&mut living, cut.index(blocks) as u64 * BLOCK);
+        }
+        if let Some(unfit) = unfit {
+            unfit.get_mut(&mut living).flags |= FiemapFlags::SHARED;
+        }
+        if let Some(missing) = missing {
+            living.remove(missing.index(living.len()));
+        }
+        let size = blocks as u64 * BLOCK;
+        let mut ends: Vec<_> = stretches.iter().map(|cut| cut.index(blocks) as u64 * BLOCK).collect();
+        ends.extend([0, size]);
+        ends.sort_unstable();
+        let parts = ends.windows(2).map(|cut| {
+            let stretch = Stretch { start: cut[0], end: cut[1] };
+            // As FIEMAP gives them: whole, where they reach into the stretch.
+            let asked = living.iter().filter(|r| r.file_end() > cut[0]).copied();
+            fit_part(stretch, ByteOffset(PARTITION), asked, |r| !r.flags.contains(FiemapFlags::SHARED))
+        });
+        let is_whole = living.iter().map(|r| r.len.get()).sum::<u64>() == size;
+        let is_fit = living.iter().all(|r| !r.flags.contains(FiemapFlags::SHARED));
+        prop_assert_eq!(joined(parts.collect()), (is_whole && is_fit).then_some(layout));
     }
 
     #[test]

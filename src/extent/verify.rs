@@ -8,12 +8,13 @@ use std::time::Duration;
 use super::compare::{Comparison, compare_within};
 use super::error::{ExtentError, StateProblem};
 use super::facts::{FileFacts, stat};
-use super::fiemap::{self, Records, Stretch};
+use super::fiemap::{self, Records};
 use super::guard::RecallReason;
 use super::identity::MapIdentity;
 use super::map::Extent;
 use super::mode::GuardMode;
 use super::record::StoredPin;
+use super::stretches::{Stretch, in_stretches};
 use super::survey::open_read;
 use super::watch::cpu_time;
 use crate::units::ByteLen;
@@ -97,7 +98,7 @@ pub(super) fn verify_at_cost(
         let comparison = compare_within(stretch, extents, living.by_ref(), start, &mut |_| {});
         living.end().map(|()| (comparison, cpu_time().saturating_sub(begun)))
     };
-    let parts = fiemap::patiently(|| fiemap::in_stretches(file.as_fd(), path, size, extents.len(), &part))?;
+    let parts = fiemap::patiently(|| in_stretches(file.as_fd(), path, size, extents.len(), &part))?;
     let (mut comparison, mut cost) = (Comparison::default(), Duration::ZERO);
     for (part, part_cost) in parts {
         (comparison, cost) = (comparison.and(part), cost + part_cost);

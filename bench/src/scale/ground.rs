@@ -4,11 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use fastice::extent::StateDir;
 
+use super::Plan;
 use super::files::{fragmented, written};
 use super::loopfs::{LoopFs, Spec, skip};
+use crate::rest;
 
 /// Small blocks: a million of them are one gigabyte.
 const BLOCK_LEN: u64 = 1024;
@@ -57,6 +59,20 @@ impl Ground {
         drop(fragmented(&path, extents, BLOCK_LEN));
         fs::remove_file(path.with_extension("decoy"))?;
         Ok(Some(ground))
+    }
+
+    /// Waits until the filesystem has done all that it was told, and the machine is at rest. Says so where it does not come to rest:
+    /// the figures are then of a busy machine.
+    pub(super) fn settle(&self, plan: &Plan) -> Result<()> {
+        let root = fs::File::open(self.fs.root()).context("the filesystem is gone")?;
+        rustix::fs::syncfs(&root)?;
+        if plan.rest.is_zero() {
+            return Ok(());
+        }
+        if let Err(busy) = rest::wait(plan.rest) {
+            (plan.tell)(&format!("before the measurements on {}: {busy}", self.kind));
+        }
+        Ok(())
     }
 
     /// The name of the filesystem.

@@ -29,6 +29,8 @@ mod files;
 #[path = "../../../tests/common/loopfs.rs"]
 mod loopfs;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::report::{Measurement, Row};
@@ -45,6 +47,8 @@ pub struct Plan {
     pub files: u64,
     /// Rounds of each side.
     pub rounds: usize,
+    /// How long the machine may take to come to rest before a part.
+    pub rest: Duration,
     /// See [`Row::machine`].
     pub machine: String,
     /// Told of each row.
@@ -72,10 +76,12 @@ impl Plan {
         lookup::rows(self, rows)?;
         for ground in Ground::make_all(self.extents)? {
             let name = format!("scale/{}/{}-extents", ground.kind(), self.extents);
+            ground.settle(self)?;
             pin::one_file(self, rows, &ground, &name)?;
             memory::rows(self, rows, &ground, &name)?;
             watch::one_file(self, rows, &ground, &name)?;
             let many = ground.make_files(self.files)?;
+            ground.settle(self)?;
             let name = format!("scale/{}/{}-files", ground.kind(), self.files);
             pin::many_files(self, rows, &ground, &many, &name)?;
             watch::many_files(self, rows, &ground, &many, &name)?;
