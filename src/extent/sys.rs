@@ -37,6 +37,21 @@ unsafe impl Sync for SealedMemory {}
 /// What a huge page of the processors that fastice is made for holds.
 const HUGE_PAGE_LEN: usize = 2 << 20;
 
+/// Seals a file for good. The kernel refuses with EBUSY while anybody holds a page of it (`memfd_wait_for_pins` in `mm/memfd.c`,
+/// which waits for 150 ms): reclaim, for one, takes pages for a moment, and lets them go.
+fn add_seals(file: &OwnedFd) -> io::Result<()> {
+    const ATTEMPTS: u32 = 40;
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    let mut result = rustix::fs::fcntl_add_seals(file, seals);
+    for _ in 1..ATTEMPTS {
+        if result != Err(rustix::io::Errno::BUSY) {
+            break;
+        }
+        result = rustix::fs::fcntl_add_seals(file, seals);
+    }
+    Ok(result?)
+}
+
 impl SealedMemory {
     /// Copies `parts`, one behind the other, into sealed memory.
     pub(super) fn seal(parts: &[&[u8]]) -> io::Result<Self> {
@@ -49,8 +64,7 @@ impl SealedMemory {
             }
         }
         let len = parts.iter().map(|part| part.len()).sum();
-        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&file, seals)?;
+        add_seals(&file)?;
         // SAFETY: a new mapping at an address the kernel chooses touches no memory of ours. The file has exactly
         // `len` bytes and, sealed against shrinking, keeps them, so no access can fault.
         let start =
