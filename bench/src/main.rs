@@ -136,6 +136,9 @@ struct Target {
         value_parser = clap::value_parser!(u16).range(1..=1023),
     )]
     depths: Vec<u16>,
+    /// Only cases whose name holds this, such as null/randread
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Rounds of each side; an odd number has a middle one
     #[arg(long, default_value_t = 5, value_name = "N")]
     rounds: usize,
@@ -240,6 +243,7 @@ fn target_over_tcp(options: &Target) -> Result<()> {
     let mut report = Report::load(&options.report)?;
     let plan = target::Plan {
         depths: options.depths.clone(),
+        only: options.only.clone(),
         rounds: options.rounds,
         time: Duration::from_millis(options.round_ms),
         machine: machine::describe(),

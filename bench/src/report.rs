@@ -16,6 +16,8 @@ use crate::spread::Spread;
 pub enum Bar {
     /// Our median is at most this.
     OursAtMost(f64),
+    /// Our median is at least this.
+    OursAtLeast(f64),
     /// Our median divided by the peer's is at most this.
     RatioAtMost(f64),
     /// Our median divided by the peer's is at least this.
@@ -26,6 +28,7 @@ impl std::fmt::Display for Bar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::OursAtMost(most) => write!(f, "ours <= {most}"),
+            Self::OursAtLeast(least) => write!(f, "ours >= {least}"),
             Self::RatioAtMost(most) => write!(f, "ratio <= {most}"),
             Self::RatioAtLeast(least) => write!(f, "ratio >= {least}"),
         }
@@ -104,6 +107,7 @@ impl Row {
         let ratio = peer.map(|(_, _, ratio)| ratio);
         let met = measured.bar.and_then(|bar| match bar {
             Bar::OursAtMost(most) => Some(ours.median <= most),
+            Bar::OursAtLeast(least) => Some(ours.median >= least),
             Bar::RatioAtMost(most) => ratio.map(|ratio| ratio.median <= most),
             Bar::RatioAtLeast(least) => ratio.map(|ratio| ratio.median >= least),
         });

@@ -10,7 +10,8 @@ use std::net::{TcpListener, TcpStream};
 use anyhow::{Context, Result};
 use fastice::tcp::pdu::{PduType, flags};
 
-use super::light::{C2H_CCCID_AT, RESPONSE_HEADER_LEN, UNIT_LEN, Work};
+use super::inbound::HEADER_LEN;
+use super::work::{CAPSULE_LEN, Kind, Work};
 
 /// Where the CID is in a command capsule: behind the common header, in dword 0.
 const CID_AT: usize = 10;
@@ -41,9 +42,9 @@ fn is_end(error: &anyhow::Error) -> bool {
 }
 
 fn converse(stream: &mut TcpStream, work: Work) -> Result<()> {
-    let payload = vec![0; work.response_len() - RESPONSE_HEADER_LEN];
+    let payload = vec![0; response_len(work) - HEADER_LEN];
     let (mut space, mut filled) = (vec![0; PIECE_LEN], 0);
-    let mut headers: Vec<[u8; RESPONSE_HEADER_LEN]> = Vec::new();
+    let mut headers: Vec<[u8; HEADER_LEN]> = Vec::new();
     loop {
         let len = match stream.read(space.get_mut(filled..).unwrap_or_default()) {
             Ok(0) => return Ok(()),
@@ -52,9 +53,9 @@ fn converse(stream: &mut TcpStream, work: Work) -> Result<()> {
             Err(error) => return Err(error.into()),
         };
         filled += len;
-        let whole = filled - filled % work.capsule_len();
+        let whole = filled - filled % capsule_len(work);
         headers.clear();
-        for capsule in space.get(..whole).unwrap_or_default().chunks_exact(work.capsule_len()) {
+        for capsule in space.get(..whole).unwrap_or_default().chunks_exact(capsule_len(work)) {
             let cid = capsule.get(CID_AT..CID_AT + 2).context("a capsule that is too short")?;
             headers.push(response(work, [cid[0], cid[1]]));
         }
@@ -67,21 +68,32 @@ fn converse(stream: &mut TcpStream, work: Work) -> Result<()> {
     }
 }
 
-fn response(work: Work, cid: [u8; 2]) -> [u8; RESPONSE_HEADER_LEN] {
+/// How long each capsule is: writes have their data with them.
+const fn capsule_len(work: Work) -> usize {
+    if matches!(work.kind, Kind::Read) { CAPSULE_LEN } else { CAPSULE_LEN + work.len as usize }
+}
+
+/// How long each response is.
+const fn response_len(work: Work) -> usize {
+    if matches!(work.kind, Kind::Read) { HEADER_LEN + work.len as usize } else { HEADER_LEN }
+}
+
+fn response(work: Work, cid: [u8; 2]) -> [u8; HEADER_LEN] {
     let small = |value: usize| u8::try_from(value).unwrap_or_default();
-    let mut header = [0; RESPONSE_HEADER_LEN];
-    let plen = u32::try_from(work.response_len()).unwrap_or_default().to_le_bytes();
+    let mut header = [0; HEADER_LEN];
+    let plen = u32::try_from(response_len(work)).unwrap_or_default().to_le_bytes();
     header[4..8].copy_from_slice(&plen);
-    header[2] = small(RESPONSE_HEADER_LEN);
-    match work {
-        Work::Read => {
+    header[2] = small(HEADER_LEN);
+    match work.kind {
+        Kind::Read => {
             header[0] = PduType::C2H_DATA.0;
             header[1] = flags::LAST | flags::SUCCESS;
-            header[3] = small(RESPONSE_HEADER_LEN);
-            header[C2H_CCCID_AT..C2H_CCCID_AT + 2].copy_from_slice(&cid);
-            header[16..20].copy_from_slice(&UNIT_LEN.to_le_bytes());
+            header[3] = small(HEADER_LEN);
+            header[8..10].copy_from_slice(&cid);
+            header[16..20].copy_from_slice(&work.len.to_le_bytes());
         }
-        Work::Write => {
+        // It knows no mix.
+        Kind::Write | Kind::Mixed => {
             header[0] = PduType::CAPSULE_RESP.0;
             header[20..22].copy_from_slice(&cid);
         }

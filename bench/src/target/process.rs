@@ -12,7 +12,7 @@ use fastice::control;
 use fastice::extent::NoProgress;
 use rustix::thread::CpuSet;
 
-use super::light::Work;
+use super::work::{Kind, Work};
 use super::{NQN, bare};
 use crate::server::{both_ends, end, stay_on};
 
@@ -23,15 +23,15 @@ pub enum Served {
     Null,
     /// fastice, with a namespace in memory
     Memory,
-    /// The bare responder, to reads
+    /// The bare responder, to reads of 4 KiB
     BareReads,
-    /// The bare responder, to writes
+    /// The bare responder, to writes of 4 KiB
     BareWrites,
 }
 
 impl Served {
-    /// The name on the command line.
-    const fn name(self) -> &'static str {
+    /// The name on the command line, and in rows.
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Null => "null",
             Self::Memory => "memory",
@@ -57,7 +57,7 @@ pub fn serve(served: Served) -> Result<()> {
         Served::Memory => "memory",
         Served::BareReads | Served::BareWrites => {
             stay_on(first)?;
-            let work = if served == Served::BareReads { Work::Read } else { Work::Write };
+            let work = Work::small(if served == Served::BareReads { Kind::Read } else { Kind::Write });
             let listener = TcpListener::bind("127.0.0.1:0")?;
             tell(listener.local_addr()?)?;
             // It ends with the process, which ends with standard input.
@@ -111,6 +111,11 @@ impl TargetProcess {
         let process = Self { child, address, allowed };
         stay_on(last)?;
         Ok(process)
+    }
+
+    /// Microseconds for which its core was busy so far; `None` as it does not tell yet.
+    pub(super) fn busy_us(&mut self) -> Result<Option<f64>> {
+        Ok(None)
     }
 }
 

@@ -1,0 +1,194 @@
+//! SPDK's target as a peer, where it is installed: one core, polling, and memory without huge pages, so that it needs no
+//! preparation. It is told to serve the same kind of namespace, and asked for its own account of how long it was busy.
+//!
+//! What it does not do: build it, or fetch it.
+
+use std::env;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use serde_json::{Value, json};
+
+use super::work::BLOCK_LEN;
+use super::{LEN, NQN, Served};
+use crate::server::{both_ends, stay_on};
+
+/// What rows call it, without its version.
+pub(super) const NAME: &str = "SPDK's nvmf_tgt";
+/// Where the program is, when it is not found by `PATH`.
+const PROGRAM: &str = "FASTICE_BENCH_NVMF_TGT";
+/// For each step.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A program that was found.
+#[derive(Clone, Debug)]
+pub(super) struct Spdk {
+    program: PathBuf,
+    pub(super) name: String,
+}
+
+impl Spdk {
+    /// Finds it; the error says why not.
+    pub(super) fn find() -> Result<Self> {
+        let program = match env::var_os(PROGRAM) {
+            Some(program) => PathBuf::from(program),
+            None => {
+                on_path("nvmf_tgt").with_context(|| format!("it is not on PATH, nor named by {PROGRAM}"))?
+            }
+        };
+        let told = Command::new(&program).arg("--version").output();
+        let told = told.with_context(|| format!("{} cannot be started", program.display()))?;
+        let version = String::from_utf8_lossy(&told.stdout);
+        Ok(Self { program, name: format!("{NAME}, {}", version.trim()) })
+    }
+
+    /// Starts it on the first processor; this thread then has the last.
+    pub(super) fn start(&self, served: Served) -> Result<SpdkProcess> {
+        let directory = tempfile::tempdir()?;
+        let (allowed, [first, last]) = both_ends()?;
+        let port = free_port()?;
+        let (config, socket) = (directory.path().join("config.json"), directory.path().join("rpc.sock"));
+        fs::write(&config, serde_json::to_vec(&configuration(served, port)?)?)?;
+        let log = fs::File::create(directory.path().join("log"))?;
+        let child = Command::new(&self.program)
+            .args(["-m", &format!("{:#x}", 1_u64 << first), "--no-huge", "-s", "1024", "--no-pci"])
+            .arg("-r")
+            .arg(&socket)
+            .arg("--json")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", self.program.display()))?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut process = SpdkProcess { child, address, socket, directory, allowed };
+        stay_on(last)?;
+        process.await_listening()?;
+        Ok(process)
+    }
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.is_file())
+}
+
+/// One that nobody listens at, at this moment.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn configuration(served: Served, port: u16) -> Result<Value> {
+    let blocks = LEN / u64::from(BLOCK_LEN);
+    let method = match served {
+        Served::Null => "bdev_null_create",
+        Served::Memory => "bdev_malloc_create",
+        Served::BareReads | Served::BareWrites => bail!("SPDK has no such namespace"),
+    };
+    let space =
+        json!({"method": method, "params": {"name": "Disk0", "num_blocks": blocks, "block_size": BLOCK_LEN}});
+    let address =
+        json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port.to_string()});
+    let nvmf = json!([
+        {"method": "nvmf_create_transport", "params": {"trtype": "TCP", "max_queue_depth": 256}},
+        {"method": "nvmf_create_subsystem", "params": {"nqn": NQN, "allow_any_host": true, "serial_number": "BENCH"}},
+        {"method": "nvmf_subsystem_add_ns", "params": {"nqn": NQN, "namespace": {"bdev_name": "Disk0", "nsid": 1}}},
+        {"method": "nvmf_subsystem_add_listener", "params": {"nqn": NQN, "listen_address": address}},
+    ]);
+    Ok(
+        json!({"subsystems": [{"subsystem": "bdev", "config": [space]}, {"subsystem": "nvmf", "config": nvmf}]}),
+    )
+}
+
+/// One that runs as long as this lives.
+#[derive(Debug)]
+pub(super) struct SpdkProcess {
+    child: Child,
+    pub(super) address: SocketAddr,
+    socket: PathBuf,
+    directory: tempfile::TempDir,
+    /// The processors of this thread, before.
+    allowed: CpuSet,
+}
+
+impl SpdkProcess {
+    fn await_listening(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        while TcpStream::connect(self.address).is_err() {
+            let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{NAME} ended with {status}: {}", log());
+            }
+            ensure!(begun.elapsed() < PATIENCE, "{NAME} does not listen: {}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Microseconds for which its threads were busy so far, by their own account (`thread_get_stats`).
+    pub(super) fn busy_us(&self) -> Result<f64> {
+        let stats = ask(&self.socket, "thread_get_stats")?;
+        let rate = stats.get("tick_rate").and_then(Value::as_f64).context("no tick rate")?;
+        let threads = stats.get("threads").and_then(Value::as_array).context("no threads")?;
+        let busy: f64 = threads.iter().filter_map(|thread| thread.get("busy")?.as_f64()).sum();
+        Ok(busy / rate * 1e6)
+    }
+}
+
+impl Drop for SpdkProcess {
+    fn drop(&mut self) {
+        // What could be set before can be set again; if not, this thread goes on where it is.
+        let _ = sched_setaffinity(None, &self.allowed);
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
+        let begun = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // A child that is gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One call of JSON-RPC 2.0 without parameters; its result.
+fn ask(socket: &Path, method: &str) -> Result<Value> {
+    let mut stream = UnixStream::connect(socket).context("its RPC socket")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&serde_json::to_vec(&json!({"jsonrpc": "2.0", "id": 1, "method": method}))?)?;
+    let (mut text, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        let len = stream.read(&mut piece)?;
+        ensure!(len > 0, "{NAME} does not answer {method}");
+        text.extend_from_slice(piece.get(..len).unwrap_or_default());
+        // The answer has no end mark: it is whole when it can be read.
+        if let Ok(answer) = serde_json::from_slice::<Value>(&text) {
+            let result = answer.get("result").cloned();
+            return result.with_context(|| format!("{NAME} refuses {method}: {answer}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_of_the_namespace_that_ours_has() {
+        let told = configuration(Served::Memory, 4420).unwrap();
+        let space = &told["subsystems"][0]["config"][0];
+        assert_eq!(space["method"], "bdev_malloc_create");
+        let len =
+            space["params"]["num_blocks"].as_u64().unwrap() * space["params"]["block_size"].as_u64().unwrap();
+        assert_eq!(len, LEN);
+        assert!(configuration(Served::BareReads, 4420).is_err());
+    }
+}
