@@ -14,9 +14,19 @@ pub(super) enum Opens {
     Overrun,
 }
 
-/// Reads pending permission events of `group` and answers each. `hand_on` takes the descriptor of a file that another process
-/// opens, and gives it back when that is to be denied; else it is answered by whoever has it then.
-pub(super) fn answer(group: &OwnedFd, hand_on: &dyn Fn(OwnedFd) -> Option<OwnedFd>) -> io::Result<Opens> {
+/// What becomes of an open, by the descriptor with which the kernel asks about it.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It goes on.
+    Allow(OwnedFd),
+    /// It fails.
+    Deny(OwnedFd),
+    /// Somebody else has the descriptor now, and answers.
+    HandedOn,
+}
+
+/// Reads pending permission events of `group` and answers each. `judge` is asked about those of other processes.
+pub(super) fn answer(group: &OwnedFd, judge: &dyn Fn(OwnedFd) -> Verdict) -> io::Result<Opens> {
     let mut buffer = [0_u8; 4096];
     let len = match rustix::io::read(group, &mut buffer) {
         // The kernel has denied by itself where it could not give us a descriptor: the file's lease is breaking.
@@ -36,11 +46,14 @@ pub(super) fn answer(group: &OwnedFd, hand_on: &dyn Fn(OwnedFd) -> Option<OwnedF
             opens = Opens::Overrun;
         }
         let Some(fd) = sys::event_descriptor(event.fd) else { continue };
-        if u32::try_from(event.pid).ok() == Some(std::process::id()) {
-            respond(group, &fd, true)?;
-        } else if let Some(fd) = hand_on(fd) {
-            respond(group, &fd, false)?;
-            tracing::debug!(pid = event.pid, "denied an open of a pinned file");
+        let is_ours = u32::try_from(event.pid).ok() == Some(std::process::id());
+        match if is_ours { Verdict::Allow(fd) } else { judge(fd) } {
+            Verdict::Allow(fd) => respond(group, &fd, true)?,
+            Verdict::Deny(fd) => {
+                respond(group, &fd, false)?;
+                tracing::debug!(pid = event.pid, "denied an open of a pinned file");
+            }
+            Verdict::HandedOn => {}
         }
     }
     Ok(opens)
