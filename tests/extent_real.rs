@@ -5,6 +5,8 @@ mod loopfs;
 
 #[path = "extent_real/accept.rs"]
 mod accept;
+#[path = "extent_real/claim.rs"]
+mod claim;
 #[path = "extent_real/files.rs"]
 mod files;
 #[path = "extent_real/frozen.rs"]

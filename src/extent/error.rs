@@ -120,6 +120,14 @@ pub enum ExtentError {
         /// Who.
         owner: Box<Owner>,
     },
+    /// Another process has the file locked: mostly a fastice that pins it, with another state directory.
+    #[error("{} is {}", path.display(), ClaimText(by.as_ref()))]
+    HeldElsewhere {
+        /// The file.
+        path: PathBuf,
+        /// Who; none when nobody is seen to, as a process of another container.
+        by: Option<Claimant>,
+    },
     /// A process that served the file is gone, but not its last commands.
     #[error("commands of {owner}, which is gone, are still on the device under {}", path.display())]
     CommandsLeft {
@@ -231,6 +239,7 @@ impl ExtentError {
             Self::NotAccepted { .. } => ExtentErrorKind::NotAccepted,
             Self::InUse { .. }
             | Self::StaleCache { .. }
+            | Self::HeldElsewhere { .. }
             | Self::CommandsLeft { .. }
             | Self::ControllerLeft { .. }
             | Self::KernelHasIt { .. } => ExtentErrorKind::InUse,
@@ -268,6 +277,7 @@ impl ExtentError {
                  put it back over what hosts wrote"
                     .to_owned()
             }
+            Self::HeldElsewhere { by, .. } => claim_remedy(by.as_ref()),
             Self::CommandsLeft { .. } => {
                 "the device does not answer: look into the kernel log; try again when it does, or after a reboot"
                     .to_owned()
@@ -401,6 +411,52 @@ impl fmt::Display for Holders<'_> {
             holder.fmt(f)?;
         }
         Ok(())
+    }
+}
+
+/// A process that has a file locked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    /// Its process id.
+    pub pid: u32,
+    /// Its command name.
+    pub command: String,
+    /// The state directory in which it has the file pinned; none when it is no fastice, as far as this process may see.
+    pub state_dir: Option<PathBuf>,
+}
+
+struct ClaimText<'a>(Option<&'a Claimant>);
+
+impl fmt::Display for ClaimText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(Claimant { pid, command, state_dir: Some(place) }) => {
+                write!(
+                    f,
+                    "pinned by process {pid} ({command}) with another state directory, {}",
+                    place.display()
+                )
+            }
+            Some(Claimant { pid, command, state_dir: None }) => {
+                write!(f, "locked (flock) by process {pid} ({command})")
+            }
+            None => f.write_str(
+                "locked (flock) by a process that is not seen from here, as one of another container",
+            ),
+        }
+    }
+}
+
+fn claim_remedy(by: Option<&Claimant>) -> String {
+    match by.and_then(|by| by.state_dir.as_ref()) {
+        Some(place) => format!(
+            "a file is pinned by one fastice at a time: take it out of the configuration of that process and reload it (SIGHUP), or \
+             end that process; `--state-dir {}` shows what it has",
+            place.display()
+        ),
+        None => "have that process unlock the file, or end it; if it is a fastice in another container, take the file out of \
+                 its configuration"
+            .to_owned(),
     }
 }
 

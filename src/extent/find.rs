@@ -26,7 +26,7 @@ use super::state::{StateDir, read_record};
 use super::sys;
 
 /// The key of the file at `path`; `None` where that is not told without opening it.
-fn key_at(path: &Path) -> Option<String> {
+pub(super) fn key_at(path: &Path) -> Option<String> {
     let meta = fs::metadata(path).ok()?;
     let (inode, generation) = sys::inode_by_path(&CString::new(path.as_os_str().as_bytes()).ok()?).ok()??;
     let directory = File::open(path.parent()?).ok()?;

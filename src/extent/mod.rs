@@ -28,6 +28,7 @@
 //! kill the process, clear the flag and change the file, which is then seen but not prevented.
 
 mod accept;
+mod claim;
 mod commands;
 mod compare;
 mod device;
@@ -75,7 +76,7 @@ mod watch;
 pub use accept::{Violation, violations};
 pub use commands::CommandsHold;
 pub use compare::{Comparison, Difference, Place, compare};
-pub use error::{ExtentError, ExtentErrorKind, Holder, LookupError, MapFault, StateProblem};
+pub use error::{Claimant, ExtentError, ExtentErrorKind, Holder, LookupError, MapFault, StateProblem};
 pub use explain::{
     Attempted, Attempts, FailedCall, Finding, Operation, Outlook, Probe, SharedHole, Verdict, attempt,
     outlook, probe,

@@ -1,6 +1,7 @@
 //! Pinning: guards first, then the map, then the guards again.
 //!
 //! ```text
+//!   lock on the file            no other fastice pins it, whatever its state directory (see `claim`)
 //!   fsync                       what was written is on the device
 //!   open-permission mark        nobody opens the file from now on
 //!   record of the intent        so that a crash from here on can be mended
@@ -25,6 +26,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::accept::{Violation, of_file};
+use super::claim::{Claim, why_denied};
 use super::compare::compare_extents;
 use super::error::{ExtentError, IMMUTABLE, StateProblem};
 use super::facts::{FileFacts, is_immutable};
@@ -114,7 +116,7 @@ pub fn pin(
     }
     progress.stage("pinning");
     let _alone = state.lock()?;
-    let file = Arc::new(open_read(&path)?);
+    let file = Arc::new(open_read(&path).map_err(|error| why_denied(error, state.path()))?);
     // The whole map is read when the guards are set. What forbids to serve a file is mostly seen at its beginning.
     let mut before = survey_start(&file, &path)?;
     // Whether it is to be one is told by the record.
@@ -130,6 +132,7 @@ pub fn pin(
         Ok(lock) => lock,
         Err(owner) => return Err(ExtentError::AlreadyPinned { path, owner: Box::new(owner) }),
     };
+    let claim = Claim::lay(&file, &path, &key, state.path())?;
     let previous = state.load(&key)?;
     if let Some(previous) = &previous {
         refuse_copy(previous, &identity)?;
@@ -156,6 +159,7 @@ pub fn pin(
         file,
         guard: Some(guard),
         lock: Some(lock),
+        _claim: claim,
         state,
         held,
         kept,
@@ -186,7 +190,7 @@ pub(super) fn mode_of(
 /// Whether something of the file can be mended, or its size is no multiple of the block that was asked for, which may
 /// be larger than that of the disk.
 fn needs_preparing(path: &Path, options: &PinOptions, state: &StateDir) -> Result<bool, ExtentError> {
-    let file = open_read(path)?;
+    let file = open_read(path).map_err(|error| why_denied(error, state.path()))?;
     let survey = survey_file(&file, path)?;
     let needs = is_to_be_prepared(&survey, options.block_size);
     if let (true, Some(identity)) = (needs, survey.identity()) {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
+use super::claim::Claim;
 use super::error::ExtentError;
 use super::guard::{Baseline, Guard, RecallWatch, WatchReport};
 use super::lease;
@@ -39,6 +40,8 @@ pub struct PinnedFile {
     /// `None` once the guards were let go.
     pub(super) guard: Option<Guard>,
     pub(super) lock: Option<PinLock>,
+    /// Until everything else is let go.
+    pub(super) _claim: Claim,
     pub(super) state: StateDir,
     /// How to let go of what outlives this process.
     pub(super) held: Held,

@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use super::claim::{Claim, why_denied};
 use super::error::{ExtentError, StateProblem};
 use super::facts::FileFacts;
 use super::find::refuse_copy;
@@ -40,9 +42,9 @@ pub struct UnpinReport {
 /// damaged record nobody knows who set the immutable flag, so it is cleared.
 ///
 /// # Errors
-/// [`ExtentError::AlreadyPinned`] while a living process holds the pin, and [`ExtentError::CommandsLeft`] and
-/// [`ExtentError::ControllerLeft`] while commands of a dead one may be on the device, also with `force`;
-/// [`ExtentError::State`] without a (good) record; [`ExtentError::Changed`]; [`ExtentError::StaleCache`] while
+/// [`ExtentError::AlreadyPinned`] and [`ExtentError::HeldElsewhere`] while a living process holds the pin, and
+/// [`ExtentError::CommandsLeft`] and [`ExtentError::ControllerLeft`] while commands of a dead one may be on the device, also with
+/// `force`; [`ExtentError::State`] without a (good) record; [`ExtentError::Changed`]; [`ExtentError::StaleCache`] while
 /// somebody keeps old blocks in the page cache; [`ExtentError::Io`].
 pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, ExtentError> {
     let path =
@@ -50,8 +52,9 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
     await_last_owners(&path, state)?;
     let _alone = state.lock()?;
     refuse_if_held(&path, state)?;
-    let file = match open_read(&path) {
-        Ok(file) => file,
+    let file = match open_read(&path).map_err(|error| why_denied(error, state.path())) {
+        Ok(file) => Arc::new(file),
+        Err(error @ ExtentError::HeldElsewhere { .. }) => return Err(error),
         Err(_) if force => return forget_by_path(&path, state),
         Err(ExtentError::Io { source, path: asked, action }) if source.kind() == io::ErrorKind::NotFound => {
             let Some(record) = state.record_by_path(&path)? else {
@@ -69,6 +72,7 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
         Err(_) => return Err(no_record(&path)),
     };
     let key = identity.key();
+    let _claim = Claim::lay_to_undo(&file, &path, &key, state.path())?;
     let record = match state.load(&key) {
         Ok(Some(record)) => record,
         Ok(None) if state.record_by_path(&path)?.is_some() => {

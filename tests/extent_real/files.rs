@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use fastice::extent::{ExtentError, NoProgress, PinOptions, PinnedFile, StateDir, pin};
 use rustix::fs::FallocateFlags;
@@ -17,6 +17,16 @@ pub(crate) const MIB: u64 = 1 << 20;
 
 /// The filesystems that every rule is tried on.
 pub(crate) const BOTH: [loopfs::Spec; 2] = [loopfs::Spec::XFS, loopfs::Spec::EXT4];
+
+/// A process that does not outlive this.
+pub(crate) struct Ended(pub(crate) Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// A byte that depends on the file offset, so that no two blocks are alike.
 pub(crate) fn pattern(offset: u64) -> Vec<u8> {
