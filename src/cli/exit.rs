@@ -16,7 +16,7 @@ pub enum Exit {
     Failed,
     /// The command line or the configuration file is wrong.
     Usage,
-    /// A file, its filesystem or its device is not fit to be pinned or served, or is in use.
+    /// A file is not there, or it, its filesystem or its device is not fit to be pinned or served, or is in use.
     Refused,
     /// A map differs from the living file, or data read differ from data written.
     Differs,
@@ -59,7 +59,7 @@ impl Exit {
             Self::Ok => "done",
             Self::Failed => "failed",
             Self::Usage => "the command line or the configuration file is wrong",
-            Self::Refused => "a file, filesystem or device is not fit, or is in use",
+            Self::Refused => "a file is not there, or it, its filesystem or device is not fit, or is in use",
             Self::Differs => "a map differs from the living file, or data read from data written",
             Self::Permission => "the system forbids it: run as root",
             Self::Unreachable => "a target cannot be reached, or refuses the connection",

@@ -25,6 +25,7 @@ fn exit_of(error: &ExtentError) -> Exit {
         {
             Exit::Permission
         }
+        ExtentError::Io { source, .. } if is_missing(source) => Exit::Refused,
         _ => match error.kind() {
             ExtentErrorKind::NotAccepted
             | ExtentErrorKind::InUse
@@ -36,6 +37,11 @@ fn exit_of(error: &ExtentError) -> Exit {
             _ => Exit::Failed,
         },
     }
+}
+
+/// Whether there is nothing at the path.
+fn is_missing(source: &io::Error) -> bool {
+    matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Whether the system forbade to open the file, as the guard of a pin does.

@@ -17,8 +17,13 @@ pub struct JsonFlag {
 }
 
 /// Standard output, locked and buffered as a whole.
+///
+/// When nobody reads it any more (`fastice pin FILE | head -1`), the rest is not told, and that is no error: what a command
+/// does is done all the same, to its end.
 pub struct Out {
     stdout: io::BufWriter<io::StdoutLock<'static>>,
+    /// Nobody reads it any more.
+    unread: bool,
     columns: usize,
     colour: bool,
 }
@@ -30,7 +35,7 @@ impl Out {
         let stdout = io::stdout();
         let terminal = stdout.is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-        Self { stdout: io::BufWriter::new(stdout.lock()), columns: columns(terminal), colour }
+        Self { stdout: io::BufWriter::new(stdout.lock()), unread: false, columns: columns(terminal), colour }
     }
 
     /// How many columns there are to draw on.
@@ -50,7 +55,7 @@ impl Out {
     /// # Errors
     /// When it cannot be written.
     pub fn line(&mut self, text: impl AsRef<str>) -> io::Result<()> {
-        writeln!(self.stdout, "{}", text.as_ref())
+        self.tell(|stdout| writeln!(stdout, "{}", text.as_ref()))
     }
 
     /// A table: columns as wide as their longest cell, numbers (columns whose name ends in a blank) to the right.
@@ -69,8 +74,10 @@ impl Out {
     /// # Errors
     /// When it cannot be written.
     pub fn json(&mut self, value: &impl Serialize) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut self.stdout, value)?;
-        writeln!(self.stdout)
+        self.tell(|stdout| {
+            serde_json::to_writer_pretty(&mut *stdout, value)?;
+            writeln!(stdout)
+        })
     }
 
     /// Hands everything to the kernel; the destructor would not tell of errors.
@@ -78,7 +85,23 @@ impl Out {
     /// # Errors
     /// When it cannot be written.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.stdout.flush()
+        self.tell(Write::flush)
+    }
+
+    fn tell(
+        &mut self,
+        write: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'static>>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if self.unread {
+            return Ok(());
+        }
+        match write(&mut self.stdout) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.unread = true;
+                Ok(())
+            }
+            result => result,
+        }
     }
 }
 

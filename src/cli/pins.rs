@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::StateDirArg;
 use super::exit::{Exit, Outcome};
-use super::files::{named_state, resolved};
+use super::files::{is_denied, named_state, resolved};
 use super::out::{JsonFlag, Out, time_of};
 use super::served::{Served, served_with};
 use crate::config::format_size;
@@ -264,7 +264,12 @@ pub(super) fn rows(state: &StateDir) -> Result<Vec<PinRow>, ExtentError> {
 }
 
 fn rows_with(state: &StateDir, events: bool, served: &[Served]) -> Result<Vec<PinRow>, ExtentError> {
-    Ok(state.records()?.into_iter().map(|record| row(state, record, events, served)).collect())
+    let mut records = state.records()?;
+    // What this user may not read says nothing, neither of the pin nor of who holds it.
+    if let Some(denied) = records.iter().position(|record| record.as_ref().is_err_and(is_denied)) {
+        return records.swap_remove(denied).map(|_| Vec::new());
+    }
+    Ok(records.into_iter().map(|record| row(state, record, events, served)).collect())
 }
 
 fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, served: &[Served]) -> PinRow {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::out::time_of;
+use crate::config::DeviceWay;
 use crate::control::{RecallStatus, WatchStatus, ask_all};
 use crate::fabrics::{FencePolicy, FenceReason};
 
@@ -15,6 +16,9 @@ pub(super) struct Served {
     path: PathBuf,
     /// The target's process.
     pub(super) pid: u32,
+    /// How the device under it is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<DeviceWay>,
     /// `live`, `fenced` or `removed`.
     pub(super) grant: String,
     /// Why it is fenced: the word of a [`FenceReason`].
@@ -51,6 +55,7 @@ pub(super) fn served_with(state_dir: &Path) -> Vec<Served> {
             Some(Served {
                 path: export.path?,
                 pid,
+                device: export.device,
                 grant: export.grant,
                 reason: export.reason,
                 fenced_since_ms: export.fenced_since_ms,
@@ -78,6 +83,21 @@ impl Served {
         self.grant == "live"
     }
 
+    /// What keeps the file as it is where its filesystem is not mounted, and there is nothing to watch.
+    fn without_filesystem(&self) -> Option<&'static str> {
+        match self.device? {
+            _ if self.problem.is_some() => None,
+            DeviceWay::Unmounted => Some(
+                "nothing to watch: its filesystem is not mounted, and cannot be while the device is held exclusively; what root \
+                 writes to the device is seen by nobody",
+            ),
+            DeviceWay::HandedOver => Some(
+                "nothing to watch: its filesystem is not mounted, and cannot be while the kernel has not got the controller",
+            ),
+            DeviceWay::Uring | DeviceWay::Nvme => None,
+        }
+    }
+
     /// For people, a line each.
     pub(super) fn lines(&self) -> Vec<String> {
         let Self { pid, grant, generation, extents, .. } = self;
@@ -87,12 +107,14 @@ impl Served {
         lines.extend(fenced(self.fenced_since_ms, self.reason.as_deref()));
         lines.extend(recalled(self.recalls.as_ref()));
         lines.extend(not_held(self.problem.as_deref()));
-        lines.push(match self.guards.as_slice() {
-            [] => "guards: none any more".to_owned(),
-            guards => format!("guards: {}", guards.join(", ")),
+        let without_filesystem = self.without_filesystem();
+        lines.push(match (self.guards.as_slice(), without_filesystem) {
+            ([], None) => "guards: none any more".to_owned(),
+            ([], Some(_)) => "guards: none of the kernel, which has not got the controller".to_owned(),
+            (guards, _) => format!("guards: {}", guards.join(", ")),
         });
         lines.push(match &self.watch {
-            None => "not watched any more".to_owned(),
+            None => without_filesystem.unwrap_or("not watched any more").to_owned(),
             Some(watch) => {
                 let WatchStatus { checks, last_check_ago_ms, interval_ms, bound_ms, cost_us } = watch;
                 format!(
@@ -139,6 +161,44 @@ pub(super) fn recalled(recalls: Option<&RecallStatus>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Served without its filesystem.
+    fn unmounted(device: DeviceWay, guards: &[&str], problem: Option<&str>) -> Served {
+        Served {
+            path: PathBuf::from("/srv/a"),
+            pid: 7,
+            device: Some(device),
+            grant: "live".to_owned(),
+            reason: None,
+            fenced_since_ms: None,
+            on_fence: FencePolicy::default(),
+            problem: problem.map(str::to_owned),
+            recalls: None,
+            generation: 1,
+            extents: 1,
+            guards: guards.iter().map(|guard| (*guard).to_owned()).collect(),
+            watch: None,
+        }
+    }
+
+    #[test]
+    fn without_a_filesystem_there_is_nothing_to_watch() {
+        let told =
+            unmounted(DeviceWay::Unmounted, &["unmounted device, held exclusively"], None).lines().join("\n");
+        assert!(
+            told.contains("guards: unmounted device") && told.contains("nothing to watch: its filesystem"),
+            "{told}"
+        );
+        assert!(!told.contains("any more"), "{told}");
+        let told = unmounted(DeviceWay::HandedOver, &[], None).lines().join("\n");
+        assert!(told.contains("nothing to watch") && !told.contains("any more"), "{told}");
+        for let_go in
+            [unmounted(DeviceWay::Uring, &[], None), unmounted(DeviceWay::Unmounted, &[], Some("gone"))]
+        {
+            let told = let_go.lines().join("\n");
+            assert!(told.contains("none any more") && told.contains("not watched any more"), "{told}");
+        }
+    }
 
     #[test]
     fn a_fence_is_told_in_words_for_people() {

@@ -10,7 +10,7 @@ use super::files::named_state;
 use super::out::{JsonFlag, Out};
 use super::pins::guard_and_readers;
 use super::served::{fenced, not_held, recalled};
-use crate::config::format_size;
+use crate::config::{DeviceWay, format_size};
 use crate::control::{ExportStatus, Status, ask_all};
 
 /// Show the running targets: exports, hosts, how their files are watched, how long fences took
@@ -138,10 +138,21 @@ fn cells(export: &ExportStatus) -> [String; 9] {
         number(export.extents.and_then(|extents| u64::try_from(extents).ok())),
         export.problem.as_ref().map_or_else(with, |_| "none".to_owned()),
         export.path.as_ref().map_or_else(|| "-".to_owned(), |_| export.on_fence.to_string()),
-        export.watch.map_or_else(|| "-".to_owned(), |watch| watched(&watch)),
+        looked_at(export),
         export.path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
         export.subsystem.clone(),
     ]
+}
+
+/// When a file was looked at, or why nobody looks.
+fn looked_at(export: &ExportStatus) -> String {
+    match (&export.watch, export.device) {
+        (Some(watch), _) => watched(watch),
+        (None, Some(DeviceWay::Unmounted | DeviceWay::HandedOver)) if export.problem.is_none() => {
+            "not mounted, nothing to watch".to_owned()
+        }
+        (None, _) => "-".to_owned(),
+    }
 }
 
 /// How the watch over a file is doing, in a few words.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::block::BlockDevice;
-use crate::config::{Backing, Config, Namespace};
+use crate::config::{Backing, Config, DeviceWay, Namespace};
 use crate::extent::FrozenMap;
 use crate::fabrics::{Export, HostPolicy, Identity, NamespaceSpec, SubsystemSpec};
 
@@ -103,6 +103,14 @@ impl Backed {
     pub(super) fn path(&self) -> Option<&Path> {
         match &self.namespace.backing {
             Backing::File { path, .. } => Some(path),
+            Backing::Memory { .. } | Backing::Null { .. } => None,
+        }
+    }
+
+    /// How the device under its file is reached.
+    pub(super) const fn way(&self) -> Option<DeviceWay> {
+        match &self.namespace.backing {
+            Backing::File { device, .. } => Some(*device),
             Backing::Memory { .. } | Backing::Null { .. } => None,
         }
     }

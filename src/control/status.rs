@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::recalls::RecallStatus;
+use crate::config::DeviceWay;
 use crate::extent::{GuardMode, LocalReaders, WatchReport};
 use crate::fabrics::FencePolicy;
 
@@ -56,6 +57,9 @@ pub struct ExportStatus {
     /// The file under it, if one is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// How the device under the file is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceWay>,
     /// `live`, `fenced`, `removed`, or `hidden`: a start could not serve its file, and hosts do not see it.
     pub grant: String,
     /// Why it is fenced: the word of a [`FenceReason`](crate::fabrics::FenceReason).

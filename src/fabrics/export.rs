@@ -26,6 +26,8 @@ pub enum FenceReason {
     MapInDoubt,
     /// The device failed or is gone.
     DeviceFailed,
+    /// Its file could not be had when the target started; no device stands behind it.
+    NotServed,
     /// The operator asked for it, or the target is stopping.
     Operator,
 }
@@ -79,11 +81,12 @@ const LIVE: u8 = 0;
 const MAP_IN_DOUBT: u8 = 1 << 0;
 const DEVICE_FAILED: u8 = 1 << 1;
 const OPERATOR: u8 = 1 << 2;
+const NOT_SERVED: u8 = 1 << 3;
 const REMOVED: u8 = 1 << 7;
 
 impl FenceReason {
     /// All, the gravest first.
-    pub const ALL: [Self; 3] = [Self::MapInDoubt, Self::DeviceFailed, Self::Operator];
+    pub const ALL: [Self; 4] = [Self::MapInDoubt, Self::DeviceFailed, Self::NotServed, Self::Operator];
 
     /// A stable word for scripts.
     #[must_use]
@@ -91,6 +94,7 @@ impl FenceReason {
         match self {
             Self::MapInDoubt => "map-in-doubt",
             Self::DeviceFailed => "device-failed",
+            Self::NotServed => "not-served",
             Self::Operator => "operator",
         }
     }
@@ -105,6 +109,7 @@ impl FenceReason {
         match self {
             Self::MapInDoubt => MAP_IN_DOUBT,
             Self::DeviceFailed => DEVICE_FAILED,
+            Self::NotServed => NOT_SERVED,
             Self::Operator => OPERATOR,
         }
     }
@@ -116,6 +121,7 @@ impl fmt::Display for FenceReason {
         f.write_str(match self {
             Self::MapInDoubt => "the file was recalled, or its map is in doubt",
             Self::DeviceFailed => "its device failed, or is not proven to be the same again",
+            Self::NotServed => "its file could not be served when the target started",
             Self::Operator => "by the operator, or because the target ends",
         })
     }
@@ -161,6 +167,7 @@ impl Export {
             set if set & REMOVED != 0 => Grant::Removed,
             set if set & MAP_IN_DOUBT != 0 => Grant::Fenced(FenceReason::MapInDoubt),
             set if set & DEVICE_FAILED != 0 => Grant::Fenced(FenceReason::DeviceFailed),
+            set if set & NOT_SERVED != 0 => Grant::Fenced(FenceReason::NotServed),
             _ => Grant::Fenced(FenceReason::Operator),
         }
     }

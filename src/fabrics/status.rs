@@ -33,7 +33,7 @@ pub(super) const fn of_grant(grant: Grant, on_fence: FencePolicy, is_write: bool
     };
     Some(status.with_crd(match reason {
         FenceReason::DeviceFailed => RETRY_LATER,
-        FenceReason::MapInDoubt | FenceReason::Operator => RETRY_IN_A_SECOND,
+        FenceReason::MapInDoubt | FenceReason::NotServed | FenceReason::Operator => RETRY_IN_A_SECOND,
     }))
 }
 

@@ -35,7 +35,8 @@ fn what_a_target_is_asked_for_is_told_as_the_manual_says() {
         lab.incident(&broken).is_some() && status()["targets"][0]["exports"][0]["problem"].is_string()
     });
     let of_devices = ["devices", "device", "state"];
-    let words = ["live", "fenced", "removed", "hidden", "map-in-doubt", "device-failed", "operator"];
+    let words =
+        ["live", "fenced", "removed", "hidden", "map-in-doubt", "device-failed", "not-served", "operator"];
     assert_documented("status", &[], &[&status()], &[&of_devices[..], &words[..]].concat());
 
     let pins = lab.json(&["pins", "--events", "--json"], 0);

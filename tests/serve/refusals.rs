@@ -77,7 +77,7 @@ fn addresses_keys_and_files_that_are_wrong_are_named() {
     let line = format!("{}", line.expect("the line") + 1);
     refused(&lab, &config, 2, &["colour", &line, "fastice.toml"]);
 
-    refused(&lab, &lab.open_config(any_port(), &[&lab.fs.path("absent")]), 1, &["absent"]);
+    refused(&lab, &lab.open_config(any_port(), &[&lab.fs.path("absent")]), 3, &["absent"]);
     refused(&lab, &lab.place("absent.toml"), 2, &["absent.toml"]);
     // The second file is bad: who is strict has the first let go again.
     let bad = lab.fs.path("bad");

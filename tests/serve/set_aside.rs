@@ -88,10 +88,11 @@ fn the_others_are_served_and_what_is_mended_comes_back_under_its_name() {
         assert!(export["problem"].as_str().is_some_and(|why| !why.is_empty()), "{export}");
     }
     let told = it.lab.fastice(&["status"], &[], 0).stdout;
-    assert!(
-        String::from_utf8_lossy(&told).contains("not served, and held by nobody: the extent map of"),
-        "{told:?}"
-    );
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.contains("not served, and held by nobody: the extent map of"), "{told}");
+    assert!(told.contains("its file could not be served when the target started"), "{told}");
+    assert!(!told.contains("recalled"), "nobody did: {told}");
+    assert_eq!(it.exports()[2]["reason"], "not-served");
     let incident = it.lab.incident(&it.moved).expect("it is written down");
     assert_eq!(incident["blocks"][0]["file_offset"], 1 << 20, "{incident}");
     assert!(it.lab.incident(&it.gone).is_some() && it.lab.incident(&it.good).is_none());
@@ -140,6 +141,8 @@ fn a_strict_start_fails_and_so_does_one_with_nothing_to_serve() {
     let config = it.lab.open_config(any_port(), &[&it.moved, &it.unknown]);
     let log = refused(&config, 4);
     assert!(log.contains("unknown") && log.contains("moved"), "each is told: {log}");
+    assert!(log.contains("the target ends; start it again"), "{log}");
+    assert!(!log.contains("hosts see") && !log.contains("a reload"), "there is no target to reload: {log}");
     assert!(is_immutable(&it.good));
 }
 

@@ -59,6 +59,10 @@ fn an_unmounted_file_is_served_by_the_kernels_disk_which_nobody_mounts() {
         let guards = &status["targets"][0]["exports"][0]["guards"];
         assert_eq!(guards, &serde_json::json!(["unmounted device, held exclusively"]), "{status}");
         loads.iter().for_each(Load::goes_on);
+        for command in ["status", "pins"] {
+            let told = String::from_utf8_lossy(&lab.fastice(&[command], &[], 0).stdout).into_owned();
+            assert!(told.contains("nothing to watch") && !told.contains("any more"), "{told}");
+        }
         let pins = lab.json(&["pins", "--json"], 0);
         assert_eq!(pins["pins"][0]["state"], "guarded", "{pins}");
         let read = lab.fastice(&["read"], &[&files[0]], 0).stdout;

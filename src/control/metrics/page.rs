@@ -381,6 +381,7 @@ mod tests {
             subsystem: "nqn.2026-11.io.fastice:vm1".to_owned(),
             nsid: 1,
             path: Some("/srv/a \"quoted\\name\"\n.img".into()),
+            device: Some(crate::config::DeviceWay::Uring),
             grant: "fenced".to_owned(),
             reason: Some("map-in-doubt".to_owned()),
             fenced_since_ms: Some(1),
@@ -397,6 +398,7 @@ mod tests {
         let memory = ExportStatus {
             nsid: 2,
             path: None,
+            device: None,
             grant: "live".to_owned(),
             reason: None,
             problem: None,

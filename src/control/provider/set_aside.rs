@@ -61,8 +61,14 @@ pub(super) fn tell(state: &StateDir, aside: Vec<SetAside>, served: usize) -> Res
     for one in &aside {
         let (nqn, nsid, error) = (&one.nqn, one.namespace.nsid, Chain(&one.error));
         let remedy = one.error.remedy().unwrap_or_default();
-        let seen = if one.shown.is_some() { "hosts see it fenced" } else { "hosts do not see it" };
-        tracing::error!(nqn, nsid, %error, remedy, "NOT SERVED: {seen}, until it is mended and a reload tries again");
+        let seen = match one.shown {
+            _ if served == 0 => {
+                "nor is anything else, and the target ends; start it again when one is mended"
+            }
+            Some(_) => "hosts see it fenced, until it is mended and a reload tries again",
+            None => "hosts do not see it, until it is mended and a reload tries again",
+        };
+        tracing::error!(nqn, nsid, %error, remedy, "NOT SERVED: {seen}");
     }
     if served == 0 {
         // As if there were nothing but the first one.

@@ -74,7 +74,8 @@ pub(super) fn publish(
     provider.arm(&plan.changes.added);
     let is_faulty = |export: &Export| backings.of(export).is_some_and(|backed| backed.fault.is_some());
     for export in plan.changes.added.iter().filter(|export| is_faulty(export)) {
-        export.fence(FenceReason::MapInDoubt);
+        // One without a map was never had; of one with a map the file was let go since.
+        export.fence(if export.map.is_some() { FenceReason::MapInDoubt } else { FenceReason::NotServed });
     }
     Ok(target.commit(plan)?)
 }
