@@ -28,6 +28,8 @@ pub struct UnpinReport {
     pub immutable_cleared: bool,
     /// Whether a swap area on the file was ended.
     pub swap_ended: bool,
+    /// Which guards it had; `None` when no record told.
+    pub guard: Option<GuardMode>,
     /// Whether the living map is the recorded one; `None` when there was none to compare.
     pub map_was_true: Option<bool>,
     /// Whether nothing but the record was removed: the file is gone, or cannot be reached. Wherever it is, it has the flag still.
@@ -84,20 +86,21 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
         Ok(None) if force && mode::swap_file::is_ours(&file) => {
             // A swap area that nobody recorded is told by its header, and nothing but root's swapoff ends it else.
             state.await_commands_of_the_dead(&path)?;
-            return Ok(report(mode::undo_all(&file, &path)?, None));
+            let undone = undo_unrecorded(&file, &path)?;
+            return Ok(report(undone, None, None));
         }
         Ok(None) => return Err(no_record(&path)),
         Err(ExtentError::State { .. }) if force => {
             // It does not say whose it is.
             state.await_commands_of_the_dead(&path)?;
             let thawed = Thawed::begin(&file, &path, state, &identity, false)?;
-            let undone = mode::undo_all(&file, &path)?;
+            let undone = undo_unrecorded(&file, &path)?;
             state.remove(&key)?;
             drop(thawed);
             state.clear_incident(&key)?;
             let generation = state.next_generation(&key).map_or(0, |next| next - 1);
             state.note(&key, &path, generation, PinStep::Unpinned, "by force: the record was damaged");
-            return Ok(report(undone, None));
+            return Ok(report(undone, None, None));
         }
         Err(error) => return Err(error),
     };
@@ -107,7 +110,14 @@ pub fn unpin(path: &Path, state: &StateDir, force: bool) -> Result<UnpinReport, 
     let undone = undo_whole(&record, (&file, &path, &identity), state, force)?;
     state.clear_incident(&key)?;
     state.note(&key, &path, record.generation, PinStep::Unpinned, if force { "by force" } else { "" });
-    Ok(report(undone, map_was_true))
+    Ok(report(undone, Some(record.guard), map_was_true))
+}
+
+/// Undoes whatever can be fastice's, where no record tells what is.
+fn undo_unrecorded(file: &File, path: &Path) -> Result<Undone, ExtentError> {
+    // Hosts may have written since it was cached; what nobody has mapped goes.
+    drop_cache(file).map_err(|error| ExtentError::io("drop the page cache of", path, error))?;
+    mode::undo_all(file, path)
 }
 
 /// Undoes the pin of a record that is whole, and removes it.
@@ -141,10 +151,11 @@ fn is_frozen(record: &StoredPin) -> bool {
     record.guard == GuardMode::FrozenFilesystem
 }
 
-const fn report(undone: Undone, map_was_true: Option<bool>) -> UnpinReport {
+const fn report(undone: Undone, guard: Option<GuardMode>, map_was_true: Option<bool>) -> UnpinReport {
     UnpinReport {
         immutable_cleared: undone.flag_cleared,
         swap_ended: undone.swap_ended,
+        guard,
         map_was_true,
         forgotten: false,
     }
@@ -165,16 +176,22 @@ pub(super) fn compare_map(record: &StoredPin, file: &File, force: bool) -> Resul
     }
 }
 
-/// Removes the record that names `path`, whose file is gone or another.
+/// Removes the records that name `path`, whose file is gone or another: there are several where files took the place of each
+/// other.
 fn forget_by_path(path: &Path, state: &StateDir) -> Result<UnpinReport, ExtentError> {
-    let record = state.record_by_path(path)?.ok_or_else(|| no_record(path))?;
-    let key = record.identity.key();
-    refuse_if_served(&record, state)?;
-    state.await_commands_of(&record.owner, path)?;
-    state.remove(&key)?;
-    state.clear_incident(&key)?;
-    state.note(&key, path, record.generation, PinStep::Unpinned, "by force: the file is gone or another");
-    Ok(UnpinReport { forgotten: true, ..report(Undone::default(), Some(false)) })
+    let first = state.record_by_path(path)?.ok_or_else(|| no_record(path))?;
+    let guard = Some(first.guard);
+    let mut next = Some(first);
+    while let Some(record) = next {
+        let key = record.identity.key();
+        refuse_if_served(&record, state)?;
+        state.await_commands_of(&record.owner, path)?;
+        state.remove(&key)?;
+        state.clear_incident(&key)?;
+        state.note(&key, path, record.generation, PinStep::Unpinned, "by force: the file is gone or another");
+        next = state.record_by_path(path)?;
+    }
+    Ok(UnpinReport { forgotten: true, ..report(Undone::default(), guard, Some(false)) })
 }
 
 /// A file that is out of reach may be served all the same: its filesystem was unmounted lazily, or it was handed over.

@@ -120,6 +120,22 @@ fn records_without_their_file_or_damaged_go_by_force_only() {
 }
 
 #[test]
+fn all_records_of_a_path_are_forgotten_at_once() {
+    let Some(fs) = loopfs::make_or_skip("several lost files", &Spec::EXT4) else { return };
+    let path = fs.path("file");
+    let state = StateDir::open(fs.outside()).unwrap();
+    for moved in ["first", "second"] {
+        drop(written(&path, 16));
+        pinned(&fs, &path).keep();
+        clear_immutable(&path);
+        fs::rename(&path, fs.path(moved)).unwrap();
+    }
+    assert_eq!(state.records().unwrap().len(), 2);
+    assert!(unpin(&path, &state, true).unwrap().forgotten);
+    assert_eq!(state.records().unwrap().len(), 0);
+}
+
+#[test]
 fn a_run_that_died_between_record_and_map_is_mended() {
     let Some(fs) = loopfs::make_or_skip("interrupted", &Spec::XFS) else { return };
     let path = fs.path("file");
