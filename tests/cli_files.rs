@@ -313,13 +313,137 @@ fn who_may_not_look_is_not_told_that_nothing_is_there() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(open, mode).expect("our own");
     }
-    for args in ["status", "pins"] {
+    let is_refused = |args: &[&str]| {
         let mut command = Command::new(&binary);
-        command.arg(args).env("FASTICE_STATE_DIR", lab.fs.outside()).uid(65534).gid(65534);
+        command.args(args).env("FASTICE_STATE_DIR", lab.fs.outside()).uid(65534).gid(65534);
         let output = command.output().expect("the binary runs");
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(5), "{args}: {told}");
-        assert!(told.contains("run as root") && output.stdout.is_empty(), "{args}: {told}");
+        assert_eq!(output.status.code(), Some(5), "{args:?}: {told}");
+        assert!(told.contains("run as root") && output.stdout.is_empty(), "{args:?}: {told}");
+    };
+    let path = file.to_str().expect("text");
+    for args in [&["status"][..], &["pins"], &["pins", path]] {
+        is_refused(args);
+    }
+    // The directory may be looked at, and what is in it not.
+    let open = |path: &Path, mode| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("our own");
+    };
+    open(&lab.fs.outside(), 0o755);
+    for entry in fs::read_dir(lab.fs.outside()).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_file() {
+            open(&path, 0o600);
+        }
+    }
+    for args in [&["pins"][..], &["pins", path]] {
+        is_refused(args);
     }
     lab.json(&["unpin", "--json"], &[&file], 0);
+}
+
+#[test]
+fn a_pin_is_made_to_its_end_though_nobody_reads_of_it() {
+    let Some(lab) = Lab::new("closed output") else { return };
+    let files = ["a.img", "b.img"].map(|name| lab.file(name, 1));
+    let unread = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = lab.command(args, &[&files[0], &files[1]]);
+        let output = command.stdout(writer).stderr(Stdio::piped()).output().expect("the binary runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), told.as_str()), (Some(0), ""), "{args:?}");
+    };
+    for args in [&["pin"][..], &["pin", "--json"]] {
+        unread(args);
+        for file in &files {
+            assert_eq!(lab.state_of(file), "immutable");
+            let told = lab.json(&["pins", "--events", "--json"], &[file], 0);
+            let events = told["pins"][0]["events"].as_array().expect("events");
+            assert_eq!(events.last().expect("an event")["step"], "kept", "{told}");
+        }
+        unread(&["unpin"]);
+        assert!(files.iter().all(|file| writable(file)));
+    }
+    // What is wrong is told all the same.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = lab.command(&["pins"], &[&lab.fs.path("never")]);
+    let status = command.stdout(writer).stderr(Stdio::null()).status().expect("the binary runs");
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_refused_as_one_that_is_not_fit() {
+    let Some(lab) = Lab::new("missing files") else { return };
+    let (missing, directory) = (lab.fs.path("missing"), lab.fs.path("directory"));
+    fs::create_dir(&directory).expect("room");
+    for args in [&["pin"][..], &["pin", "--explain"], &["pin", "--prepare"]] {
+        for path in [&missing, &directory] {
+            told(&lab, args, &[path], 3);
+        }
+        assert!(told(&lab, args, &[&missing], 3).contains("check the path"));
+    }
+    told(&lab, &["pin"], &[&lab.file("plain", 1).join("below")], 3);
+}
+
+/// A bind mount, gone when dropped.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(from: &Path, to: PathBuf) -> Self {
+        run(Command::new("mount").arg("--bind").args([from, &to]));
+        Self(to)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = loopfs::unmount(&self.0);
+    }
+}
+
+#[test]
+fn a_pin_is_found_by_whatever_path_leads_to_the_file() {
+    let Some(lab) = Lab::new("pins by another path") else { return };
+    let (file, other) = (lab.file("a.img", 1), lab.file("b.img", 1));
+    let hard = lab.fs.path("hard");
+    fs::hard_link(&file, &hard).expect("not pinned yet");
+    lab.json(&["pin", "--json"], &[&file, &other], 0);
+    let place = tempfile::tempdir().expect("a directory");
+    let [by_directory, by_file] = ["directory", "file"].map(|name| place.path().join(name));
+    fs::create_dir(&by_directory).expect("room");
+    File::create(&by_file).expect("room");
+    let _bound = [Bound::new(&lab.fs.root(), by_directory.clone()), Bound::new(&file, by_file.clone())];
+    for path in [&file, &hard, &by_directory.join("a.img"), &by_file] {
+        let pins = lab.json(&["pins", "--json"], &[path], 0);
+        let rows = pins["pins"].as_array().expect("an array");
+        let paths: Vec<_> = rows.iter().filter_map(|row| row["path"].as_str()).collect();
+        assert_eq!(paths, [file.to_str().expect("text")], "{}", path.display());
+    }
+    // One that is not there is found by its path, and so is what is known of it by another one.
+    run(Command::new("chattr").arg("-i").args([&file, &other]));
+    fs::remove_file(&other).expect("not immutable");
+    let gone = lab.json(&["pins", "--json"], &[&other], 0);
+    assert_eq!(gone["pins"][0]["state"], "missing", "{gone}");
+    lab.json(&["unpin", "--force", "--json"], &[&file, &other], 0);
+    let past = lab.json(&["pins", "--events", "--json"], &[&hard], 0);
+    assert_eq!(past["not_pinned"][0]["path"].as_str(), file.to_str(), "{past}");
+}
+
+#[test]
+fn several_are_unpinned_by_force_in_one_go() {
+    let Some(lab) = Lab::new("force for several") else { return };
+    let files = ["a.img", "b.img", "c.img"].map(|name| lab.file(name, 1));
+    let paths = files.each_ref().map(PathBuf::as_path);
+    lab.json(&["pin", "--json"], &paths, 0);
+    run(Command::new("chattr").arg("-i").args([&files[0], &files[1]]));
+    fs::remove_file(&files[0]).expect("not immutable");
+    run(Command::new("fallocate").args(["-p", "-o", "64KiB", "-l", "64KiB"]).arg(&files[1]));
+    let unpinned = lab.json(&["unpin", "--force", "--json"], &paths, 0);
+    let all = unpinned["unpinned"].as_array().expect("an array");
+    let of = |field: &str| all.iter().map(|one| one[field].clone()).collect::<Vec<_>>();
+    assert_eq!(of("forgotten"), [true, false, false], "{unpinned}");
+    assert_eq!(of("map_was_true"), [false, false, true], "{unpinned}");
+    assert_eq!(lab.json(&["pins", "--json"], &[], 0)["pins"].as_array().map(Vec::len), Some(0));
 }

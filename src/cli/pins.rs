@@ -78,18 +78,36 @@ impl PinState {
     }
 }
 
+/// A file that is asked for.
+struct WantedFile {
+    path: PathBuf,
+    /// Those of its records, by what is at the path now; none when nothing is.
+    keys: Vec<String>,
+}
+
+impl WantedFile {
+    fn of(path: &Path, state: Option<&StateDir>) -> Result<Self, ExtentError> {
+        let path = resolved(path);
+        let keys = state.map_or(Ok(Vec::new()), |state| state.keys_at(&path))?;
+        Ok(Self { path, keys })
+    }
+}
+
 /// What became of the pins of a file that is not pinned now, as `--json` prints it.
 #[derive(Serialize)]
 struct Past {
+    #[serde(skip)]
+    key: String,
     /// Where it was last.
     path: Option<String>,
     events: Vec<PinEvent>,
 }
 
 impl Past {
-    /// Whether it ever was at this path.
-    fn was_at(&self, path: &Path) -> bool {
-        self.events.iter().any(|event| event.path.as_deref() == Some(path))
+    /// Whether it is the file, or ever was at its path.
+    fn is_of(&self, wanted: &WantedFile) -> bool {
+        wanted.keys.contains(&self.key)
+            || self.events.iter().any(|event| event.path.as_ref() == Some(&wanted.path))
     }
 }
 
@@ -133,23 +151,23 @@ pub(super) struct PinRow {
 /// When the state directory cannot be read.
 pub fn run(args: &PinsArgs) -> Outcome {
     let state = named_state(&args.state.state_dir)?;
-    let wanted: Vec<PathBuf> = args.files.iter().map(|path| resolved(path)).collect();
+    let wanted = args.files.iter().map(|path| WantedFile::of(path, state.as_ref()));
+    let wanted = wanted.collect::<Result<Vec<_>, ExtentError>>()?;
     let (rows, past) = match &state {
         Some(state) => {
             let served = served_with(state.path());
             let mut rows = rows_with(state, args.events, &served)?;
             let mut past = if args.events || !wanted.is_empty() { past(state, &rows)? } else { Vec::new() };
-            let is_asked_for = |is_it: &dyn Fn(&Path) -> bool| {
-                wanted.is_empty() || wanted.iter().any(|wanted| is_it(wanted))
-            };
-            rows.retain(|row| is_asked_for(&|wanted| row.is_at(wanted)));
-            past.retain(|past| is_asked_for(&|wanted| past.was_at(wanted)));
+            let is_asked_for =
+                |is_it: &dyn Fn(&WantedFile) -> bool| wanted.is_empty() || wanted.iter().any(is_it);
+            rows.retain(|row| is_asked_for(&|wanted| row.is_of(wanted)));
+            past.retain(|past| is_asked_for(&|wanted| past.is_of(wanted)));
             (rows, past)
         }
         None => (Vec::new(), Vec::new()),
     };
-    let is_unknown = |path: &&PathBuf| {
-        !rows.iter().any(|row| row.is_at(path)) && !past.iter().any(|past| past.was_at(path))
+    let is_unknown = |wanted: &&WantedFile| {
+        !rows.iter().any(|row| row.is_of(wanted)) && !past.iter().any(|past| past.is_of(wanted))
     };
     let mut out = Out::stdout();
     if args.json.json {
@@ -165,7 +183,9 @@ pub fn run(args: &PinsArgs) -> Outcome {
     out.flush()?;
     match wanted.iter().find(is_unknown) {
         None => Ok(Exit::Ok),
-        Some(path) => Err(ExtentError::State { path: path.clone(), problem: StateProblem::Missing }.into()),
+        Some(WantedFile { path, .. }) => {
+            Err(ExtentError::State { path: path.clone(), problem: StateProblem::Missing }.into())
+        }
     }
 }
 
@@ -173,6 +193,7 @@ pub fn run(args: &PinsArgs) -> Outcome {
 fn past(state: &StateDir, rows: &[PinRow]) -> Result<Vec<Past>, ExtentError> {
     let is_past = |timeline: &Timeline| !rows.iter().any(|row| row.key.as_ref() == Some(&timeline.key));
     let past = |timeline: Timeline| Past {
+        key: timeline.key,
         path: timeline.path.map(|path| path.display().to_string()),
         events: timeline.events,
     };
@@ -324,8 +345,10 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
 }
 
 impl PinRow {
-    fn is_at(&self, path: &Path) -> bool {
-        self.path.as_deref().is_some_and(|known| Path::new(known) == path)
+    /// Whether it is the pin of the file, by whatever path that is reached, or of one that was at its path.
+    fn is_of(&self, wanted: &WantedFile) -> bool {
+        self.key.as_ref().is_some_and(|key| wanted.keys.contains(key))
+            || self.path.as_deref().is_some_and(|known| Path::new(known) == wanted.path)
     }
 }
 

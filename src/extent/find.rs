@@ -47,14 +47,14 @@ fn is_of_inode(head: &RecordHead, meta: Option<&Metadata>) -> bool {
 
 /// Whether a record is that of the same file on the original of a copied filesystem, or on a copy: both are mounted, and the
 /// record says which of them it is of. Numbers of devices are good for one boot.
-fn is_of_a_copy(pin: &StoredPin, device: DeviceNumber) -> bool {
-    let recorded = pin.identity.filesystem.device;
-    recorded != device && pin.owner.is_of_this_boot() && matches!(mount_options(recorded), Ok(Some(_)))
+fn is_of_a_copy(owner: &Owner, identity: &MapIdentity, device: DeviceNumber) -> bool {
+    let recorded = identity.filesystem.device;
+    recorded != device && owner.is_of_this_boot() && matches!(mount_options(recorded), Ok(Some(_)))
 }
 
 /// Refuses a record of another filesystem that is mounted beside the one of `living`, and has its UUID.
 pub(super) fn refuse_copy(pin: &StoredPin, living: &MapIdentity) -> Result<(), ExtentError> {
-    if is_of_a_copy(pin, living.filesystem.device) {
+    if is_of_a_copy(&pin.owner, &pin.identity, living.filesystem.device) {
         return Err(ExtentError::State { path: living.path.clone(), problem: StateProblem::Copy });
     }
     Ok(())
@@ -68,8 +68,9 @@ impl StateDir {
     /// [`ExtentError::Io`] when the directory cannot be read.
     pub fn record_at(&self, path: &Path) -> Result<Option<StoredPin>, ExtentError> {
         let meta = fs::metadata(path).ok();
-        let is_copied =
-            |pin: &StoredPin| meta.as_ref().is_some_and(|meta| is_of_a_copy(pin, number_of(meta.dev())));
+        let is_copied = |pin: &StoredPin| {
+            meta.as_ref().is_some_and(|meta| is_of_a_copy(&pin.owner, &pin.identity, number_of(meta.dev())))
+        };
         if let Some(pin) = key_at(path).and_then(|key| self.load(&key).ok().flatten())
             && !is_copied(&pin)
         {
@@ -86,6 +87,31 @@ impl StateDir {
         by_path.reverse();
         by_inode.extend(by_path);
         Ok(by_inode.iter().find_map(|place| read_record(place).ok().flatten()))
+    }
+
+    /// The keys by which the file at `path` may be known here, by the file itself: also when its record is damaged, or gone. None
+    /// when nothing is there.
+    ///
+    /// # Errors
+    /// [`ExtentError::Io`] when the directory cannot be read.
+    pub fn keys_at(&self, path: &Path) -> Result<Vec<String>, ExtentError> {
+        let meta = fs::metadata(path).ok();
+        let mut keys = Vec::new();
+        if let Some(key) = key_at(path) {
+            let copied = |head: RecordHead| {
+                meta.as_ref()
+                    .is_some_and(|meta| is_of_a_copy(&head.owner, &head.identity, number_of(meta.dev())))
+            };
+            if !self.head(&key).ok().flatten().is_some_and(copied) {
+                keys.push(key);
+            }
+        } else if meta.is_some() {
+            let heads = self.whole_heads()?.into_iter().map(|(_, head)| head);
+            keys.extend(
+                heads.filter(|head| is_of_inode(head, meta.as_ref())).map(|head| head.identity.key()),
+            );
+        }
+        Ok(keys)
     }
 
     /// The record that names `path`, whatever is there now.
