@@ -226,6 +226,28 @@ fn a_file_that_was_changed_behind_the_record_is_not_taken_over() {
 }
 
 #[test]
+fn an_inode_that_no_name_leads_to_is_not_the_pinned_file() {
+    let Some((fs, state, stored)) = handed_over(&Spec::XFS) else { return };
+    // Where the inode lies: `0x... (BYTE)`.
+    let ask = format!("convert inode {} byte", stored.identity.inode);
+    let told = loopfs::run(Command::new("xfs_db").args(["-r", "-c", &ask, fs.device()])).unwrap();
+    let at: u64 = told.split(['(', ')']).nth(1).unwrap().parse().unwrap();
+    let node = OpenOptions::new().read(true).write(true).open(fs.device()).unwrap();
+    let mut magic = [0; 2];
+    node.read_exact_at(&mut magic, at).unwrap();
+    assert_eq!(&magic, b"IN", "an inode is there");
+    let link_count = |count: u32| node.write_all_at(&count.to_be_bytes(), at + 16).unwrap();
+    link_count(0);
+    let error = take_over(&stored, &state, &mut Node::open(&fs, &Spec::XFS)).unwrap_err();
+    assert!(
+        matches!(&error, ExtentError::OnDisk { source, .. } if matches!(**source, OnDiskError::OtherFile { .. })),
+        "{error}"
+    );
+    link_count(1);
+    drop(take_over(&stored, &state, &mut Node::open(&fs, &Spec::XFS)).unwrap());
+}
+
+#[test]
 fn another_filesystem_and_an_unclean_one_are_not_taken_over() {
     for spec in BOTH {
         let Some((fs, state, stored)) = handed_over(&spec) else { return };

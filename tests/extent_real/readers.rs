@@ -3,18 +3,19 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fastice::extent::{
     ExtentError, ExtentErrorKind, GuardMode, Holder, LocalReaders, NoProgress, PinOptions, PinnedFile,
-    StateDir, pin, unpin,
+    RecallReason, StateDir, pin, unpin,
 };
 use rustix::fs::{Advice, StatxAttributes, StatxFlags};
 
-use super::files::{command, pattern, refused, written};
+use super::files::{BOTH, Ended, command, pattern, refused, written};
 use super::loopfs::{self, LoopFs, Spec};
+use super::pin::clear_immutable;
 
 const PLAIN: Spec = Spec { mkfs: &["-q", "-m", "reflink=0,rmapbt=0"], ..Spec::XFS };
 /// Beside the default guards.
@@ -32,14 +33,22 @@ fn allowing() -> PinOptions {
 
 /// What a host does: writes a block of the file, past the filesystem.
 fn write_as_host(file: &PinnedFile, block: u64, byte: u8) {
+    write_to_disk(&place_of(file, block), byte);
+}
+
+/// The disk, and where on it a block of the file lies.
+fn place_of(file: &PinnedFile, block: u64) -> (PathBuf, u64) {
     let extent = file.map().extents().iter().find(|extent| {
         let start = extent.file_offset.get();
         (start..start + extent.len.get()).contains(&(block * 4096))
     });
     let extent = extent.expect("a block of the file");
     let place = extent.device_offset.get() + block * 4096 - extent.file_offset.get();
+    (file.map().identity().disk.node.clone(), place)
+}
+
+fn write_to_disk((disk, place): &(PathBuf, u64), byte: u8) {
     let write = format!("pwrite -S {byte} -b 4096 {place} 4096");
-    let disk = &file.map().identity().disk.node;
     loopfs::run(&mut command("xfs_io", &["-d", "-c", &write], disk)).expect("the disk may be written");
 }
 
@@ -199,6 +208,79 @@ fn who_takes_the_file_from_a_reader_that_has_it_mapped_cannot_write_beside_old_b
     unpin(&path, &state, false).expect("nobody has it mapped any more");
     assert!(block(&cat(&path), 5).iter().all(|byte| *byte == 0xc1), "nothing old came back");
     assert!(!is_immutable(&path));
+}
+
+/// Another process that has mapped the file through a descriptor of this one, which the mark lets pass; as root has who steals one.
+fn mapped_by_our_descriptor(path: &Path) -> Ended {
+    let script = format!(
+        "$| = 1; my $at = syscall({}, 0, {}, 1, 1, 0, 0); die \"mmap: $!\" if $at == -1; \
+         unpack('P1', pack('Q', $at + 20480)); print \"mapped\\n\"; sleep 600;",
+        libc::SYS_mmap,
+        BLOCKS * 4096
+    );
+    let mut perl = Command::new("perl");
+    perl.args(["-e", &script]).stdin(File::open(path).expect("ours")).stdout(Stdio::piped());
+    let mut child = perl.spawn().expect("perl runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let child = Ended(child);
+    assert_eq!(lines.next().expect("a line").expect("text"), "mapped");
+    child
+}
+
+#[test]
+fn beside_a_stolen_mapping_the_default_pin_is_immutable_again_before_anybody_is_let_in() {
+    let Some(fs) = loopfs::make_or_skip("old blocks, stolen", &Spec::EXT4) else { return };
+    let path = fs.path("file");
+    drop(written(&path, BLOCKS));
+    let file = pin_with(&fs, &path, &PinOptions::default()).expect("nobody has it");
+    let thief = mapped_by_our_descriptor(&path);
+    write_as_host(&file, 5, 0xd1);
+    clear_immutable(&path);
+    // Only this process gets past the mark, so it plays root: its open waits for the lease.
+    let to_open = path.clone();
+    let writer = std::thread::spawn(move || {
+        let file = OpenOptions::new().write(true).open(to_open).expect("it was writable when it was asked");
+        file.write_at(&[1], 20480).and_then(|_| file.sync_all())
+    });
+    let recall = file.recall().expect("it is guarded");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while recall.reason() != Some(RecallReason::LeaseBreak) {
+        assert!(Instant::now() < deadline, "nobody noticed: {:?}", recall.reason());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    file.keep();
+    let written = writer.join().expect("it ends");
+    assert_eq!(written.expect_err("it is immutable again").raw_os_error(), Some(libc::EPERM));
+    assert!(is_immutable(&path));
+    drop(thief);
+    let state = StateDir::open(fs.outside()).expect("room");
+    unpin(&path, &state, false).expect("nobody has it mapped any more");
+    assert!(block(&cat(&path), 5).iter().all(|byte| *byte == 0xd1), "nothing old came back");
+}
+
+#[test]
+fn after_a_forced_unpin_reads_see_what_hosts_wrote() {
+    for (spec, damaged) in BOTH.into_iter().flat_map(|spec| [(spec.clone(), false), (spec, true)]) {
+        let Some(fs) = loopfs::make_or_skip("the cache after a forced unpin", &spec) else { return };
+        let path = fs.path("file");
+        drop(written(&path, BLOCKS));
+        let file = pin_with(&fs, &path, &PinOptions::default()).expect("nobody has it");
+        let (place, key) = (place_of(&file, 5), file.map().identity().key());
+        file.keep();
+        assert_eq!(block(&cat(&path), 5), pattern(5 * 4096));
+        write_to_disk(&place, 0xe1);
+        assert_eq!(block(&cat(&path), 5), pattern(5 * 4096), "it is cached");
+        let state = StateDir::open(fs.outside()).expect("room");
+        if damaged {
+            std::fs::write(state.path().join(format!("{key}.json")), "{").expect("room");
+        }
+        unpin(&path, &state, true).expect("by force");
+        assert!(
+            block(&cat(&path), 5).iter().all(|byte| *byte == 0xe1),
+            "damaged {damaged}: old blocks are cached"
+        );
+        assert!(!is_immutable(&path));
+    }
 }
 
 #[test]
