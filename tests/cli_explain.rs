@@ -133,7 +133,7 @@ fn assert_guarded(document: &Value) {
         // The interval, and what a busy machine adds.
         assert!(after < 5000.0, "{after}");
     }
-    for name in ["kill", "raw-device", "offline"] {
+    for name in ["stolen-mapping", "kill", "raw-device", "offline"] {
         assert_eq!(verdict(name), ("out-of-reach".into(), false.into()));
     }
     assert_eq!(verdict("unmount"), ("refused".into(), false.into()));

@@ -121,6 +121,7 @@ fn try_it(operation: Operation, path: &Path) -> Tried {
         Operation::OpenedBefore
         | Operation::CloneWithin
         | Operation::Kill
+        | Operation::StolenMapping
         | Operation::RawDevice
         | Operation::Offline => Err(("none", io::Error::from_raw_os_error(libc::ENOSYS))),
     }

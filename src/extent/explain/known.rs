@@ -78,6 +78,10 @@ impl Operation {
             Self::TruncateUnflagged | Self::CloneWithin => refused(SWAP, ""),
             Self::CloneFrom => refused(MARK, "the swap area would refuse it too"),
             Self::SwapOff => refused("open-permission mark, immutable flag", "it must open the file"),
+            Self::StolenMapping => out_of_reach(
+                "what is older in it than on the disk holds up `unpin`; when root clears the flag, ends the swap area and writes beside \
+                 it, it goes back over what hosts wrote",
+            ),
             Self::Unmount => refused(SWAP, "EBUSY while pinned, served or not"),
             Self::Kill => out_of_reach(
                 "the mark ends with the process, and so does serving; swap area and immutable flag stay",
@@ -102,6 +106,10 @@ impl Operation {
             | Self::CloneWithin
             | Self::WriteElsewhere => delayed(FROZEN, UNTIL_THE_END),
             Self::CloneFrom => refused(MARK, "else it would wait until the pin ends"),
+            Self::StolenMapping => out_of_reach(
+                "when root has thawed the filesystem: as with the default guard, on XFS what is older in it than on the disk can be \
+                 put back over what hosts wrote",
+            ),
             Self::Thaw => detected(FREEZE, "only root may; the default guards hold the file all the same"),
             Self::Unmount => refused(FROZEN, "EBUSY, served or not"),
             Self::Kill => {
@@ -128,6 +136,10 @@ impl Operation {
             Self::OpenedBefore => refused(
                 READ_ONLY,
                 "it cannot be remounted read-only while anyone has a file open for writing",
+            ),
+            Self::StolenMapping => out_of_reach(
+                "when root has remounted it read-write, takes the file and writes beside what is older in it than on the disk, that \
+                 goes back over what hosts wrote",
             ),
             Self::Remount => detected(MOUNTS, "only root may; who then opens the file meets mark and lease"),
             Self::Kill => out_of_reach(
@@ -161,6 +173,10 @@ impl Operation {
                 Known { verdict: Verdict::Impossible, by: None, text: "" }
             }
             Self::CloneWithin => detected(MAP_WATCH, "leaves no trace but SHARED in the map"),
+            Self::StolenMapping => out_of_reach(
+                "when root clears the flag, takes the file and writes beside what is older in it than on the disk, on XFS that goes \
+                 back over what hosts wrote; ext4 refuses the write, as the flag is set again",
+            ),
             Self::Kill => out_of_reach(
                 "mark and lease end with the process, and so does serving; the immutable flag stays",
             ),

@@ -28,13 +28,14 @@ pub enum Operation {
     Remount,
     WriteElsewhere,
     Thaw,
+    StolenMapping,
     Kill,
     RawDevice,
     Offline,
 }
 
 /// An operation, a stable name for scripts, and what it is, for people; in the order in which they are told.
-const ROWS: [(Operation, &str, &str); 23] = {
+const ROWS: [(Operation, &str, &str); 24] = {
     use Operation::*;
     [
         (OpenRead, "open-read", "open for reading (cat, cp)"),
@@ -57,6 +58,7 @@ const ROWS: [(Operation, &str, &str); 23] = {
         (Remount, "remount", "mount -o remount,rw"),
         (WriteElsewhere, "write-elsewhere", "write to any other file of the filesystem"),
         (Thaw, "thaw", "fsfreeze --unfreeze"),
+        (StolenMapping, "stolen-mapping", "root maps it by a stolen descriptor (pidfd_getfd)"),
         (Kill, "kill", "root kills the process that serves"),
         (RawDevice, "raw-device", "root writes to the device itself"),
         (Offline, "offline", "offline tools (resize2fs, fsck, xfs_repair)"),
