@@ -194,6 +194,12 @@ impl Core {
         work += self.device_completions();
         work += self.take_turns();
         self.cx.engine.launch();
+        // What a device answers at once leaves with what this turn submits, not a turn later.
+        let answered = self.device_completions();
+        if answered > 0 {
+            work += answered + self.take_turns();
+            self.cx.engine.launch();
+        }
         if self.cx.now >= self.next_tick {
             self.tick();
         }

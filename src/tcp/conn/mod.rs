@@ -293,24 +293,25 @@ impl TcpConnection {
             && !self.tx.in_flight()
     }
 
-    /// Receives when `receive` says so and nothing is being received; sends when there is something and nothing is
-    /// being sent. False when the ring had no room.
+    /// Sends when there is something and nothing is being sent; receives when `receive` says so and nothing is being
+    /// received. False when the ring had no room.
     fn arm(&mut self, cx: &mut CoreContext, receive: bool) -> bool {
         let Some(key) = self.key else { return true };
         let mut armed = true;
         if self.stage != Stage::Draining {
-            if receive
-                && let Some(batch) = self.rx.take_batch(&mut self.requests)
-                && let Err(full) = cx.sockets.recv(CoreContext::token(key, RECV), &self.socket, batch)
-            {
-                self.rx.batch = Some(full.0);
-                armed = false;
-            }
+            // The kernel takes them in this order, and somebody waits for what is sent.
             self.tx.fill(&mut self.requests, &self.session, self.digests);
             if let Some(batch) = self.tx.take_batch(cx.now)
                 && let Err(full) = cx.sockets.send(CoreContext::token(key, SEND), &self.socket, batch)
             {
                 self.tx.put_back(full.0);
+                armed = false;
+            }
+            if receive
+                && let Some(batch) = self.rx.take_batch(&mut self.requests)
+                && let Err(full) = cx.sockets.recv(CoreContext::token(key, RECV), &self.socket, batch)
+            {
+                self.rx.batch = Some(full.0);
                 armed = false;
             }
         }
