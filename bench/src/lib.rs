@@ -35,4 +35,5 @@ pub mod server;
 pub mod spread;
 pub mod suite;
 pub mod target;
+mod threads;
 pub mod uring;

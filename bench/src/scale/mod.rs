@@ -19,7 +19,6 @@ mod ground;
 mod lookup;
 mod memory;
 mod pin;
-mod threads;
 mod watch;
 
 #[expect(dead_code, reason = "shared with the tests, which use more of it")]

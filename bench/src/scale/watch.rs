@@ -11,9 +11,9 @@ use super::Plan;
 use super::bare::fsync_and_fiemap;
 use super::ground::Ground;
 use super::pin::{BARE, pin_one};
-use super::threads::cpu_time_of;
 use crate::clock::Stopwatch;
 use crate::report::{Bar, Measurement, Row};
+use crate::threads::cpu_time_of;
 
 /// Most that watching may take by default, in per cent of a core.
 const SHARE_PERCENT_MAX: f64 = 1.0;
@@ -41,9 +41,9 @@ fn next_look(pinned: &PinnedFile) -> Result<()> {
 
 /// Per cent of a core that the threads of a warden took while `wait` waited.
 fn share_percent(wait: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let (begun, cpu) = (Instant::now(), cpu_time_of(&THREADS)?);
+    let (begun, cpu) = (Instant::now(), cpu_time_of("self", &THREADS)?);
     wait()?;
-    let took = cpu_time_of(&THREADS)?.saturating_sub(cpu);
+    let took = cpu_time_of("self", &THREADS)?.saturating_sub(cpu);
     Ok(took.as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0)
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `target/DEVICE/WORK/qdN/iops` | commands a second of one connection | the bare responder: the ceiling of the kernel's TCP |
 //! | `target/DEVICE/WORK/CxN/iops` | of C connections, each of depth N | |
-//! | `target/DEVICE/WORK/qd1/p50`, `p99` | microseconds of a command, one at a time | the bare responder |
+//! | `.../p50`, `p99` | microseconds of a command | as above |
 //! | `.../PEER/iops`, `p50`, `p99`, `cpu` | the same, and microseconds of the target's processor a command | that peer |
 //! | `.../CxN/share` | the slowest connection's part of the mean | |
 //! | `target/round-trip` | nanoseconds of a cache line between the two processors | |
@@ -13,6 +13,7 @@
 //! process and connections of its own every round.
 
 pub mod bare;
+mod calm;
 mod cases;
 mod inbound;
 mod join;
@@ -27,7 +28,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::clock::Stopwatch;
 use crate::report::{Bar, Measurement, Row};
+use calm::{Pairs, Turn};
 use cases::{Bars, Case};
 use peers::{Peer, Side};
 pub use process::{Served, serve};
@@ -62,6 +65,8 @@ struct Round {
     run: light::Run,
     /// Microseconds of processor that the target was busy for a command; none where it does not tell.
     cpu_us: Option<f64>,
+    /// The part of the time for which target and host had their processors: the lesser of both.
+    processor_share: f64,
 }
 
 impl Plan {
@@ -83,48 +88,56 @@ impl Plan {
             "there must be rounds and depths"
         );
         let peers = peers::found(self.tell);
-        let mut trips = vec![round_trip_ns()?];
+        let mut trips = Vec::new();
         let wanted = |case: &Case| self.only.as_ref().is_none_or(|part| case.name().contains(part.as_str()));
         for case in cases::all(&self.depths).into_iter().filter(wanted) {
             let mut share = Vec::new();
             for peer in peers.iter().filter(|peer| peer.can(&case)) {
-                share.extend(self.pair(rows, &case, peer)?);
+                share.extend(self.pair(rows, &case, peer, &mut trips)?);
+            }
+            if share.is_empty() {
+                share = self.alone(rows, &case)?;
+                trips.push(round_trip_ns()?);
             }
             if case.connections > 1 {
                 self.share(rows, &case, &share)?;
             }
-            trips.push(round_trip_ns()?);
         }
-        let method =
-            "a cache line from one processor to the other and back, before, between and after the cases";
+        ensure!(!trips.is_empty(), "no case has a name like that");
+        let method = "a cache line from one processor to the other and back, before and after every round";
         let name = "target/round-trip".to_owned();
         self.row(rows, &Measurement { name, unit: "ns", ours: &trips, peer: None, bar: None, method })
     }
 
     /// Ours beside one peer; gives our rounds' shares of the slowest connection.
-    fn pair(&self, rows: &mut Vec<Row>, case: &Case, peer: &Peer) -> Result<Vec<f64>> {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        let theirs_side = Side::Peer(peer);
-        for round in 0..self.rounds {
-            // Neither is always the first.
-            if round % 2 == 0 {
-                theirs.push(self.round(case, &theirs_side)?);
-            }
-            ours.push(self.round(case, &Side::Ours)?);
-            if round % 2 == 1 {
-                theirs.push(self.round(case, &theirs_side)?);
-            }
-        }
-        let bars = peer.bars(case);
+    fn pair(&self, rows: &mut Vec<Row>, case: &Case, peer: &Peer, trips: &mut Vec<f64>) -> Result<Vec<f64>> {
+        let pairs = Pairs::collect(self.rounds, |turn| {
+            let side = if turn == Turn::Ours { Side::Ours } else { Side::Peer(peer) };
+            self.round(case, &side)
+        })?;
+        trips.extend(&pairs.trips_ns);
+        let (best, what) = pairs.best();
+        let [ours, theirs]: [Vec<Round>; 2] =
+            [0, 1].map(|side| best.iter().map(|pair| pair[side].clone()).collect());
+        let method = format!("{METHOD}; {what}");
         let place = format!("{}{}", case.name(), peer.place());
-        self.numbers(rows, &place, case, (peer, bars), (&ours, &theirs))?;
+        self.numbers(rows, (&place, &method), case, (peer, peer.bars(case)), (&ours, &theirs))?;
         Ok(ours.iter().map(|round| round.run.least_share).collect())
+    }
+
+    /// Ours, where no peer that is here can do the same.
+    fn alone(&self, rows: &mut Vec<Row>, case: &Case) -> Result<Vec<f64>> {
+        let rounds = (0..self.rounds).map(|_| self.round(case, &Side::Ours)).collect::<Result<Vec<_>>>()?;
+        let (name, unit) = (format!("{}/iops", case.name()), "IOPS");
+        let ours: Vec<_> = rounds.iter().map(|round| round.run.iops).collect();
+        self.row(rows, &Measurement { name, unit, ours: &ours, peer: None, bar: None, method: METHOD })?;
+        Ok(rounds.iter().map(|round| round.run.least_share).collect())
     }
 
     fn numbers(
         &self,
         rows: &mut Vec<Row>,
-        place: &str,
+        (place, method): (&str, &str),
         case: &Case,
         (peer, bars): (&Peer, Bars),
         (ours, theirs): (&[Round], &[Round]),
@@ -133,10 +146,8 @@ impl Plan {
         const MIB: f64 = (1 << 20) as f64;
         let mut wanted: Vec<(&str, &str, Number, Option<Bar>)> =
             vec![("iops", "IOPS", |round| Some(round.run.iops), bars.rate)];
-        if case.depth == 1 {
-            wanted.push(("p50", "us", |round| Some(round.run.percentile_us(0.5)), bars.latency));
-            wanted.push(("p99", "us", |round| Some(round.run.percentile_us(0.99)), bars.latency));
-        }
+        wanted.push(("p50", "us", |round| Some(round.run.percentile_us(0.5)), bars.latency));
+        wanted.push(("p99", "us", |round| Some(round.run.percentile_us(0.99)), bars.latency));
         wanted.push(("cpu", "us a command", |round| round.cpu_us, bars.cpu));
         for (label, unit, number, bar) in wanted {
             let of = |rounds: &[Round]| rounds.iter().filter_map(number).collect::<Vec<_>>();
@@ -153,15 +164,12 @@ impl Plan {
             let label = if is_large { "rate" } else { label };
             let name = format!("{place}/{label}");
             let peer = Some((peer.name(), theirs.as_slice()));
-            self.row(rows, &Measurement { name, unit, ours: &ours, peer, bar, method: METHOD })?;
+            self.row(rows, &Measurement { name, unit, ours: &ours, peer, bar, method })?;
         }
         Ok(())
     }
 
     fn share(&self, rows: &mut Vec<Row>, case: &Case, share: &[f64]) -> Result<()> {
-        if share.is_empty() {
-            return Ok(());
-        }
         let name = format!("{}/share", case.name());
         let method = "commands of the slowest connection, in parts of the mean of all";
         let bar = case.bar_of_share();
@@ -173,13 +181,16 @@ impl Plan {
         let mut target = side.start(case)?;
         let mut host = target.host(case)?;
         host.measure(WARM_UP)?;
-        let busy = target.busy_us()?;
+        let (busy, had) = (target.busy_us()?, target.processor_time()?);
+        let watch = Stopwatch::start();
         let run = host.measure(self.time)?;
+        let (wall_ns, host_ns) = (watch.wall_ns(), watch.cpu_ns());
+        let target_ns = (target.processor_time()?.saturating_sub(had)).as_nanos() as f64;
         let cpu_us = match (busy, target.busy_us()?) {
             (Some(before), Some(after)) => Some((after - before) / (run.count as f64)),
             _ => None,
         };
-        Ok(Round { run, cpu_us })
+        Ok(Round { run, cpu_us, processor_share: host_ns.min(target_ns) / wall_ns })
     }
 }
 

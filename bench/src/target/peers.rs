@@ -1,6 +1,7 @@
 //! Whom the target is set beside: what is there, and how a side is started.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -10,6 +11,7 @@ use super::light::LightHost;
 use super::process::{Served, TargetProcess};
 use super::spdk::{Spdk, SpdkProcess};
 use super::work::Kind;
+use crate::threads::cpu_time_of;
 
 /// One that the same work is given to.
 #[derive(Clone, Debug)]
@@ -114,6 +116,15 @@ impl Target {
             Self::Bare(_) => LightHost::connect_bare(self.address(), work, depth, LEN),
             Self::Child(_) | Self::Spdk(_) => LightHost::join(self.address(), work, connections, depth, LEN),
         }
+    }
+
+    /// The processor time of all its threads so far.
+    pub(super) fn processor_time(&self) -> Result<Duration> {
+        let pid = match self {
+            Self::Child(process) | Self::Bare(process) => process.pid(),
+            Self::Spdk(process) => process.pid(),
+        };
+        cpu_time_of(&pid.to_string(), &[""])
     }
 
     /// Microseconds for which it was busy so far; `None` when it does not tell.

@@ -113,6 +113,11 @@ impl TargetProcess {
         Ok(process)
     }
 
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Microseconds for which its core was busy so far; `None` as it does not tell yet.
     pub(super) fn busy_us(&mut self) -> Result<Option<f64>> {
         Ok(None)

@@ -133,6 +133,11 @@ impl SpdkProcess {
         Ok(())
     }
 
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Microseconds for which its threads were busy so far, by their own account (`thread_get_stats`).
     pub(super) fn busy_us(&self) -> Result<f64> {
         let stats = ask(&self.socket, "thread_get_stats")?;

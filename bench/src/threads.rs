@@ -1,14 +1,15 @@
-//! What the threads of this process ran, by their names.
+//! What the threads of a process ran, by their names.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// The processor time so far of all threads whose name begins with one of `names`, by `schedstat` (`proc(5)`).
-pub(super) fn cpu_time_of(names: &[&str]) -> Result<Duration> {
+/// The processor time so far of all threads of `process`, a number or `self`, whose name begins with one of `names`, by `schedstat`
+/// (`proc(5)`).
+pub(crate) fn cpu_time_of(process: &str, names: &[&str]) -> Result<Duration> {
     let mut total = Duration::ZERO;
-    for entry in fs::read_dir("/proc/self/task")? {
+    for entry in fs::read_dir(format!("/proc/{process}/task"))? {
         let task = entry?.path();
         // A thread that has ended meanwhile took its time with it.
         let Ok(name) = fs::read_to_string(task.join("comm")) else { continue };
