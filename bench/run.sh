@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All benches, into bench/report.json: the driver here, its instructions, the target over TCP, pins at scale, and the driver beside
+# All benches, into bench/report.json, and of that bench/REPORT.md and its plots: the driver here, its instructions, the target over TCP, pins at scale, and the driver beside
 # the kernel's in a guest.
 # usage: run.sh [ARGUMENT]...      of `fastice-bench driver`, such as --rounds 15
 set -euo pipefail
@@ -23,3 +23,4 @@ if [[ $(uname -m) == x86_64 ]] && { ((EUID == 0)) || command -v qemu-system-x86_
 else
     echo "SKIPPED: driver in the guest: that takes root, or qemu-system-x86 installed, and an x86_64 host" >&2
 fi
+"$bench" publish

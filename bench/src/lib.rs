@@ -9,6 +9,7 @@
 //!     |- clock    time, and the core's clock
 //!     `- report   bench/report.json, merged by the names of the rows
 //!   scale     a million extents, a thousand files
+//!   publish   bench/REPORT.md and its plots, made of the rows
 //!   rest      waits until the machine does nothing else
 //!   target    the whole target over TCP, beside the ceiling of the kernel's TCP
 //! ```
@@ -26,6 +27,7 @@ pub mod device;
 pub mod load;
 pub mod machine;
 pub mod paced;
+pub mod publish;
 pub mod replay;
 pub mod report;
 pub mod rest;

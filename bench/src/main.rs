@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use fastice_bench::chosen::Chosen;
 use fastice_bench::report::Report;
 use fastice_bench::suite::{KernelPeer, Plan};
-use fastice_bench::{count, machine, scale, server, target};
+use fastice_bench::{count, machine, publish as published, scale, server, target};
 
 /// Sets fastice beside its peers
 #[derive(Debug, Parser)]
@@ -60,6 +60,12 @@ enum Command {
         /// Where to listen
         #[arg(long)]
         socket: PathBuf,
+    },
+    /// Write the report for people, with plots, beside report.json
+    Publish {
+        /// Where the report is
+        #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+        report: PathBuf,
     },
     /// The report as a table
     Show {
@@ -180,6 +186,7 @@ fn main() -> ExitCode {
         Command::Merge { from, report } => merge(&from, &report),
         Command::ServeModel { socket } => server::serve(&socket),
         Command::Show { report } => show(&report),
+        Command::Publish { report } => publish(&report),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -249,9 +256,10 @@ fn target_over_tcp(options: &Target) -> Result<()> {
         machine: machine::describe(),
         tell: say,
     };
-    let mut rows = Vec::new();
-    plan.run(&mut rows)?;
+    let (mut rows, mut absent) = (Vec::new(), Vec::new());
+    plan.run(&mut rows, &mut absent)?;
     report.merge(rows);
+    report.absent = absent;
     Ok(report.save(&options.report)?)
 }
 
@@ -279,6 +287,13 @@ fn merge(from: &Path, into: &Path) -> Result<()> {
     let mut report = Report::load(into)?;
     report.merge(rows);
     Ok(report.save(into)?)
+}
+
+/// Writes what is told of the report beside it.
+fn publish(path: &Path) -> Result<()> {
+    ensure!(path.exists(), "{} does not exist", path.display());
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    published::publish(&Report::load(path)?, directory.unwrap_or(Path::new(".")))
 }
 
 fn show(path: &Path) -> Result<()> {

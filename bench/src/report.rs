@@ -169,6 +169,9 @@ fn rounded(value: f64) -> f64 {
 pub struct Report {
     /// All rows, sorted by name.
     pub rows: Vec<Row>,
+    /// Peers that the last run did not find, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub absent: Vec<String>,
 }
 
 /// Why a report cannot be read or written.

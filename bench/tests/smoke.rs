@@ -77,6 +77,9 @@ fn the_driver_is_measured_and_the_report_is_well_formed() {
     assert_eq!(barred, 6, "what must be met is stated");
     let shown = bench(&["show"], &path);
     assert_eq!(shown.lines().count(), report.rows.len());
+    bench(&["publish"], &path);
+    let published = std::fs::read_to_string(directory.path().join("REPORT.md")).unwrap();
+    assert!(report.rows.iter().all(|row| published.contains(&format!("`{}`", row.name))));
 
     let other = directory.path().join("other.json");
     bench(&["merge", path.to_str().unwrap()], &other);

@@ -118,7 +118,7 @@ mod tests {
         let mut bytes = vec![kind.0, flag_bits, 24, 0];
         bytes.extend_from_slice(&len.to_le_bytes());
         bytes.extend_from_slice(&specific);
-        bytes.resize(len as usize, 0xEE);
+        bytes.resize((len as usize).max(HEADER_LEN), 0xEE);
         bytes
     }
 

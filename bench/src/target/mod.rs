@@ -78,16 +78,17 @@ impl Plan {
         Ok(())
     }
 
-    /// All of it.
+    /// All of it. Peers that are not here are named in `absent`.
     ///
     /// # Errors
     /// When something does not work that should.
-    pub fn run(&self, rows: &mut Vec<Row>) -> Result<()> {
+    pub fn run(&self, rows: &mut Vec<Row>, absent: &mut Vec<String>) -> Result<()> {
         ensure!(
             self.rounds > 0 && self.depths.iter().all(|depth| *depth > 0),
             "there must be rounds and depths"
         );
-        let peers = peers::found(self.tell);
+        let peers = peers::found(absent);
+        absent.iter().for_each(|absent| (self.tell)(&format!("ABSENT: {absent}")));
         let mut trips = Vec::new();
         let wanted = |case: &Case| self.only.as_ref().is_none_or(|part| case.name().contains(part.as_str()));
         for case in cases::all(&self.depths).into_iter().filter(wanted) {

@@ -22,12 +22,12 @@ pub(super) enum Peer {
     Spdk(Spdk),
 }
 
-/// Those that are on this machine. Who is absent is named.
-pub(super) fn found(tell: fn(&str)) -> Vec<Peer> {
+/// Those that are on this machine. Who is absent is named, and why.
+pub(super) fn found(absent: &mut Vec<String>) -> Vec<Peer> {
     let mut peers = vec![Peer::Bare];
     match Spdk::find() {
         Ok(spdk) => peers.push(Peer::Spdk(spdk)),
-        Err(why) => tell(&format!("ABSENT: {}: {why}", super::spdk::NAME)),
+        Err(why) => absent.push(format!("{}: {why}", super::spdk::NAME)),
     }
     peers
 }

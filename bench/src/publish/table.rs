@@ -1,0 +1,114 @@
+//! The rows as tables.
+
+use std::fmt::Write as _;
+
+use crate::report::{Report, Row};
+
+const HEAD: &str = "\
+# What was measured
+
+Made by `make bench` of `report.json`; [README.md](README.md) says how each row is measured. Sides take turns, and a ratio is that of
+neighbouring rounds: the median, with its least and its largest. **Trust ratios, not numbers.**
+";
+
+/// The whole document. `plots` are paths and titles.
+pub(super) fn document(report: &Report, plots: &[(String, String)]) -> String {
+    let mut text = HEAD.to_owned();
+    machines(&mut text, report);
+    for absent in &report.absent {
+        put(&mut text, format_args!("* Absent, so not compared with: {absent}\n"));
+    }
+    let (barred, others): (Vec<_>, Vec<_>) = report.rows.iter().partition(|row| row.bar.is_some());
+    let missed = barred.iter().filter(|row| row.met == Some(false)).count();
+    put(
+        &mut text,
+        format_args!("\n## What is demanded\n\n{} of {} met.\n\n", barred.len() - missed, barred.len()),
+    );
+    rows(&mut text, &barred);
+    if !plots.is_empty() {
+        text.push_str("\n## Plots\n");
+        for (path, title) in plots {
+            put(&mut text, format_args!("\n![{title}]({path})\n"));
+        }
+    }
+    text.push_str("\n## All else\n\n");
+    rows(&mut text, &others);
+    text
+}
+
+fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
+    // A string takes everything.
+    let _ = text.write_fmt(what);
+}
+
+/// Each machine once, with how many rows it has.
+fn machines(text: &mut String, report: &Report) {
+    let mut machines: Vec<(&str, usize)> = Vec::new();
+    for row in &report.rows {
+        match machines.iter_mut().find(|(name, _)| *name == row.machine) {
+            Some((_, count)) => *count += 1,
+            None => machines.push((&row.machine, 1)),
+        }
+    }
+    text.push('\n');
+    for (name, count) in machines {
+        put(text, format_args!("* {count} rows: {name}\n"));
+    }
+}
+
+fn rows(text: &mut String, rows: &[&Row]) {
+    text.push_str("| row | ours | peer | ratio | bar | met | of |\n|---|---|---|---|---|---|---|\n");
+    for row in rows {
+        let spread = |median: f64, min: Option<f64>, max: Option<f64>| match (min, max) {
+            (Some(min), Some(max)) if min < max => format!("{median} ({min} to {max})"),
+            _ => median.to_string(),
+        };
+        let ours = spread(row.ours, Some(row.ours_min), Some(row.ours_max));
+        let peer = row.peer.map_or(String::new(), |peer| {
+            let name = row.peer_name.as_deref().unwrap_or_default();
+            format!("{} {name}", spread(peer, row.peer_min, row.peer_max))
+        });
+        let ratio = row.ratio.map_or(String::new(), |ratio| spread(ratio, row.ratio_min, row.ratio_max));
+        let met = match row.met {
+            None => "",
+            Some(true) => "yes",
+            Some(false) => "**no**",
+        };
+        put(
+            text,
+            format_args!(
+                "| `{}` | {ours} {} | {peer} | {ratio} | {} | {met} | {} |\n",
+                row.name,
+                row.unit,
+                row.bar.as_deref().unwrap_or_default(),
+                row.method
+            ),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Bar, Measurement};
+
+    #[test]
+    fn what_is_missed_is_told_first_and_the_absent_are_named() {
+        let measured = |name: &str, bar| Measurement {
+            name: name.to_owned(),
+            unit: "us",
+            ours: &[2.0, 3.0],
+            peer: Some(("the peer", &[1.0, 2.0])),
+            bar,
+            method: "made up",
+        };
+        let rows = [measured("plain", None), measured("judged", Some(Bar::RatioAtMost(1.0)))];
+        let rows = rows.iter().map(|measured| Row::new(measured, "here").unwrap()).collect();
+        let report = Report { rows, absent: vec!["somebody".to_owned()] };
+        let text = document(&report, &[("plots/a.svg".to_owned(), "A".to_owned())]);
+        assert!(text.contains("0 of 1 met."), "{text}");
+        assert!(text.contains("| `judged` | 2.5 (2 to 3) us | 1.5 (1 to 2) the peer | 1.75 (1.5 to 2) | ratio <= 1 | **no** |"), "{text}");
+        assert!(text.contains("not compared with: somebody") && text.contains("![A](plots/a.svg)"), "{text}");
+        assert!(text.find("judged") < text.find("plain"));
+    }
+}
