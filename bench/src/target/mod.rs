@@ -39,7 +39,7 @@ pub use round_trip::round_trip_ns;
 const NQN: &str = "nqn.2026-11.io.fastice:bench";
 /// Of the namespaces, in bytes.
 const LEN: u64 = 256 << 20;
-/// Of a warming up, which is not counted.
+/// Of a warming up, which is not counted; no longer than a round.
 const WARM_UP: Duration = Duration::from_millis(100);
 
 /// How long, how deep, how often.
@@ -181,7 +181,7 @@ impl Plan {
     fn round(&self, case: &Case, side: &Side<'_>) -> Result<Round> {
         let mut target = side.start(case)?;
         let mut host = target.host(case)?;
-        host.measure(WARM_UP)?;
+        host.measure(WARM_UP.min(self.time))?;
         let (busy, had) = (target.busy_us()?, target.processor_time()?);
         let watch = Stopwatch::start();
         let run = host.measure(self.time)?;

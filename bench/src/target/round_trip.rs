@@ -9,8 +9,8 @@ use anyhow::Result;
 
 use crate::server::{both_ends, stay_on};
 
-const ROUNDS: u32 = 20_000;
-const TRIES: usize = 5;
+const ROUNDS: u32 = 5_000;
+const TRIES: usize = 3;
 
 #[repr(align(128))]
 struct Line(AtomicU32);
