@@ -14,6 +14,7 @@
 //!   block   extent      devices behind one trait                         | pins, frozen maps, lookup
 //!    |        |
 //!   ring    units       io_uring with operations that own their buffers | newtypes
+//!   stage               where the time of a command goes, in histograms
 //!           durable   chain                                              | files that survive a crash; errors on one line
 //!    |
 //!   spdk/async-nvme, spdk/nvme-model      our NVMe driver, and a controller in software for demo and tests
@@ -35,5 +36,6 @@ pub mod fabrics;
 pub mod initiator;
 pub mod reactor;
 pub mod ring;
+pub mod stage;
 pub mod tcp;
 pub mod units;

@@ -162,6 +162,11 @@ pub trait BlockQueue {
     /// Operations taken over and not yet given back by `poll`.
     fn outstanding(&self) -> usize;
 
+    /// Whether the device is told by [`Ring::turn`], and not by [`BlockQueue::commit`].
+    fn goes_with_ring(&self) -> bool {
+        false
+    }
+
     /// Whether completions come only by polling: then the caller must not sleep in [`Ring::turn`] now, unless
     /// [`BlockQueue::arm`] says that it may.
     fn must_poll(&self) -> bool;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hugepage_alloc::{BufferPool, RegionOptions};
 
+use super::activity::{Ledger, TurnTaken, Wake};
 use super::engine::{DEVICE_QUEUE_DEPTH, IoEngine};
 use super::gauges::{CoreGauges, CoreStats};
 use super::mailbox::{Accepted, Letter, Mailbox};
@@ -15,6 +16,7 @@ use super::slab::{Key, Slab};
 use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
 use crate::fabrics::{ExportSlot, PortId};
 use crate::ring::{FileRef, Ring, RingClient, RingOptions, RingResource, Socket, Wait};
+use crate::stage::CoreStages;
 
 /// Socket completions handed out in one turn.
 const RING_BUDGET: usize = 256;
@@ -78,6 +80,7 @@ pub struct Core {
     bell_armed: bool,
     pause: PauseWatch,
     gauges: Arc<CoreGauges>,
+    activity: Ledger,
 }
 
 /// Kinds of the core's own operations, in the top byte of their tokens.
@@ -128,12 +131,13 @@ impl Core {
         let sockets = ring.client(connections_max * 3);
         let own = ring.client(LISTENERS_MAX + 1);
         let engine = IoEngine::new(ring.clone(), pool.clone());
+        let stages = CoreStages::new(Arc::clone(&options.stages));
         let mut seats = Slab::default();
         seats.reserve(connections_max);
         let mut listeners = Slab::default();
         listeners.reserve(LISTENERS_MAX);
         Ok(Self {
-            cx: CoreContext { sockets, pool, engine, now, mailbox },
+            cx: CoreContext { sockets, pool, engine, now, mailbox, stages },
             _hold: hold,
             ring,
             own,
@@ -152,6 +156,7 @@ impl Core {
             bell_armed: false,
             pause: PauseWatch::new(options.oversight.clone()),
             gauges,
+            activity: Ledger::new(),
         })
     }
 
@@ -185,13 +190,18 @@ impl Core {
     pub fn step(&mut self) -> Result<usize, CoreFailure> {
         self.arm();
         let wait = self.wait();
-        self.pause.look(&self.cx.engine)?;
+        let submits = self.pause.look(&self.cx.engine)?;
         let mut work = self.ring.turn(wait)?;
         self.cx.engine.disarm();
-        self.cx.now = self.pause.look(&self.cx.engine)?;
-        work += self.own_completions();
-        work += self.socket_completions();
-        work += self.device_completions();
+        let now = self.pause.look(&self.cx.engine)?;
+        self.cx.now = now.instant;
+        self.cx.stages.turn(now.stamp);
+        self.cx.engine.turned(submits.stamp, now.stamp);
+        let own = self.own_completions();
+        let sockets = self.socket_completions();
+        let devices = self.device_completions();
+        work += own + sockets + devices;
+        self.cx.engine.handled(work);
         work += self.take_turns();
         self.cx.engine.launch();
         // What a device answers at once leaves with what this turn submits, not a turn later.
@@ -200,6 +210,9 @@ impl Core {
             work += answered + self.take_turns();
             self.cx.engine.launch();
         }
+        let slept = matches!(wait, Wait::UpTo(_)).then(|| self.woken_by(own, sockets, devices));
+        let (submits, now) = (submits.stamp, now.stamp);
+        self.activity.turn(TurnTaken { submits, now, slept, has_work: work > 0 });
         if self.cx.now >= self.next_tick {
             self.tick();
         }
@@ -217,6 +230,18 @@ impl Core {
             connections: self.seats.len(),
             commands: self.cx.engine.jobs(),
             buffer_bytes: self.cx.pool.stats().bytes_in_use,
+        }
+    }
+
+    /// What ended a sleep, by what was found then.
+    const fn woken_by(&self, own: usize, sockets: usize, devices: usize) -> Wake {
+        match (sockets, devices, own) {
+            (1.., _, _) => Wake::Socket,
+            (0, 1.., _) => Wake::Device,
+            // Armed before each turn, and not any more when it rang.
+            (0, 0, 1..) if !self.bell_armed => Wake::Mail,
+            (0, 0, 1..) => Wake::Accept,
+            (0, 0, 0) => Wake::Timer,
         }
     }
 
@@ -417,7 +442,7 @@ impl Core {
                 Self::mark_ready(&mut self.ready, seat, key);
             }
         }
-        self.gauges.set(&self.stats());
+        self.gauges.set(&self.stats(), self.activity.counted());
     }
 
     fn answer_drains(&mut self) {

@@ -17,6 +17,7 @@ use super::{ConnectionFactory, Core, IdlePolicy};
 use crate::extent::Oversight;
 use crate::fabrics::{Export, ExportSlot, PortId};
 use crate::ring::RingError;
+use crate::stage::Book;
 use crate::units::ByteLen;
 
 /// How long a core may take to set itself up, or to open a device queue.
@@ -38,6 +39,8 @@ pub struct CoreOptions {
     pub hold: Option<Arc<OwnedFd>>,
     /// Whom a core asks, when it was away for a while, whether the files under the exports are what they were.
     pub oversight: Option<Arc<Oversight>>,
+    /// Where cores tell how long the stages of commands took.
+    pub stages: Arc<Book>,
 }
 
 /// Why the cores cannot run, or cannot do what was asked.
@@ -97,6 +100,7 @@ struct CoreHandle {
 /// The running cores.
 pub struct Cores {
     cores: Vec<CoreHandle>,
+    stages: Arc<Book>,
 }
 
 impl Cores {
@@ -114,7 +118,7 @@ impl Cores {
             mailboxes.push(Mailbox::new().map_err(|source| CoresError::Thread { cpu, source })?);
         }
         let spread = round_robin(mailboxes.clone());
-        let mut started = Self { cores: Vec::with_capacity(cpus.len()) };
+        let mut started = Self { cores: Vec::with_capacity(cpus.len()), stages: Arc::clone(&options.stages) };
         for (&cpu, mailbox) in cpus.iter().zip(mailboxes) {
             let up = start_core(cpu, options, Arc::clone(factory), Arc::clone(&spread), mailbox);
             match up {
@@ -185,6 +189,12 @@ impl Cores {
         self.cores.iter().map(|core| Arc::clone(&core.gauges)).collect()
     }
 
+    /// How long the stages of their commands took.
+    #[must_use]
+    pub fn stages(&self) -> Arc<Book> {
+        Arc::clone(&self.stages)
+    }
+
     /// Whether every core still runs. One that does not has logged why.
     #[must_use]
     pub fn healthy(&self) -> bool {
@@ -235,7 +245,7 @@ fn start_core(
     let (up, is_up) = mpsc::channel();
     let letters = mailbox.clone();
     let options = options.clone();
-    let gauges = Arc::new(CoreGauges::default());
+    let gauges = Arc::new(CoreGauges::new(cpu));
     let told = Arc::clone(&gauges);
     let body = move || {
         let core = match set_up(cpu, &options, letters, factory, spread, told) {

@@ -16,6 +16,7 @@
 //!
 //! Not here: parsing and validating commands (`fabrics`), moving data to and from the host (`tcp`).
 
+mod batches;
 mod job;
 
 use std::collections::VecDeque;
@@ -24,16 +25,21 @@ use std::sync::Arc;
 use hugepage_alloc::{BufferPool, DmaBuf};
 use nvme_spec::Status;
 
+use self::batches::Batches;
+pub use self::batches::Timing;
 use super::slab::{Key, Slab};
 use crate::block::{BlockDevice, BlockDone, BlockError, BlockErrorKind, BlockQueue};
 use crate::extent::LookupCursor;
 use crate::fabrics::{Export, ExportSlot, IoCommand, IoKind, of_block_error};
 use crate::ring::Ring;
+use crate::stage::{Stamp, Stamps};
 
 /// Operations one core keeps in flight on one device.
 pub(super) const DEVICE_QUEUE_DEPTH: usize = 1024;
 /// Completions taken from one device in one turn, so that no device starves the sockets.
 const POLL_BUDGET: usize = 256;
+/// So many completions are dealt with in less time than a look at the clock is worth.
+const HANDLED_FREE: usize = 4;
 
 /// The end of a command, for the connection that brought it.
 #[derive(Debug)]
@@ -46,6 +52,8 @@ pub struct IoDone {
     pub status: Status,
     /// The buffer that was handed in.
     pub buf: Option<DmaBuf>,
+    /// For [`IoEngine::stamps`].
+    pub timing: Timing,
 }
 
 /// What a core knows of an export.
@@ -54,6 +62,7 @@ struct CoreExport {
     queue: usize,
     cursor: LookupCursor,
     in_flight: u32,
+    goes_with_ring: bool,
 }
 
 /// A device queue and how many exports of this core use it.
@@ -89,6 +98,7 @@ struct Job {
     pending: u32,
     status: Status,
     stage: Stage,
+    batch: u32,
 }
 
 /// Why a submission stopped before the end of the range.
@@ -110,8 +120,15 @@ pub struct IoEngine {
     fresh: VecDeque<Key>,
     stalled: VecDeque<Key>,
     done: VecDeque<IoDone>,
+    batches: Batches,
+    /// The batch of those that are fresh.
+    batch: Option<u32>,
     harvest: Vec<BlockDone>,
     armed: bool,
+    /// When this turn began, or devices were told last.
+    now: Stamp,
+    /// Completions that this turn dealt with before any command was begun.
+    handled: usize,
 }
 
 impl IoEngine {
@@ -128,9 +145,30 @@ impl IoEngine {
             fresh: VecDeque::new(),
             stalled: VecDeque::new(),
             done: VecDeque::new(),
+            batches: Batches::new(),
+            batch: None,
             harvest: Vec::with_capacity(POLL_BUDGET),
             armed: false,
+            now: Stamp::now(),
+            handled: 0,
         }
+    }
+
+    /// The ring has just had its turn: it began to submit at `submitted`, and now it is `now`.
+    pub(super) fn turned(&mut self, submitted: Stamp, now: Stamp) {
+        self.batches.submitted(submitted);
+        self.now = now;
+    }
+
+    /// So many completions were dealt with in this turn; from here on, commands are begun.
+    pub(super) const fn handled(&mut self, completions: usize) {
+        self.handled = completions;
+    }
+
+    /// When a command that has just ended passed its stages. Its arrival nobody knows here: it is that of its beginning.
+    #[must_use]
+    pub fn stamps(&self, done: &IoDone) -> Stamps {
+        self.batches.stamps(done.timing, self.now)
     }
 
     /// Makes room for the commands of one more connection, which has `commands` in flight at the most. To be given
@@ -166,11 +204,13 @@ impl IoEngine {
             Some(index) => index,
             None => self.open_queue(&export.device)?,
         };
+        let mut goes_with_ring = false;
         if let Some(device_queue) = &mut self.queues[queue] {
             device_queue.users += 1;
+            goes_with_ring = device_queue.queue.goes_with_ring();
         }
         self.exports[slot] =
-            Some(CoreExport { export, queue, cursor: LookupCursor::default(), in_flight: 0 });
+            Some(CoreExport { export, queue, cursor: LookupCursor::default(), in_flight: 0, goes_with_ring });
         Ok(())
     }
 
@@ -223,6 +263,11 @@ impl IoEngine {
     /// Looks up and submits the commands that were begun since the last time. What the lookups of one turn need of their maps
     /// is fetched all at once by then: in a map of many extents each would wait for memory by itself.
     pub fn launch(&mut self) {
+        let Some(batch) = self.batch.take() else { return };
+        self.batches.parsed(batch, Stamp::now());
+        if self.done.is_empty() {
+            self.batches.collected();
+        }
         while let Some(key) = self.fresh.pop_front() {
             self.advance(key);
         }
@@ -238,7 +283,7 @@ impl IoEngine {
             Some(held) => held.export.refusal(command.kind.is_write()),
         };
         if let Some(status) = status {
-            self.done.push_back(IoDone { owner, request, status, buf });
+            self.done.push_back(IoDone { owner, request, status, buf, timing: Timing::NONE });
             return;
         }
         let (next, end) = match command.kind {
@@ -248,6 +293,7 @@ impl IoEngine {
             IoKind::Flush | IoKind::DatasetManagement { .. } => (0, 0),
         };
         let stage = if matches!(command.kind, IoKind::Flush) { Stage::FlushDue } else { Stage::Transfer };
+        let batch = self.join_batch();
         let job = Job {
             owner,
             request,
@@ -259,6 +305,7 @@ impl IoEngine {
             pending: 0,
             status: Status::SUCCESS,
             stage,
+            batch,
         };
         match self.jobs.insert(job) {
             Ok(key) => {
@@ -273,9 +320,21 @@ impl IoEngine {
             Err(job) => {
                 // Connections reserve a job for each command they may have, so this is a shortage, not a habit.
                 let status = Status::COMMAND_INTERRUPTED;
-                self.done.push_back(IoDone { owner, request, status, buf: job.buf });
+                self.batches.leave(batch);
+                self.done.push_back(IoDone { owner, request, status, buf: job.buf, timing: Timing::NONE });
             }
         }
+    }
+
+    /// The batch of this turn, with one command more.
+    #[inline]
+    fn join_batch(&mut self) -> u32 {
+        if let Some(batch) = self.batch {
+            self.batches.join(batch);
+            return batch;
+        }
+        let begun = if self.handled <= HANDLED_FREE { self.now } else { Stamp::now() };
+        *self.batch.insert(self.batches.open(begun))
     }
 
     /// Submits as much of a job as the device takes, and ends it when nothing is left and nothing is out.
@@ -313,14 +372,18 @@ impl IoEngine {
             }
         }
         let Some(job) = self.jobs.remove(key) else { return };
+        let mut goes_with_ring = false;
         if let Some(Some(held)) = self.exports.get_mut(job.command.slot.0 as usize) {
             held.in_flight -= 1;
+            goes_with_ring = held.goes_with_ring;
         }
+        self.batches.leave(job.batch);
         self.done.push_back(IoDone {
             owner: job.owner,
             request: job.request,
             status: job.status,
             buf: job.buf,
+            timing: Timing::new(job.batch, goes_with_ring),
         });
     }
 
@@ -331,6 +394,13 @@ impl IoEngine {
         for index in 0..self.queues.len() {
             let Some(Some(device)) = self.queues.get_mut(index) else { continue };
             device.queue.commit();
+        }
+        if self.batches.are_untold() {
+            self.now = Stamp::now();
+            self.batches.rung(self.now);
+        }
+        for index in 0..self.queues.len() {
+            let Some(Some(device)) = self.queues.get_mut(index) else { continue };
             work += device.queue.poll(POLL_BUDGET, &mut self.harvest);
             while let Some(done) = self.harvest.pop() {
                 self.complete(done);
@@ -339,6 +409,9 @@ impl IoEngine {
         if work > 0 {
             for _ in 0..self.stalled.len() {
                 let Some(key) = self.stalled.pop_front() else { break };
+                if let Some(job) = self.jobs.get_mut(key) {
+                    job.batch = self.batches.again(job.batch);
+                }
                 self.advance(key);
             }
         }

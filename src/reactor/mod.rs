@@ -23,6 +23,7 @@
 //!
 //! Not here: protocols (`tcp`, `fabrics`), what is served (`control`).
 
+mod activity;
 mod core;
 mod cores;
 mod engine;
@@ -35,14 +36,16 @@ use std::time::Instant;
 
 use hugepage_alloc::BufferPool;
 
+pub use self::activity::{CoreActivity, Wake};
 pub use self::core::{Core, IdlePolicy};
 pub use self::cores::{CoreOptions, Cores, CoresError};
-pub use self::engine::{IoDone, IoEngine};
+pub use self::engine::{IoDone, IoEngine, Timing};
 pub use self::gauges::{CoreGauges, CoreStats};
 pub use self::mailbox::{Accepted, Letter, Mailbox};
 pub use self::pause::CoreFailure;
 pub use self::slab::{Key, Slab};
 use crate::ring::{RingClient, RingDone};
+use crate::stage::CoreStages;
 
 /// What a connection may use while it runs: everything of its core but the other connections.
 pub struct CoreContext {
@@ -56,6 +59,8 @@ pub struct CoreContext {
     pub now: Instant,
     /// Wakes this core: handed to sessions that other threads want to reach.
     pub mailbox: Mailbox,
+    /// Where commands tell how long their stages took.
+    pub stages: CoreStages,
 }
 
 impl CoreContext {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::engine::IoEngine;
 use crate::extent::{Oversight, lease_break_time};
 use crate::ring::RingError;
+use crate::stage::Stamp;
 
 /// A core that had no turn for so long was stopped, or the machine is overwhelmed: far above what a turn takes.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -64,19 +65,33 @@ impl CoreFailure {
 /// Notices that its core was away.
 pub(super) struct PauseWatch {
     oversight: Option<Arc<Oversight>>,
-    seen: Instant,
+    seen: Stamp,
+}
+
+/// A moment, twice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) instant: Instant,
+    pub(super) stamp: Stamp,
+}
+
+impl Moment {
+    pub(super) fn now() -> Self {
+        let instant = Instant::now();
+        Self { instant, stamp: Stamp::of(instant) }
+    }
 }
 
 impl PauseWatch {
     pub(super) fn new(oversight: Option<Arc<Oversight>>) -> Self {
-        Self { oversight, seen: Instant::now() }
+        Self { oversight, seen: Stamp::now() }
     }
 
     /// Looks at the clock, and makes sure of the files when much time has passed. Returns the time.
-    pub(super) fn look(&mut self, engine: &IoEngine) -> Result<Instant, CoreFailure> {
-        let now = Instant::now();
-        let away = now.duration_since(self.seen);
-        self.seen = now;
+    pub(super) fn look(&mut self, engine: &IoEngine) -> Result<Moment, CoreFailure> {
+        let now = Moment::now();
+        let away = Duration::from_nanos(now.stamp.ns_since(self.seen));
+        self.seen = now.stamp;
         if away <= PAUSE_MIN {
             return Ok(now);
         }
@@ -84,12 +99,12 @@ impl PauseWatch {
     }
 
     #[cold]
-    fn make_sure(&mut self, now: Instant, away: Duration, engine: &IoEngine) -> Result<Instant, CoreFailure> {
+    fn make_sure(&mut self, now: Moment, away: Duration, engine: &IoEngine) -> Result<Moment, CoreFailure> {
         let away_ms = away.as_millis();
         let Some(oversight) = &self.oversight else { return Ok(now) };
         let is_long = away >= lease_break_time().mul_f64(PATIENCE_SHARE);
         let patience = if is_long { PROOF_PATIENCE } else { PROOF_PATIENCE_SHORT };
-        let is_proven = oversight.prove_since(now, now + patience);
+        let is_proven = oversight.prove_since(now.instant, now.instant + patience);
         if is_long && !is_proven {
             return Err(CoreFailure::Unproven { away_ms });
         }
@@ -97,7 +112,8 @@ impl PauseWatch {
             return Err(CoreFailure::RecalledMeanwhile { away_ms });
         }
         tracing::warn!(away_ms, is_proven, "a core was away, and has the files looked at before it goes on");
-        self.seen = Instant::now();
-        Ok(self.seen)
+        let now = Moment::now();
+        self.seen = now.stamp;
+        Ok(now)
     }
 }

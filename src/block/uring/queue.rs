@@ -176,6 +176,10 @@ impl BlockQueue for UringQueue {
         self.depth - self.free.len() + self.ready.len()
     }
 
+    fn goes_with_ring(&self) -> bool {
+        true
+    }
+
     fn must_poll(&self) -> bool {
         !self.ready.is_empty() || !self.waiting.is_empty() || self.client.ready() > 0
     }

@@ -55,6 +55,7 @@ pub(super) fn start_cores(
         connections_max: CONNECTIONS_PER_CORE,
         hold: Some(Arc::new(hold)),
         oversight: Some(Arc::clone(oversight)),
+        stages: Arc::default(),
     };
     let cpus: Vec<usize> = config.cores.iter().map(|&cpu| cpu as usize).collect();
     Ok(Cores::start(&cpus, &options, factory)?)

@@ -95,6 +95,7 @@ impl World {
             idle: IdlePolicy::AlwaysPoll,
             connections_max: 4,
             hold: None,
+            stages: Arc::default(),
         };
         let core = Core::alone(&options, &mailbox, Arc::new(factory)).expect("a ring and buffers");
         let mut world = Self { core, mailbox };

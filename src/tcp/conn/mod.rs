@@ -23,6 +23,7 @@ mod fuzz;
 mod request;
 mod rx;
 mod timeouts;
+mod times;
 mod tx;
 
 use std::collections::VecDeque;
@@ -38,11 +39,13 @@ pub use self::fuzz::fuzz_connection;
 use self::request::{Index, Requests, State};
 use self::rx::{Rx, RxState, Step};
 pub use self::timeouts::TcpTimeouts;
+use self::times::Cells;
 use self::tx::{Out, Tx, TxSize};
 use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules, Phase, Receiver, TermReq};
 use crate::fabrics::{Completion, QueueSession, SessionEvent};
 use crate::reactor::{Connection, CoreContext, IoDone, Key, Turn};
 use crate::ring::{RingDone, RingResource, Socket};
+use crate::stage::{Stamp, Stamps};
 
 /// MAXH2CDATA: data in one H2CData PDU at the most. As large as the largest transfer, so that one R2T and one PDU
 /// carry any write.
@@ -58,8 +61,8 @@ const PDU_BUDGET: usize = 64;
 const RX_BYTES_SMALL: usize = 16 * 1024;
 const RX_BYTES_IO: usize = 256 * 1024;
 /// Send batches, likewise.
-const TX_SMALL: TxSize = TxSize { arena_bytes: 4096, parts: 64, queue: 64 };
-const TX_IO: TxSize = TxSize { arena_bytes: 32 * 1024, parts: 512, queue: 256 };
+const TX_SMALL: TxSize = TxSize { arena_bytes: 4096, parts: 64, queue: 64, notes: 16 };
+const TX_IO: TxSize = TxSize { arena_bytes: 32 * 1024, parts: 512, queue: 256, notes: 128 };
 
 /// Kinds of ring operations.
 const RECV: u8 = 1;
@@ -119,6 +122,9 @@ pub struct TcpConnection {
     terminating: bool,
     /// When transfers are looked at again.
     next_look: Instant,
+    /// When the bytes that are parsed now were received.
+    arrived: Stamp,
+    cells: Cells,
 }
 
 impl TcpConnection {
@@ -155,6 +161,8 @@ impl TcpConnection {
             scratch: Vec::new(),
             terminating: false,
             next_look: now + TRANSFER_LOOK,
+            arrived: Stamp::of(now),
+            cells: Cells::default(),
         }
     }
 
@@ -332,7 +340,10 @@ impl TcpConnection {
                 }
                 self.abort(cx);
             }
-            Ok(count) => self.rx.received(batch, count, &mut self.requests),
+            Ok(count) => {
+                self.arrived = cx.stages.now();
+                self.rx.received(batch, count, &mut self.requests);
+            }
         }
     }
 
@@ -351,7 +362,10 @@ impl TcpConnection {
                     self.abort(cx);
                 }
             }
-            Ok(_) => self.tx.give_back(batch),
+            Ok(_) => {
+                self.cells.count(self.tx.flying(), cx.stages.now());
+                self.tx.give_back(batch);
+            }
             Err(_) => {
                 self.tx.give_back(batch);
                 self.abort(cx);
@@ -436,7 +450,7 @@ impl Connection for TcpConnection {
         }
     }
 
-    fn on_io(&mut self, _cx: &mut CoreContext, done: IoDone) {
+    fn on_io(&mut self, cx: &mut CoreContext, done: IoDone) {
         self.on_device -= 1;
         let Ok(index) = Index::try_from(done.request) else { return };
         if !done.status.is_success() {
@@ -444,6 +458,10 @@ impl Connection for TcpConnection {
             self.session.note_error(&sqe, done.status, None);
         }
         let request = self.requests.at(index);
+        request.stamps = Stamps { arrived: request.stamps.arrived, ..cx.engine.stamps(&done) };
+        if done.timing.is_none() {
+            request.cell = None;
+        }
         let answers = matches!(request.state, State::Device { reads: true }) && done.status.is_success();
         request.buf = if answers { done.buf } else { None };
         if self.stage == Stage::Draining || self.terminating {

@@ -6,6 +6,10 @@ use hugepage_alloc::DmaBuf;
 use nvme_spec::SubmissionQueueEntry;
 
 use crate::fabrics::{Completion, IoCommand};
+use crate::stage::Stamps;
+
+/// Index of a cell in its connection's list.
+pub(super) type CellIndex = u32;
 
 /// Index of a request in its connection's table; also the TTAG of its R2T.
 pub(super) type Index = u16;
@@ -64,6 +68,10 @@ pub(super) struct Request {
     pub(super) received: u32,
     /// The data did not fit its digest.
     pub(super) spoilt: bool,
+    /// When it passed its stages: the first until it goes to the device, all when it is back.
+    pub(super) stamps: Stamps,
+    /// Where they are counted; nowhere unless it was on a device.
+    pub(super) cell: Option<CellIndex>,
 }
 
 impl Request {
@@ -78,6 +86,8 @@ impl Request {
             charge: 0,
             received: 0,
             spoilt: false,
+            stamps: Stamps::NONE,
+            cell: None,
         }
     }
 
@@ -195,6 +205,7 @@ impl Requests {
         slot.spoilt = false;
         slot.owed_since = None;
         slot.asked = false;
+        slot.cell = None;
         Ok(index)
     }
 

@@ -8,6 +8,7 @@ use nvme_spec::CompletionQueueEntry;
 use zerocopy::IntoBytes;
 
 use super::request::{Index, Requests, State};
+use super::times::Notes;
 use crate::fabrics::{Completion, QueueSession};
 use crate::ring::SendBatch;
 use crate::tcp::digest::Digest;
@@ -36,8 +37,12 @@ pub(super) enum Out {
 pub(super) struct Tx {
     queue: VecDeque<Out>,
     filling: Box<SendBatch>,
+    /// Of the commands whose answers it has.
+    notes: Notes,
     /// The other batch; `None` while it is in flight.
     spare: Option<Box<SendBatch>>,
+    /// Of the batch in flight.
+    flying: Notes,
     /// What is in flight: since when, and how many bytes.
     flight: Option<(Instant, usize)>,
     size: TxSize,
@@ -50,6 +55,8 @@ pub(super) struct TxSize {
     pub(super) arena_bytes: usize,
     pub(super) parts: usize,
     pub(super) queue: usize,
+    /// Entries of the notes of a batch.
+    pub(super) notes: usize,
 }
 
 impl TxSize {
@@ -63,7 +70,9 @@ impl Tx {
         Self {
             queue: VecDeque::with_capacity(size.queue),
             filling: size.batch(),
+            notes: Notes::with_capacity(size.notes),
             spare: Some(size.batch()),
+            flying: Notes::with_capacity(size.notes),
             flight: None,
             size,
             hpda: 0,
@@ -76,9 +85,11 @@ impl Tx {
         self.queue.reserve(size.queue.saturating_sub(self.queue.len()));
         if self.filling.is_empty() {
             self.filling = size.batch();
+            self.notes = Notes::with_capacity(size.notes);
         }
         if self.spare.is_some() {
             self.spare = Some(size.batch());
+            self.flying = Notes::with_capacity(size.notes);
         }
     }
 
@@ -111,10 +122,16 @@ impl Tx {
         self.flight.map(|(since, _)| since)
     }
 
+    /// The commands whose answers are in the batch in flight.
+    pub(super) const fn flying(&self) -> &Notes {
+        &self.flying
+    }
+
     /// Forgets everything that is not in flight.
     pub(super) fn discard(&mut self) {
         self.queue.clear();
         self.filling.clear();
+        self.notes.clear();
     }
 
     /// A TermReq: nothing that waits goes out before or after it.
@@ -128,7 +145,10 @@ impl Tx {
 
     /// Puts answers into the batch as long as there is room.
     pub(super) fn fill(&mut self, requests: &mut Requests, session: &QueueSession, digests: Digests) {
-        while self.filling.arena_room() >= ANSWER_BYTES_MAX && self.filling.parts_room() >= ANSWER_PARTS_MAX {
+        while self.filling.arena_room() >= ANSWER_BYTES_MAX
+            && self.filling.parts_room() >= ANSWER_PARTS_MAX
+            && !self.notes.is_full()
+        {
             let Some(out) = self.queue.pop_front() else { break };
             let mut header = [0; HEADER_MAX];
             match out {
@@ -153,6 +173,9 @@ impl Tx {
         let cid = request.sqe.cid.get();
         let buf = request.buf.take();
         let State::Answer(completion) = request.state else { return };
+        if let Some(cell) = request.cell {
+            self.notes.note(&request.stamps, cell);
+        }
         requests.remove(index);
         let mut answered = false;
         if let Some(buf) = buf {
@@ -208,18 +231,21 @@ impl Tx {
         }
         let spare = self.spare.take()?;
         self.flight = Some((now, self.filling.bytes_len()));
+        std::mem::swap(&mut self.notes, &mut self.flying);
         Some(std::mem::replace(&mut self.filling, spare))
     }
 
     /// A batch that was taken could not be handed to the ring: it is the next one again.
     pub(super) fn put_back(&mut self, batch: Box<SendBatch>) {
         self.flight = None;
+        std::mem::swap(&mut self.notes, &mut self.flying);
         self.spare = Some(std::mem::replace(&mut self.filling, batch));
     }
 
     /// A batch comes back, sent or not.
     pub(super) fn give_back(&mut self, mut batch: Box<SendBatch>) {
         batch.clear();
+        self.flying.clear();
         self.flight = None;
         self.spare = Some(if batch.arena_room() < self.size.arena_bytes { self.size.batch() } else { batch });
     }
