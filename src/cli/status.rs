@@ -11,7 +11,8 @@ use super::out::{JsonFlag, Out};
 use super::pins::guard_and_readers;
 use super::served::{fenced, not_held, recalled};
 use crate::config::{DeviceWay, format_size};
-use crate::control::{ExportStatus, Status, ask_all};
+use crate::control::{CoreStatus, ExportStatus, LatencyStatus, Status, ask_all};
+use crate::stage::Stage;
 
 /// Show the running targets: exports, hosts, how their files are watched, how long fences took
 #[derive(Clone, Debug, Args)]
@@ -88,6 +89,8 @@ fn tell(target: &Status, out: &mut Out) -> io::Result<()> {
         out.line("")?;
         out.table(["controller", "queues ", "commands ", "read ", "written ", "host"], &rows)?;
     }
+    latencies(&target.latencies, out)?;
+    cores(&target.cores, out)?;
     if fences.count > 0 {
         out.line(format!(
             "\n{} fence(s), {} cleared, {} not drained in time; drained after {} us (median), {} us (p99), {} us (worst) \
@@ -109,6 +112,85 @@ fn tell(target: &Status, out: &mut Out) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How long commands took since the target runs, and how long in half of them each stage.
+fn latencies(all: &[LatencyStatus], out: &mut Out) -> io::Result<()> {
+    if all.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = all.iter().map(latency_cells).collect();
+    out.line("\ncommands: median, 99 of 100, and the median of each stage, in microseconds")?;
+    out.table(
+        [
+            "nsid ",
+            "commands ",
+            "p50 ",
+            "p99 ",
+            "receive ",
+            "parse ",
+            "lookup ",
+            "queue ",
+            "device ",
+            "send ",
+            "host",
+            "subsystem",
+        ],
+        &rows,
+    )
+}
+
+fn latency_cells(latency: &LatencyStatus) -> [String; 12] {
+    let LatencyStatus { subsystem, nsid, host, total, stages } = latency;
+    let others = || "(others)".to_owned();
+    let stage =
+        |stage: Stage| stages.get(stage.word()).map_or_else(|| "-".to_owned(), |times| us(times.p50_ns));
+    let [receive, parse, lookup, queue, device, send] = Stage::ALL.map(stage);
+    [
+        nsid.map_or_else(|| "-".to_owned(), |nsid| nsid.to_string()),
+        total.count.to_string(),
+        us(total.p50_ns),
+        us(total.p99_ns),
+        receive,
+        parse,
+        lookup,
+        queue,
+        device,
+        send,
+        host.clone().unwrap_or_else(others),
+        subsystem.clone().unwrap_or_else(others),
+    ]
+}
+
+/// Nanoseconds as microseconds with a digit behind the point.
+pub(super) fn us(ns: u64) -> String {
+    format!("{}.{}", ns / 1000, ns % 1000 / 100)
+}
+
+fn cores(all: &[CoreStatus], out: &mut Out) -> io::Result<()> {
+    if all.is_empty() {
+        return Ok(());
+    }
+    let cells = |core: &CoreStatus| {
+        let all_us = core.busy_us.saturating_add(core.polling_us).saturating_add(core.asleep_us).max(1);
+        let share = |us: u64| format!("{} %", us.saturating_mul(100) / all_us);
+        let sleeps = core.wakes.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
+        [
+            core.cpu.to_string(),
+            core.connections.to_string(),
+            core.commands.to_string(),
+            format_size(core.buffer_bytes.try_into().unwrap_or(u64::MAX)),
+            share(core.busy_us),
+            share(core.polling_us),
+            share(core.asleep_us),
+            sleeps.to_string(),
+        ]
+    };
+    let rows: Vec<_> = all.iter().map(cells).collect();
+    out.line("")?;
+    let head =
+        ["core ", "connections ", "on devices ", "buffers ", "busy ", "polling ", "asleep ", "sleeps "];
+    out.table(head, &rows)
 }
 
 /// Of an export that is fenced, or was: since when, why, and what holds the file now.

@@ -20,6 +20,7 @@ mod disks;
 mod drains;
 mod error;
 mod event;
+mod latency;
 mod listen;
 mod metrics;
 mod orphans;
@@ -43,6 +44,7 @@ pub use self::api::ask_all;
 pub use self::error::{DiskError, ServeError};
 use self::event::Event;
 pub use self::event::ReloadReport;
+pub use self::latency::{CoreStatus, LatencyStatus, StageTimes};
 pub use self::metrics::fuzz_metrics_request;
 pub use self::recalls::{LastRecall, RecallStatus};
 use self::server::Server;
@@ -56,6 +58,7 @@ use crate::config::Config;
 use crate::extent::Progress;
 use crate::fabrics::{Grant, Target, TargetStats};
 use crate::reactor::{CoreGauges, CoreStats};
+use crate::stage::Book;
 use crate::tcp::{TcpCounters, TcpStats};
 
 /// A target that serves.
@@ -66,6 +69,7 @@ pub struct Running {
     target: Arc<Target>,
     counters: Arc<TcpCounters>,
     gauges: Vec<Arc<CoreGauges>>,
+    stages: Arc<Book>,
     hidden: Arc<AtomicUsize>,
     events: Sender<Event>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
@@ -94,13 +98,13 @@ pub fn start_reaching(
     let (events, inbox) = channel();
     let server = Server::start(config, events.clone(), reach, progress)?;
     let addresses = server.addresses.clone();
-    let (gauges, hidden) = (server.gauges(), Arc::clone(&server.hidden));
+    let (gauges, stages, hidden) = (server.gauges(), server.stages(), Arc::clone(&server.hidden));
     let (target, counters) = (Arc::clone(&server.target), Arc::clone(&server.counters));
     let thread = std::thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || server.run(&inbox))
         .map_err(|_| ServeError::ControlGone)?;
-    Ok(Running { addresses, target, counters, gauges, hidden, events, thread: Some(thread) })
+    Ok(Running { addresses, target, counters, gauges, stages, hidden, events, thread: Some(thread) })
 }
 
 impl Running {
@@ -131,6 +135,18 @@ impl Running {
     #[must_use]
     pub fn core_stats(&self) -> Vec<CoreStats> {
         self.gauges.iter().map(|gauges| gauges.get()).collect()
+    }
+
+    /// What each core does with its time, as of its last tick.
+    #[must_use]
+    pub fn cores(&self) -> Vec<CoreStatus> {
+        self.gauges.iter().map(|gauges| CoreStatus::of(gauges)).collect()
+    }
+
+    /// How long commands took so far, by host and export.
+    #[must_use]
+    pub fn latencies(&self) -> Vec<LatencyStatus> {
+        latency::of_book(&self.stages)
     }
 
     /// Serves `config` from now on, as far as it can be changed while hosts are connected.

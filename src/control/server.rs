@@ -33,6 +33,7 @@ use crate::config::Config;
 use crate::extent::{CommandsHold, Progress};
 use crate::fabrics::{Export, PortSpec, Target, TargetOptions};
 use crate::reactor::{ConnectionFactory, CoreGauges, Cores};
+use crate::stage::Book;
 use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
 
 /// How long commands may take when the control thread ends by accident.
@@ -120,7 +121,7 @@ impl Server {
         let pinned_bytes = provider.pinned_len().0;
         tracing::info!(subsystems = config.subsystems.len(), pinned_bytes, ?addresses, "serving");
         tell_served(&backings);
-        let source = Source::new(&events, &target, &counters, cores.gauges());
+        let source = Source::new(&events, &target, &counters, &cores);
         let metrics = config.metrics.and_then(|address| Metrics::start(address, source));
         let api = Api::start(provider.state(), events.clone()).inspect_err(|error| {
             tracing::warn!(%error, "no control socket: `fastice status` will not know of this target");
@@ -158,6 +159,10 @@ impl Server {
 
     pub(super) fn gauges(&self) -> Vec<Arc<CoreGauges>> {
         self.cores.as_ref().map(Cores::gauges).unwrap_or_default()
+    }
+
+    pub(super) fn stages(&self) -> Arc<Book> {
+        self.cores.as_ref().map(Cores::stages).unwrap_or_default()
     }
 
     /// Serves until told to stop, or until a core is lost. The result has gone to whoever asked for the stop.

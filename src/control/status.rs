@@ -6,6 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::latency::{CoreStatus, LatencyStatus};
 use super::recalls::RecallStatus;
 use crate::config::DeviceWay;
 use crate::extent::{GuardMode, LocalReaders, WatchReport};
@@ -31,6 +32,12 @@ pub struct Status {
     /// The devices that our own driver drives.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceStatus>,
+    /// Its cores.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cores: Vec<CoreStatus>,
+    /// How long commands took, by host and export.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub latencies: Vec<LatencyStatus>,
     /// Where metrics are told, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,

@@ -6,6 +6,8 @@ use fastice::config::Config;
 use fastice::control::{Running, start};
 use fastice::extent::NoProgress;
 use fastice::initiator::controller::Controller;
+use fastice::units::Lba;
+use nvme_spec::Nsid;
 use serde_json::Value;
 
 use super::daemon::{Lab, any_port, eventually};
@@ -29,6 +31,9 @@ fn what_a_target_is_asked_for_is_told_as_the_manual_says() {
     let file = lab.config(head, any_port(), &format!("allow_any_host = true\n{namespaces}"));
     let running = start(Config::load(&file).expect("a good configuration"), &mut NoProgress).expect("served");
     let host = Controller::connect(&connect_options(running.addresses()[0])).expect("a host");
+    // So that there are times to tell of.
+    let namespace = host.namespace(Nsid(2)).expect("the whole file");
+    namespace.read(Lba(0), &mut [0; 4096]).expect("a read");
     share(&lab, &broken);
     let status = || lab.json(&["status", "--json"], 0);
     eventually("the file is let go", || {

@@ -60,6 +60,14 @@ fn a_scrape_tells_of_pins_watch_and_hosts() {
     assert!(value(&page, "fastice_watch_interval_seconds") >= 0.1, "{page}");
     assert!(value(&page, "fastice_host_written_bytes_total") > 0.0, "{page}");
     assert_eq!(value(&page, "fastice_fences_total"), 0.0, "{page}");
+    assert!(value(&page, "fastice_core_state_seconds_total") > 0.0, "{page}");
+    assert!(value(&page, "fastice_command_seconds_count") > 0.0, "{page}");
+    let stages = value(&page, "fastice_command_stage_seconds_count");
+    // What is sent while they are read is in the one already, and not yet in the other.
+    let apart = stages - 6.0 * value(&page, "fastice_command_seconds_count");
+    assert!(apart.abs() <= 6.0 * 64.0, "{page}");
+    assert_eq!(stages, value(&page, "fastice_core_command_stage_seconds_count"), "{page}");
+    assert!(page.contains("nsid=\"1\",host=\"nqn.") && page.contains("stage=\"device\"}"), "{page}");
 
     let pins = lab.json(&["pins", "--json"], 0);
     let served = &pins["pins"][0]["served"];

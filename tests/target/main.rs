@@ -11,4 +11,5 @@ mod hostile_commands;
 mod hostile_connections;
 mod hostile_pdu;
 mod rude;
+mod stages;
 mod support;

@@ -31,7 +31,8 @@ use self::page::Numbers;
 use super::event::Event;
 use super::listen::listen_patiently;
 use crate::fabrics::Target;
-use crate::reactor::CoreGauges;
+use crate::reactor::{CoreGauges, Cores};
+use crate::stage::Book;
 use crate::tcp::TcpCounters;
 
 /// Connections at a time. The oldest goes for one more.
@@ -50,6 +51,7 @@ pub(super) struct Source {
     events: Sender<Event>,
     target: Arc<Target>,
     counters: Arc<TcpCounters>,
+    stages: Arc<Book>,
     gauges: Vec<Arc<CoreGauges>>,
 }
 
@@ -59,10 +61,10 @@ impl Source {
         events: &Sender<Event>,
         target: &Arc<Target>,
         counters: &Arc<TcpCounters>,
-        gauges: Vec<Arc<CoreGauges>>,
+        cores: &Cores,
     ) -> Self {
         let (target, counters) = (Arc::clone(target), Arc::clone(counters));
-        Self { events: events.clone(), target, counters, gauges }
+        Self { events: events.clone(), target, counters, stages: cores.stages(), gauges: cores.gauges() }
     }
 
     /// The page of this moment; `None` when the control thread is busy or gone.
@@ -70,9 +72,10 @@ impl Source {
         let (reply, answer) = channel();
         self.events.send(Event::Status { reply }).ok()?;
         let status = *answer.recv_timeout(CONTROL_PATIENCE).ok()?;
-        let cores = self.gauges.iter().map(|gauges| gauges.get()).collect();
+        let cores = self.gauges.iter().map(|gauges| (gauges.get(), gauges.activity())).collect();
+        let rows = self.stages.rows();
         let (target, tcp) = (self.target.stats(), self.counters.snapshot());
-        page::render(Numbers { status, target, tcp, cores }).ok()
+        page::render(Numbers { status, target, tcp, cores, rows }).ok()
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Cores keep plain counters; all this is put together when somebody asks.
 
+mod times;
+
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -16,7 +18,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::control::RecallStatus;
 use crate::control::status::{ExportStatus, FENCE_BOUNDS_US, Status, WatchStatus};
 use crate::fabrics::TargetStats;
-use crate::reactor::CoreStats;
+use crate::reactor::{CoreActivity, CoreStats};
+use crate::stage::Row;
 use crate::tcp::TcpStats;
 
 /// All that is told.
@@ -25,7 +28,8 @@ pub(super) struct Numbers {
     pub(super) status: Status,
     pub(super) target: TargetStats,
     pub(super) tcp: TcpStats,
-    pub(super) cores: Vec<CoreStats>,
+    pub(super) cores: Vec<(CoreStats, CoreActivity)>,
+    pub(super) rows: Vec<Row>,
 }
 
 /// The page of these numbers.
@@ -80,6 +84,14 @@ impl Writer<'_> {
         })
     }
 
+    /// The same of seconds that only grow.
+    fn seconds(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = Sample>) -> fmt::Result {
+        let kind = MetricType::Counter;
+        self.family(name, help, Some(&Unit::Seconds), kind, samples, |encoder, value| {
+            encoder.encode_counter::<NoLabelSet, _, u64>(value, None)
+        })
+    }
+
     fn family<V: EncodeGaugeOrCounter>(
         &mut self,
         name: &str,
@@ -107,12 +119,12 @@ impl Writer<'_> {
 
 /// What a sample may be.
 trait EncodeGaugeOrCounter {}
-impl EncodeGaugeOrCounter for f64 where f64: EncodeGaugeValue {}
+impl EncodeGaugeOrCounter for f64 where f64: EncodeGaugeValue + EncodeCounterValue {}
 impl EncodeGaugeOrCounter for u64 where u64: EncodeCounterValue {}
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Numbers { status, target, tcp, cores } = &self.0;
+        let Numbers { status, target, tcp, cores, rows } = &self.0;
         let build = Info::new(vec![("version", status.version.clone())]);
         build.encode(encoder.encode_descriptor(
             "build",
@@ -135,11 +147,11 @@ impl Collector for Page {
         devices(&mut writer, status)?;
         counted(&mut writer, target, tcp)?;
         for (name, help, unit, of) in core_gauges() {
-            let samples =
-                cores.iter().enumerate().map(|(core, stats)| (vec![("core", core.to_string())], of(stats)));
+            let samples = cores.iter().enumerate().map(|(core, (stats, _))| (core_label(core), of(stats)));
             writer.gauges(name, help, unit, samples)?;
         }
-        Ok(())
+        times::activity(&mut writer, cores)?;
+        times::stages(&mut writer, rows)
     }
 }
 
@@ -342,6 +354,11 @@ fn counted(writer: &mut Writer<'_>, target: &TargetStats, tcp: &TcpStats) -> fmt
         .try_for_each(|(name, help, value)| writer.counters(name, help, None, [(Vec::new(), value)]))
 }
 
+/// The label of a core.
+fn core_label(core: usize) -> Labels<'static> {
+    vec![("core", core.to_string())]
+}
+
 type CoreGauge = (&'static str, &'static str, Option<&'static Unit>, fn(&CoreStats) -> f64);
 
 fn core_gauges() -> [CoreGauge; 3] {
@@ -356,6 +373,7 @@ fn core_gauges() -> [CoreGauge; 3] {
 mod tests {
     use super::*;
     use crate::control::status::{DeviceStatus, FenceStatus, HostStatus};
+    use crate::stage::{Cell, Key, Stamp, Stamps};
 
     fn fences() -> FenceStatus {
         FenceStatus {
@@ -366,6 +384,41 @@ mod tests {
             drained_sum_us: 60_000_900,
             ..FenceStatus::default()
         }
+    }
+
+    fn cores() -> Vec<(CoreStats, CoreActivity)> {
+        let stats = CoreStats { connections: 2, commands: 1, buffer_bytes: 4096 };
+        let activity = CoreActivity {
+            busy_ns: 1_500_000_000,
+            polling_ns: 250_000_000,
+            asleep_ns: 3_000_000_000,
+            wakes: [9, 4, 3, 2, 150],
+        };
+        vec![(stats, activity), Default::default()]
+    }
+
+    /// Commands of one host, and one of a host without a name.
+    fn rows() -> Vec<Row> {
+        let at = |us: u64| Stamp::from_ns(1 + us * 1000);
+        let stamps = Stamps {
+            arrived: at(0),
+            begun: at(1),
+            parsed: at(2),
+            looked_up: at(4),
+            handed: at(6),
+            done: at(96),
+        };
+        let row = |key, sent, count| {
+            let cell = Cell::default();
+            cell.record(&stamps, sent, count);
+            Row { core: 0, key, times: cell.times() }
+        };
+        let key = Key {
+            host: "nqn.2014-08.org.nvmexpress:uuid:1".into(),
+            subsystem: "nqn.2026-11.io.fastice:vm1".into(),
+            nsid: 1,
+        };
+        vec![row(None, at(100), 1), row(Some(key), at(2_000_096), 3)]
     }
 
     /// A target with one of everything, and a path that needs escaping.
@@ -432,12 +485,13 @@ mod tests {
             hosts: vec![host],
             fences: fences(),
             devices: vec![device],
+            cores: Vec::new(),
+            latencies: Vec::new(),
             metrics: None,
         };
         let target = TargetStats { io_connects: 5, command_errors: 2, ..TargetStats::default() };
         let tcp = TcpStats { connections: 6, broken: 1, ..TcpStats::default() };
-        let cores = vec![CoreStats { connections: 2, commands: 1, buffer_bytes: 4096 }, CoreStats::default()];
-        Numbers { status, target, tcp, cores }
+        Numbers { status, target, tcp, cores: cores(), rows: rows() }
     }
 
     #[test]
@@ -451,6 +505,7 @@ mod tests {
         numbers.status.exports.clear();
         numbers.status.hosts.clear();
         numbers.status.devices.clear();
+        numbers.rows.clear();
         let page = render(numbers).expect("a string takes it all");
         assert!(page.ends_with("# EOF\n") && !page.contains("fastice_pin_"), "{page}");
         assert!(page.contains("\nfastice_host_controllers 0"), "{page}");

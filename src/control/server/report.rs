@@ -3,6 +3,7 @@
 use super::Server;
 use crate::block::nvme::Standing;
 use crate::control::backings::Backed;
+use crate::control::latency::{CoreStatus, of_book};
 use crate::control::status::{DeviceStatus, ExportStatus, HostStatus, Status, WatchStatus};
 use crate::fabrics::{Export, Grant};
 
@@ -27,6 +28,8 @@ impl Server {
             hosts: hosts.collect(),
             fences: self.fences.status(),
             devices: self.devices(),
+            cores: self.gauges().iter().map(|gauges| CoreStatus::of(gauges)).collect(),
+            latencies: of_book(&self.stages()),
             metrics: self.metrics.as_ref().map(|metrics| metrics.address().to_string()),
         }
     }
