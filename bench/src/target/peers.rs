@@ -130,7 +130,7 @@ impl Target {
     /// Microseconds for which it was busy so far; `None` when it does not tell.
     pub(super) fn busy_us(&mut self) -> Result<Option<f64>> {
         match self {
-            Self::Child(process) => process.busy_us(),
+            Self::Child(process) => process.busy_us().map(Some),
             Self::Bare(_) => Ok(None),
             Self::Spdk(process) => process.busy_us().map(Some),
         }

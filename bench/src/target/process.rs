@@ -1,10 +1,11 @@
 //! A target in a process of its own on the first processor, and this thread on the last: this program once more, told to serve.
 //!
-//! It listens at a port that the kernel chose, says so in a line, and ends with standard input.
+//! It listens at a port that the kernel chose and says so in a line. For each line that it is given it tells for how many
+//! microseconds its cores were busy so far. It ends with standard input.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result};
 use fastice::config::Config;
@@ -77,7 +78,13 @@ pub fn serve(served: Served) -> Result<()> {
     );
     let running = control::start(Config::parse(&text, "bench")?, &mut NoProgress)?;
     tell(*running.addresses().first().context("it listens nowhere")?)?;
-    std::io::stdin().read_to_end(&mut Vec::new())?;
+    for line in std::io::stdin().lines() {
+        line?;
+        let busy_us: u64 = running.cores().iter().map(|core| core.busy_us).sum();
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{busy_us}")?;
+        out.flush()?;
+    }
     Ok(running.stop(control::Running::STOP_PATIENCE)?)
 }
 
@@ -85,6 +92,7 @@ pub fn serve(served: Served) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct TargetProcess {
     child: Child,
+    out: BufReader<ChildStdout>,
     pub(super) address: SocketAddr,
     /// The processors of this thread, before.
     allowed: CpuSet,
@@ -101,14 +109,14 @@ impl TargetProcess {
             .spawn()
             .context("the target cannot be started")?;
         let out = child.stdout.take().context("the target has no standard output")?;
-        let mut line = String::new();
-        let read = BufReader::new(out).read_line(&mut line);
+        let (mut out, mut line) = (BufReader::new(out), String::new());
+        let read = out.read_line(&mut line);
         let Some(address) = read.ok().and_then(|_| line.trim().parse().ok()) else {
             let _ = child.kill();
             let _ = child.wait();
             anyhow::bail!("the target ended before it listened");
         };
-        let process = Self { child, address, allowed };
+        let process = Self { child, out, address, allowed };
         stay_on(last)?;
         Ok(process)
     }
@@ -118,9 +126,14 @@ impl TargetProcess {
         self.child.id()
     }
 
-    /// Microseconds for which its core was busy so far; `None` as it does not tell yet.
-    pub(super) fn busy_us(&mut self) -> Result<Option<f64>> {
-        Ok(None)
+    /// Microseconds for which its core was busy so far, up to its last tick.
+    pub(super) fn busy_us(&mut self) -> Result<f64> {
+        let stdin = self.child.stdin.as_mut().context("the target has no standard input")?;
+        writeln!(stdin, "busy")?;
+        let mut line = String::new();
+        self.out.read_line(&mut line)?;
+        let busy_us: u32 = line.trim().parse().context("the target does not tell how busy it was")?;
+        Ok(busy_us.into())
     }
 }
 

@@ -3,9 +3,9 @@
 #![expect(unsafe_code, reason = "mmap and prefetches have no safe wrapper")]
 
 use std::io;
-use std::os::fd::OwnedFd;
 #[cfg(test)]
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::ptr::{self, NonNull};
 use std::slice;
 
