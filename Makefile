@@ -6,7 +6,7 @@ SOAK_SECONDS ?= 1800
 SOAK_SEED ?=
 CARGO ?= cargo
 
-.PHONY: help build demo test soak hw-test bench install clean
+.PHONY: help build demo test soak hw-test bench instructions accept-instructions install clean
 
 help:
 	@echo 'make demo      pins a fragmented file, serves it, writes and verifies, cleans up (root; 2 minutes)'
@@ -14,6 +14,8 @@ help:
 	@echo 'make soak      hostile operations against served files, in random order (root; SOAK_SECONDS, 30 minutes)'
 	@echo 'make hw-test   our own driver by VFIO: every combination, kills, the bare-metal suite in a guest (root; some 15 minutes)'
 	@echo 'make bench     driver, target over TCP, pins at scale, the driver beside the kernel'"'"'s in a guest: bench/report.json (15 minutes)'
+	@echo 'make instructions         the hot path costs no more instructions than recorded: part of make test'
+	@echo 'make accept-instructions  records what it costs now: bench/instructions.json'
 	@echo 'make build     target/release/fastice'
 	@echo 'make install   binary, manual pages, completions, systemd units, a sample configuration under PREFIX ($(PREFIX))'
 
@@ -44,6 +46,17 @@ bench:
 	-@.ci/packages bench
 	$(CARGO) build --release --locked -p fastice-bench
 	bench/run.sh
+
+instructions:
+	@.ci/packages count
+	$(CARGO) build --profile counted --locked -p fastice-bench
+	target/counted/fastice-bench guard
+
+# On purpose: what is recorded is what make test holds the hot path to.
+accept-instructions:
+	@.ci/packages count
+	$(CARGO) build --profile counted --locked -p fastice-bench
+	target/counted/fastice-bench guard --accept
 
 install: build
 	install -D -m 755 target/release/fastice $(DESTDIR)$(PREFIX)/sbin/fastice

@@ -11,6 +11,7 @@
 //!   scale     a million extents, a thousand files
 //!   publish   bench/REPORT.md and its plots, made of the rows
 //!   rest      waits until the machine does nothing else
+//!   guard     what an I/O costs in instructions: no more than was recorded
 //!   target    the whole target over TCP, beside the ceiling of the kernel's TCP
 //! ```
 //!
@@ -24,6 +25,7 @@ pub mod chosen;
 pub mod clock;
 pub mod count;
 pub mod device;
+pub mod guard;
 pub mod load;
 pub mod machine;
 pub mod paced;

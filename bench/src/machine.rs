@@ -14,6 +14,24 @@ pub fn describe() -> String {
     format!("{processor}, {processors} processors, {place}, Linux {}", kernel.trim())
 }
 
+/// The instruction sets by which libraries choose how they copy and add up: the best one that is there.
+#[must_use]
+pub fn level() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            return "avx2";
+        }
+        if std::arch::is_x86_feature_detected!("avx") {
+            return "avx";
+        }
+    }
+    std::env::consts::ARCH
+}
+
 fn field<'a>(cpuinfo: &'a str, name: &str) -> Option<&'a str> {
     let line = cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name))?;
     Some(line.split_once(':')?.1.trim())

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use fastice_bench::chosen::Chosen;
+use fastice_bench::guard::figures::Verdict;
 use fastice_bench::report::Report;
 use fastice_bench::suite::{KernelPeer, Plan};
-use fastice_bench::{count, machine, publish as published, scale, server, target};
+use fastice_bench::{count, guard, machine, publish as published, scale, server, target};
 
 /// Sets fastice beside its peers
 #[derive(Debug, Parser)]
@@ -33,6 +34,28 @@ enum Command {
         /// Reads
         #[arg(long, default_value_t = 10_000)]
         reads: usize,
+    },
+    /// A fixed number of I/Os of the target, for a tool that counts instructions
+    CountTarget {
+        /// What is served
+        served: guard::served::Served,
+        /// What the host does
+        work: guard::served::Direction,
+        /// Queue depth
+        #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=128))]
+        depth: u16,
+        /// How often so many I/Os
+        #[arg(long, default_value_t = 100)]
+        rounds: usize,
+    },
+    /// Counts the instructions and system calls of the hot path, and fails when they grew by more than 3 %
+    Guard {
+        /// Record what is counted now, on purpose
+        #[arg(long)]
+        accept: bool,
+        /// What was recorded
+        #[arg(long, default_value = "bench/instructions.json", value_name = "FILE")]
+        figures: PathBuf,
     },
     /// A million extents in one file, a thousand pinned files: time, memory, lookups, watching (root)
     Scale(Scale),
@@ -178,7 +201,12 @@ fn say(line: &str) {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Driver(options) => driver(&options),
-        Command::Count { depth, reads } => count::run(depth, reads),
+        Command::Count { depth, reads } => count::run(depth, reads).map(|()| say(&count::told(0))),
+        Command::CountTarget { served, work, depth, rounds } => {
+            guard::served::run(served, work, depth, rounds).map(|done| say(&count::told(done.host_calls)))
+        }
+        Command::Guard { accept: false, figures } => check(&figures),
+        Command::Guard { accept: true, figures } => accept(&figures),
         Command::Scale(options) => at_scale(&options),
         Command::Target(options) => target_over_tcp(&options),
         Command::ServeTarget { served } => target::serve(served),
@@ -274,6 +302,50 @@ fn instructions(options: &Instructions) -> Result<()> {
     }
     report.merge(rows);
     Ok(report.save(&options.report)?)
+}
+
+/// The profile by which programs are counted, for its figures do not depend on code elsewhere; and that of this program.
+const COUNTED: &str = "counted";
+const PROFILE: &str = env!("FASTICE_BENCH_PROFILE");
+
+/// What to do when figures are no longer right.
+const ACCEPT: &str =
+    "`make accept-instructions` records the new figures; commit them with the change that makes them so";
+
+fn check(figures: &Path) -> Result<()> {
+    ensure!(
+        PROFILE == COUNTED,
+        "a build of the profile {PROFILE} is not what is counted: build with --profile {COUNTED}"
+    );
+    let program = std::env::current_exe().context("which program this is")?;
+    let compared = guard::check(&program, figures)?;
+    say(compared.to_string().trim_end());
+    match compared.verdict() {
+        Verdict::Holds if compared.has_shrunk() => say(&format!("less than was recorded: {ACCEPT}")),
+        Verdict::Holds => say("the hot path costs what was recorded"),
+        Verdict::Broken => bail!(
+            "the hot path costs more than was recorded in {}, or other things are counted. If that is meant, {ACCEPT}",
+            figures.display()
+        ),
+        // A test that cannot be done here: see .ci/test.
+        Verdict::CannotTell => say(&format!(
+            "SKIPPED: hot path: more than was recorded, but this is another build ({}). {ACCEPT}",
+            compared.differences.join("; ")
+        )),
+    }
+    Ok(())
+}
+
+fn accept(figures: &Path) -> Result<()> {
+    ensure!(
+        PROFILE == COUNTED,
+        "a build of the profile {PROFILE} is not what is counted: build with --profile {COUNTED}"
+    );
+    let program = std::env::current_exe().context("which program this is")?;
+    let compared = guard::accept(&program, figures)?;
+    say(compared.to_string().trim_end());
+    say(&format!("recorded in {}", figures.display()));
+    Ok(())
 }
 
 fn merge(from: &Path, into: &Path) -> Result<()> {

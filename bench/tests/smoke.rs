@@ -87,6 +87,32 @@ fn the_driver_is_measured_and_the_report_is_well_formed() {
 }
 
 #[test]
+fn what_is_counted_does_its_ios_on_every_map() {
+    for served in ["null", "1-extent", "10000-extents"] {
+        for work in ["randread", "randwrite"] {
+            let arguments = ["count-target", served, work, "--depth", "32", "--rounds", "20"];
+            let output = Command::new(env!("CARGO_BIN_EXE_fastice-bench")).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+            let said = String::from_utf8(output.stdout).unwrap();
+            let calls: u64 = said.split_whitespace().next().unwrap().parse().unwrap();
+            // At least a write and a read of each round.
+            assert!(calls >= 40 && said.contains(" other calls on "), "{said}");
+        }
+    }
+}
+
+#[test]
+fn another_build_than_the_counted_one_guards_nothing_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("instructions.json");
+    let mut guard = Command::new(env!("CARGO_BIN_EXE_fastice-bench"));
+    let output = guard.args(["guard", "--accept", "--figures"]).arg(&path).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--profile counted"), "{output:?}");
+    assert!(!path.exists());
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("report.json");

@@ -24,7 +24,7 @@ use crate::spread::Spread;
 
 /// Most that a lookup among many may cost, in lookups in a single extent.
 const LOOKUP_RATIO_MAX: f64 = 3.0;
-const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 /// Where the filesystem begins on the disk.
 const PARTITION: u64 = 1 << 20;
 /// Lookups of a turn.
@@ -36,10 +36,10 @@ const LOOKUPS: u64 = 1 << 20;
 const ROUNDS_MIN: usize = 7;
 
 /// A sequence that nobody guesses and everybody repeats (xorshift64).
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(0x9E37_79B9_7F4A_7C15)
     }
 
@@ -51,7 +51,7 @@ impl Random {
     }
 
     /// Below `end`.
-    const fn below(&mut self, end: u64) -> u64 {
+    pub(crate) const fn below(&mut self, end: u64) -> u64 {
         ((self.next() as u128 * end as u128) >> 64) as u64
     }
 }
@@ -90,7 +90,7 @@ fn identity(size: u64) -> MapIdentity {
 }
 
 /// `count` extents of 1 to 15 blocks, their order on the disk shuffled; or one of the same length as all of them.
-fn maps(count: u64) -> Result<(FrozenMap, FrozenMap)> {
+pub(crate) fn maps(count: u64) -> Result<(FrozenMap, FrozenMap)> {
     let mut random = Random::new();
     let lens: Vec<u64> = (0..count).map(|_| (1 + random.below(15)) * BLOCK).collect();
     let size: u64 = lens.iter().sum();

@@ -16,7 +16,7 @@
 
 mod bare;
 mod ground;
-mod lookup;
+pub(crate) mod lookup;
 mod memory;
 mod pin;
 mod watch;

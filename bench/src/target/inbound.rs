@@ -13,11 +13,11 @@ use fastice::tcp::pdu::{PduType, flags};
 use super::work::Asked;
 
 /// Common header and what is specific to C2HData, R2T and response capsules.
-pub(super) const HEADER_LEN: usize = 24;
+pub(crate) const HEADER_LEN: usize = 24;
 
 /// What a PDU means to a host that only counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// A command is done, well.
     Done {
         /// Which.
@@ -31,7 +31,7 @@ pub(super) enum Event {
 
 /// The bytes of one connection, cut anywhere.
 #[derive(Debug, Default)]
-pub(super) struct Inbound {
+pub(crate) struct Inbound {
     header: [u8; HEADER_LEN],
     filled: usize,
     /// Of the PDU whose header is there.
@@ -45,7 +45,7 @@ impl Inbound {
     ///
     /// # Errors
     /// When something else comes than answers of commands that went well.
-    pub(super) fn take(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Event) -> Result<()>) -> Result<()> {
+    pub(crate) fn take(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Event) -> Result<()>) -> Result<()> {
         loop {
             if let Some(event) = self.pending {
                 let passed = self.skip.min(bytes.len());

@@ -23,24 +23,24 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::NQN;
 
 /// For each step.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Entries of the admin queue.
 const ADMIN_ENTRIES: u16 = 32;
 /// I/O queues of one association: what every target gives.
-pub(super) const QUEUES_MAX: u16 = 32;
+pub(crate) const QUEUES_MAX: u16 = 32;
 
 /// An association: it ends with this.
-pub(super) struct Association {
+pub(crate) struct Association {
     _admin: RawConnection,
     /// One socket an I/O queue, with the most data that an H2CData may have.
-    pub(super) queues: Vec<(TcpStream, u32)>,
+    pub(crate) queues: Vec<(TcpStream, u32)>,
 }
 
 /// Joins, as a host with `count` I/O queues of this depth.
 ///
 /// # Errors
 /// When the target does not let it.
-pub(super) fn join(address: SocketAddr, count: u16, depth: u16, wanted: Digests) -> Result<Association> {
+pub(crate) fn join(address: SocketAddr, count: u16, depth: u16, wanted: Digests) -> Result<Association> {
     ensure!((1..=QUEUES_MAX).contains(&count), "{count} queues of one association");
     let host = Host::random();
     let mut admin = RawConnection::connect(address)?;

@@ -15,8 +15,8 @@
 pub mod bare;
 mod calm;
 mod cases;
-mod inbound;
-mod join;
+pub(crate) mod inbound;
+pub(crate) mod join;
 pub mod light;
 mod peers;
 mod process;
@@ -36,7 +36,7 @@ use peers::{Peer, Side};
 pub use process::{Served, serve};
 pub use round_trip::round_trip_ns;
 
-const NQN: &str = "nqn.2026-11.io.fastice:bench";
+pub(crate) const NQN: &str = "nqn.2026-11.io.fastice:bench";
 /// Of the namespaces, in bytes.
 const LEN: u64 = 256 << 20;
 /// Of a warming up, which is not counted; no longer than a round.
