@@ -105,37 +105,76 @@ fn holder_at(path: &Path, own: &Path) -> Option<Claimant> {
 }
 
 /// Who has locked the inode; if it is a fastice, with which state directory. `None` when this process may not see that.
+///
+/// `/proc/locks` names who took the lock, who may be gone and have left it to a child: so those count who have it now.
 fn claimant(inode: u64, device: DeviceNumber, key: &str, own: &Path) -> Option<Claimant> {
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let pid = locks.lines().find_map(|line| locker(line, inode, device))?;
-    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
-    Some(Claimant { pid, command, state_dir: state_dir_of(pid, key, own).ok()? })
+    let processes = numbers_in(Path::new("/proc"));
+    let claimants: Vec<_> = processes
+        .filter(|pid| has_locked(*pid, inode, device))
+        .filter_map(|pid| {
+            let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let state_dir = state_dir_of(pid, key, own).ok()?;
+            Some(Claimant { pid, command: command.trim().to_owned(), state_dir })
+        })
+        .collect();
+    claimants.iter().find(|by| by.state_dir.is_some()).or_else(|| claimants.first()).cloned()
 }
 
-/// Whose lock a line of `/proc/locks` tells of, if it is an flock on this inode that is held:
+/// The names in a directory that are numbers.
+fn numbers_in(directory: &Path) -> impl Iterator<Item = u32> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// Whether a process has a descriptor by which this inode is locked.
+fn has_locked(pid: u32, inode: u64, device: DeviceNumber) -> bool {
+    let directory = format!("/proc/{pid}/fdinfo");
+    numbers_in(Path::new(&directory)).any(|fd| {
+        let info = fs::read_to_string(format!("{directory}/{fd}")).unwrap_or_default();
+        let mut locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
+        locks.any(|lock| is_flock_on(lock, inode, device))
+    })
+}
+
+/// Whether a lock is an flock on this inode, as `proc_pid_fdinfo(5)` tells of it:
 /// `1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF`, the device in hexadecimal.
-fn locker(line: &str, inode: u64, device: DeviceNumber) -> Option<u32> {
-    let mut words = line.split_ascii_whitespace().skip(1);
-    // One that waits has an arrow here.
-    if words.next()? != "FLOCK" {
-        return None;
-    }
-    let pid = words.nth(2)?.parse().ok()?;
+fn is_flock_on(lock: &str, inode: u64, device: DeviceNumber) -> bool {
+    let mut words = lock.split_ascii_whitespace().skip(1);
     let place = format!("{:02x}:{:02x}:{inode}", device.major, device.minor);
-    (words.next()? == place).then_some(pid)
+    words.next() == Some("FLOCK") && words.nth(3) == Some(place.as_str())
 }
 
-/// The state directory in which a process has the lock of the file with this key open.
+/// The state directory in which a process has the lock of the file with this key open. None of a process that could pin
+/// nothing, whatever it has open.
 fn state_dir_of(pid: u32, key: &str, own: &Path) -> io::Result<Option<PathBuf>> {
-    let name = format!("{key}.lock");
+    if !may_pin(pid)? {
+        return Ok(None);
+    }
+    // Who has lost the directory has the file all the same.
+    let names = [format!("{key}.lock"), format!("{key}.lock (deleted)")];
+    let is_lock =
+        |path: &PathBuf| path.file_name().is_some_and(|found| names.iter().any(|name| found == &**name));
     let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
-    let open = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    let mut places = open.filter(|path| path.file_name().is_some_and(|found| found == name.as_str()));
+    let mut places = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).filter(is_lock);
     Ok(places.find_map(|path| path.parent().filter(|place| *place != own).map(Path::to_path_buf)))
+}
+
+/// Whether a process has what pinning takes, `CAP_SYS_ADMIN`: and that not in a user namespace of its own, where it is worth
+/// nothing to the guards.
+fn may_pin(pid: u32) -> io::Result<bool> {
+    const SYS_ADMIN: u64 = 1 << 21;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or_default();
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user"));
+    Ok(effective & SYS_ADMIN != 0 && namespace(&pid.to_string())? == namespace("self")?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -156,20 +195,40 @@ mod tests {
     }
 
     #[test]
-    fn only_locks_of_this_kind_that_are_held_count() {
+    fn a_lock_that_a_process_which_is_gone_left_to_another_is_that_of_the_other() {
+        let named = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("room");
+        // The shell has the descriptor that `flock` locked, and `flock` has ended.
+        let script = "exec 9<\"$1\" && flock -x 9 && echo locked && read -r end";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, "sh"]).arg(named.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = shell.spawn().expect("a shell");
+        let mut told = [0; 7];
+        shell.stdout.take().expect("a pipe").read_exact(&mut told).expect("it is locked");
+        let file = Arc::new(File::open(named.path()).expect("ours"));
+        let error = Claim::lay(&file, named.path(), "key", Path::new("/own")).expect_err("it is locked");
+        let ExtentError::HeldElsewhere { by: Some(by), .. } = &error else { panic!("{error:?}") };
+        assert_eq!((by.pid, &by.state_dir), (shell.id(), &None), "{error}");
+        let undo = Claim::lay_to_undo(&file, named.path(), "key", Path::new("/own"));
+        assert!(undo.expect("it is no fastice").is_none());
+        drop(shell.stdin.take());
+        shell.wait().expect("it ends");
+        Claim::lay(&file, named.path(), "key", Path::new("/own")).expect("it was let go");
+    }
+
+    #[test]
+    fn only_locks_of_this_kind_on_this_inode_count() {
         let device = DeviceNumber { major: 8, minor: 17 };
-        let held = "5: FLOCK  ADVISORY  WRITE 4711 08:11:131 0 EOF";
-        assert_eq!(locker(held, 131, device), Some(4711));
-        assert_eq!(locker(held, 13, device), None);
-        assert_eq!(locker(held, 131, DeviceNumber { major: 8, minor: 1 }), None);
+        let held = "\t5: FLOCK  ADVISORY  WRITE 4711 08:11:131 0 EOF";
+        assert!(is_flock_on(held, 131, device));
+        assert!(!is_flock_on(held, 13, device));
+        assert!(!is_flock_on(held, 131, DeviceNumber { major: 8, minor: 1 }));
         for other in [
-            "5: -> FLOCK  ADVISORY  WRITE 4711 08:11:131 0 EOF",
-            "5: LEASE  ACTIVE    READ 4711 08:11:131 0 EOF",
-            "5: OFDLCK ADVISORY  WRITE -1 08:11:131 0 EOF",
-            "5: FLOCK",
+            "\t5: LEASE  ACTIVE    READ 4711 08:11:131 0 EOF",
+            "\t5: OFDLCK ADVISORY  WRITE -1 08:11:131 0 EOF",
+            "\t5: FLOCK",
             "",
         ] {
-            assert_eq!(locker(other, 131, device), None, "{other}");
+            assert!(!is_flock_on(other, 131, device), "{other}");
         }
     }
 }
