@@ -268,7 +268,7 @@ impl FrozenMap {
 }
 
 /// The results of both, one of them by a thread of its own when that is worth it and there can be one.
-fn side_by_side<A, B: Send>(
+pub(super) fn side_by_side<A, B: Send>(
     is_worth_it: bool,
     one: impl FnOnce() -> A,
     other: impl Fn() -> B + Sync,

@@ -22,7 +22,6 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use super::accept::{Violation, of_file};
@@ -34,7 +33,7 @@ use super::find::refuse_copy;
 use super::guard::{Guard, OnRecall, Warden};
 use super::identity::MapIdentity;
 use super::lease;
-use super::map::{Extent, FrozenMap};
+use super::map::{Extent, FrozenMap, side_by_side};
 use super::mode::GuardMode;
 use super::mode::frozen::{self, Thawed};
 use super::mode::read_only;
@@ -44,7 +43,7 @@ use super::pinned::{Held, PinnedFile};
 use super::prepare::prepare;
 use super::progress::Progress;
 use super::readers::{self, LocalReaders};
-use super::record::{StoredMap, StoredPin};
+use super::record::{StoredMap, StoredPin, without_extents};
 use super::state::{StagedRecord, StateDir};
 use super::survey::{Survey, absolute, fit_extents, open_read, survey_file, survey_start, to_extents};
 use super::timeline::PinStep;
@@ -301,7 +300,7 @@ impl Attempt<'_> {
         let map = FrozenMap::from_extents(identity, generation, extents)?;
         let baseline = baseline_of(self.file, self.path())?;
         progress.stage("checking the guards");
-        let (cost, staged) = self.check_and_stage(&map, &guard, intent)?;
+        let (cost, staged) = self.check_and_stage(&map, &guard, &intent)?;
         readers::drop_cache(self.file)
             .map_err(|error| ExtentError::io("drop the page cache of", self.path(), error))?;
         progress.stage("recording the pin");
@@ -409,20 +408,17 @@ impl Attempt<'_> {
         &self,
         map: &FrozenMap,
         guard: &Guard,
-        intent: StoredPin,
+        intent: &StoredPin,
     ) -> Result<(Duration, StagedRecord), ExtentError> {
-        let (checked, staged) = thread::scope(|scope| {
-            let staged = scope.spawn(|| {
-                let head = StoredMap { checksum: map.checksum(), extents: Vec::new() };
-                let pin = StoredPin { identity: map.identity().clone(), map: Some(head), ..intent };
-                self.state.stage(&pin, map.extents())
-            });
-            (self.check_again(map, guard), staged.join())
-        });
+        let stage = || {
+            let head = StoredMap { checksum: map.checksum(), extents: Vec::new() };
+            let pin =
+                StoredPin { identity: map.identity().clone(), map: Some(head), ..without_extents(intent) };
+            self.state.stage(&pin, map.extents())
+        };
+        let (checked, staged) = side_by_side(true, || self.check_again(map, guard), stage);
         let cost = checked?;
-        let staged =
-            staged.map_err(|_| self.guard_error("record", "its thread ended before its time", None))??;
-        Ok((cost, staged))
+        Ok((cost, staged?))
     }
 
     /// A leftover record's map must be that of the file; its size too.
