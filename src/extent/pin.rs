@@ -6,8 +6,8 @@
 //!   open-permission mark        nobody opens the file from now on
 //!   record of the intent        so that a crash from here on can be mended
 //!   immutable flag              the filesystem refuses every change of data, size, name and flags
-//!   write lease, fsync          proof that nobody had it open before; nothing is dirty, and the flag is durable
-//!   read lease                  whoever gets past all this is heard of, and waits
+//!   write lease                 proof that nobody had it open before
+//!   read lease, fsync           whoever gets past all this is heard of, and waits; nothing is dirty, and the flag is durable
 //!   FIEMAP with SYNC            the map, accepted by every rule
 //!   immutable? lease? map?      all of it again
 //!   drop the page cache         reads through the filesystem see what is on the device
@@ -288,10 +288,11 @@ impl Attempt<'_> {
         let flag = sets_flag.then(|| ImmutableFlag::set(self.file, self.path())).transpose()?;
         let prove = || lease::prove(self.file, self.facts, &guard, self.readers);
         let lease = self.mode.takes_lease().then(prove).transpose()?;
-        self.sync()?;
         if lease.is_some() {
+            // At once: the kernel opens the file for the guard to ask about an open, and that breaks a write lease.
             lease::downgrade(&guard, self.facts)?;
         }
+        self.sync()?;
         progress.stage("reading the extent map");
         let (identity, extents) = self.read_extents()?;
         if let Some(stored) = intent.map.as_ref().filter(|_| !self.options.accept_change) {

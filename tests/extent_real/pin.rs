@@ -47,6 +47,26 @@ fn every_mutation_is_refused_under_the_pin_and_allowed_after_its_release() {
 }
 
 #[test]
+fn who_tries_to_open_the_file_again_and_again_does_not_keep_it_from_being_pinned() {
+    const PINS: usize = 20;
+    for spec in BOTH {
+        let Some(fs) = loopfs::make_or_skip("opened while it is pinned", &spec) else { return };
+        let path = fs.path("file");
+        drop(written(&path, 64));
+        let script = "while true; do true < \"$1\"; sleep 0.003; done 2>/dev/null";
+        let mut opener = Command::new("sh").args(["-c", script, "sh"]).arg(&path).spawn().expect("a shell");
+        let pins: Vec<_> = (0..PINS)
+            .map(|_| try_default(&fs, &path).and_then(PinnedFile::release).map_err(|error| error.to_string()))
+            .collect();
+        opener.kill().expect("it runs");
+        opener.wait().expect("it ends");
+        // Now and then an open meets the very moment of the proof.
+        let failed: Vec<_> = pins.iter().filter_map(|pin| pin.as_ref().err()).collect();
+        assert!(failed.len() <= PINS / 5, "{} of {PINS}: {failed:?}", failed.len());
+    }
+}
+
+#[test]
 fn readers_after_the_release_see_what_hosts_wrote_and_not_the_cache_of_before() {
     for spec in BOTH {
         let Some(fs) = loopfs::make_or_skip("page cache", &spec) else { return };
