@@ -38,7 +38,7 @@ pub fn run(args: &ReadArgs) -> Outcome {
     let mut output = Output::create(args.output.as_deref())?;
     let outcome = if is_held {
         let mut stages = Stages::of(&args.file, args.output.is_none());
-        read_pinned(&pin, &state, &mut output, &mut stages)?
+        read_pinned(&pin, &args.file, &state, &mut output, &mut stages)?
     } else {
         // Nobody denies it, and nobody writes behind the filesystem's back.
         read_left(&pin, &args.file, &mut output)?;

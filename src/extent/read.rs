@@ -10,20 +10,20 @@
 //!
 //! What it does not do: read files that were handed over, whose disk the kernel does not have.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use super::device::Sysfs;
-use super::error::ExtentError;
+use super::error::{ExtentError, StateProblem};
 use super::facts::number_of;
 use super::progress::Progress;
 use super::record::StoredPin;
 use super::state::StateDir;
 use super::survey::open_read;
-use super::verify::same_file;
+use super::verify::{is_mounted, same_file};
 use crate::aligned::AlignedBuffer;
 
 /// Bytes read at a time: many device commands deep.
@@ -68,17 +68,21 @@ pub enum ReadOutcome {
     LetGo,
 }
 
-/// Reads the file of `pin`, which a living process holds, into `to`.
+/// Reads the file of `pin`, which a living process holds and which is at `path`, into `to`.
 ///
 /// # Errors
-/// [`ExtentError::State`] without a map; [`ExtentError::Io`] when the disk cannot be read, is another one, or `to` takes
-/// no more.
+/// [`ExtentError::State`] without a map, and when another file is at `path` now; [`ExtentError::Io`] when the disk cannot be read,
+/// is another one, or `to` takes no more.
 pub fn read_pinned(
     pin: &StoredPin,
+    path: &Path,
     state: &StateDir,
     to: &mut dyn Write,
     progress: &mut dyn Progress,
 ) -> Result<ReadOutcome, ExtentError> {
+    if is_another_at(pin, path) {
+        return Err(ExtentError::State { path: path.to_path_buf(), problem: StateProblem::OtherFile });
+    }
     let Some(map) = &pin.map else { return Err(super::pin::no_record(pin.path())) };
     let disk = &pin.identity.disk;
     let failed = |error| ExtentError::io("read by its map", pin.path(), error);
@@ -105,6 +109,15 @@ pub fn read_pinned(
         }
     }
     Ok(if is_still_held(pin, state)? { ReadOutcome::Whole } else { ReadOutcome::LetGo })
+}
+
+/// Whether another file is at `path`, as where its directory was moved away and made anew. Of a file whose filesystem is not
+/// mounted there only the path is known.
+fn is_another_at(pin: &StoredPin, path: &Path) -> bool {
+    let identity = &pin.identity;
+    let is_it =
+        |meta: &Metadata| (meta.ino(), number_of(meta.dev())) == (identity.inode, identity.filesystem.device);
+    fs::metadata(path).is_ok_and(|meta| !is_it(&meta)) && is_mounted(pin)
 }
 
 fn too_large() -> io::Error {

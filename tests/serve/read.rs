@@ -49,6 +49,24 @@ fn what_nobody_serves_is_read_as_any_file_and_what_was_never_pinned_is_not_ours(
 }
 
 #[test]
+fn another_file_where_a_served_one_was_pinned_is_not_taken_for_it() {
+    let Some(lab) = Lab::new("read another file", &Spec::XFS) else { return };
+    let [directory, moved] = ["directory", "moved"].map(|name| lab.fs.path(name));
+    fs::create_dir(&directory).expect("room");
+    let path = lab.fragmented("directory/file");
+    let daemon = lab.serve(&lab.open_config(any_port(), &[&path]));
+    fs::rename(&directory, &moved).expect("a directory is not pinned");
+    fs::create_dir(&directory).expect("room");
+    fs::write(&path, "another").expect("room");
+    let refused = lab.fastice(&["read"], &[&path], 1);
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.stdout.is_empty() && told.contains("another file"), "{told}");
+    let served = lab.fastice(&["read"], &[&moved.join("file")], 0).stdout;
+    assert_eq!(u64::try_from(served.len()).expect("small"), FILE_LEN);
+    daemon.stop();
+}
+
+#[test]
 fn what_a_killed_target_left_is_read_past_what_local_readers_have_cached() {
     let Some(lab) = Lab::new("read after a kill", &Spec::EXT4) else { return };
     let path = lab.fragmented("file");
