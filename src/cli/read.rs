@@ -1,6 +1,6 @@
 //! `fastice read`: the current bytes of a file that is being served.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -36,13 +36,21 @@ pub fn run(args: &ReadArgs) -> Outcome {
     let (state, pin) = required_record(&args.state.state_dir, &args.file)?;
     let is_held = state.holder(&pin.identity.key())?.is_some();
     let mut output = Output::create(args.output.as_deref())?;
-    let outcome = if is_held {
+    let read = |output: &mut Output| -> Result<ReadOutcome, Failure> {
+        if !is_held {
+            // Nobody denies it, and nobody writes behind the filesystem's back.
+            read_left(&pin, &args.file, output)?;
+            return Ok(ReadOutcome::Whole);
+        }
         let mut stages = Stages::of(&args.file, args.output.is_none());
-        read_pinned(&pin, &args.file, &state, &mut output, &mut stages)?
-    } else {
-        // Nobody denies it, and nobody writes behind the filesystem's back.
-        read_left(&pin, &args.file, &mut output)?;
-        ReadOutcome::Whole
+        Ok(read_pinned(&pin, &args.file, &state, output, &mut stages)?)
+    };
+    let outcome = match read(&mut output) {
+        Ok(outcome) => outcome,
+        Err(failure) => {
+            output.leave_nothing_empty();
+            return Err(failure);
+        }
     };
     output.finish()?;
     match outcome {
@@ -69,6 +77,16 @@ impl Output {
         let file =
             file.map_err(|source| ExtentError::Io { action: "create", path: path.to_owned(), source })?;
         Ok(Self::File(file, path.to_owned()))
+    }
+
+    /// A file that was made for what did not come goes again, so that the next try is not refused for it.
+    fn leave_nothing_empty(self) {
+        if let Self::File(file, path) = self
+            && file.metadata().is_ok_and(|meta| meta.len() == 0)
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove an empty file");
+        }
     }
 
     fn finish(self) -> Result<(), Failure> {

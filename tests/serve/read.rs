@@ -61,6 +61,9 @@ fn another_file_where_a_served_one_was_pinned_is_not_taken_for_it() {
     let refused = lab.fastice(&["read"], &[&path], 1);
     let told = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.stdout.is_empty() && told.contains("another file"), "{told}");
+    let copy = lab.fs.outside().join("copy");
+    lab.fastice(&["read", "--output", copy.to_str().expect("text")], &[&path], 1);
+    assert!(!copy.exists(), "nothing was read, and nothing is left of it");
     let served = lab.fastice(&["read"], &[&moved.join("file")], 0).stdout;
     assert_eq!(u64::try_from(served.len()).expect("small"), FILE_LEN);
     daemon.stop();
