@@ -22,6 +22,7 @@ mod peers;
 mod process;
 mod round_trip;
 mod spdk;
+mod speed;
 pub mod work;
 
 use std::time::Duration;
@@ -89,12 +90,12 @@ impl Plan {
         );
         let peers = peers::found(absent);
         absent.iter().for_each(|absent| (self.tell)(&format!("ABSENT: {absent}")));
-        let mut trips = Vec::new();
+        let (mut trips, mut best_mib_s) = (Vec::new(), 0.0);
         let wanted = |case: &Case| self.only.as_ref().is_none_or(|part| case.name().contains(part.as_str()));
         for case in cases::all(&self.depths).into_iter().filter(wanted) {
             let mut share = Vec::new();
             for peer in peers.iter().filter(|peer| peer.can(&case)) {
-                share.extend(self.pair(rows, &case, peer, &mut trips)?);
+                share.extend(self.pair(rows, &case, peer, (&mut trips, &mut best_mib_s))?);
             }
             if share.is_empty() {
                 share = self.alone(rows, &case)?;
@@ -111,8 +112,14 @@ impl Plan {
     }
 
     /// Ours beside one peer; gives our rounds' shares of the slowest connection.
-    fn pair(&self, rows: &mut Vec<Row>, case: &Case, peer: &Peer, trips: &mut Vec<f64>) -> Result<Vec<f64>> {
-        let pairs = Pairs::collect(self.rounds, |turn| {
+    fn pair(
+        &self,
+        rows: &mut Vec<Row>,
+        case: &Case,
+        peer: &Peer,
+        (trips, best_mib_s): (&mut Vec<f64>, &mut f64),
+    ) -> Result<Vec<f64>> {
+        let pairs = Pairs::collect(self.rounds, best_mib_s, |turn| {
             let side = if turn == Turn::Ours { Side::Ours } else { Side::Peer(peer) };
             self.round(case, &side)
         })?;
