@@ -137,6 +137,7 @@ fn a_state_directory_that_is_named_and_not_there_is_a_mistake() {
     for command in [
         &["pins"][..],
         &["status"],
+        &["top", "--once"],
         &["unpin", "--left-behind"],
         &["unpin", "/nonexistent"],
         &["map", "verify", "/nonexistent"],
@@ -164,6 +165,9 @@ fn an_empty_state_directory_has_no_pins_and_no_targets() {
     assert_eq!(code(&output), 0);
     assert_eq!(json(&stdout(&output)), serde_json::json!({ "pins": [], "not_pinned": [] }));
     let output = with(&["status"]);
+    assert_eq!(code(&output), 0);
+    assert!(stdout(&output).contains("no target runs"), "{}", stdout(&output));
+    let output = with(&["top"]);
     assert_eq!(code(&output), 0);
     assert!(stdout(&output).contains("no target runs"), "{}", stdout(&output));
     let output = with(&["unpin", "/nonexistent", "--json"]);

@@ -47,6 +47,8 @@ mod stop;
 mod stopped;
 #[path = "serve/told.rs"]
 mod told;
+#[path = "serve/top.rs"]
+mod top;
 #[path = "serve/unmounted.rs"]
 mod unmounted;
 #[path = "serve/watch.rs"]

@@ -34,6 +34,7 @@ mod served;
 mod service;
 pub mod status;
 mod sys;
+pub mod top;
 pub mod unpin;
 
 use std::io::Write as _;
@@ -69,6 +70,7 @@ pub enum Command {
     Read(read::ReadArgs),
     Serve(serve::ServeArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
     Device(device::DeviceArgs),
     Discover(discover::DiscoverArgs),
     Bench(Box<bench::BenchArgs>),
@@ -98,6 +100,7 @@ impl Command {
             Self::Demo(args) => demo::run(args),
             Self::Serve(args) => serve::run(args, logs),
             Self::Status(args) => status::run(args),
+            Self::Top(args) => top::run(args),
             Self::Device(args) => device::run(args),
             Self::Discover(args) => discover::run(args),
             Self::Bench(args) => bench::run(args),
@@ -128,6 +131,7 @@ impl Command {
             Self::Demo(_)
             | Self::Read(_)
             | Self::Serve(_)
+            | Self::Top(_)
             | Self::Completions(_)
             | Self::Man(_)
             | Self::Probe(_) => false,

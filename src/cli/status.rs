@@ -57,7 +57,7 @@ pub fn run(args: &StatusArgs) -> Outcome {
 }
 
 /// A target runs and does not say what it does.
-fn silence(error: &io::Error) -> Failure {
+pub(super) fn silence(error: &io::Error) -> Failure {
     let (exit, remedy) = match error.kind() {
         io::ErrorKind::PermissionDenied => (Exit::Permission, "run as root, or as the user that it runs as"),
         _ => (Exit::Failed, "it may be draining: try again; look into its log"),

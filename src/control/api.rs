@@ -1,7 +1,8 @@
 //! The socket of a running target, in its state directory: one line of JSON asks, one document answers.
 //!
 //! ```text
-//!   PID-START-N.sock    {"ask": "status"}  -->  Status, or {"error": "..."}
+//!   PID-START-N.sock    {"ask": "status"}                      -->  Status, or {"error": "..."}
+//!                       {"ask": "status", "histograms": true}       the same with histograms
 //! ```
 //!
 //! The directory is for its owner only, and so is the socket. A thread of its own answers, one client after another, each
@@ -37,6 +38,8 @@ const QUESTION_LEN_MAX: u64 = 4096;
 #[serde(deny_unknown_fields)]
 struct Question {
     ask: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    histograms: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -129,7 +132,7 @@ fn answer(client: UnixStream, events: &Sender<Event>) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new((&client).take(QUESTION_LEN_MAX)).read_line(&mut line)?;
     let answer = match serde_json::from_str::<Question>(&line) {
-        Ok(question) if question.ask == "status" => status(events),
+        Ok(question) if question.ask == "status" => status(events, question.histograms),
         Ok(question) => Answer::Error { error: format!("nobody knows what {:?} is", question.ask) },
         Err(error) => Answer::Error { error: error.to_string() },
     };
@@ -138,10 +141,10 @@ fn answer(client: UnixStream, events: &Sender<Event>) -> io::Result<()> {
     (&client).write_all(&bytes)
 }
 
-fn status(events: &Sender<Event>) -> Answer {
+fn status(events: &Sender<Event>, histograms: bool) -> Answer {
     let (reply, answer) = channel();
-    let asked =
-        events.send(Event::Status { reply }).ok().and_then(|()| answer.recv_timeout(CONTROL_PATIENCE).ok());
+    let sent = events.send(Event::Status { histograms, reply }).ok();
+    let asked = sent.and_then(|()| answer.recv_timeout(CONTROL_PATIENCE).ok());
     asked.map_or_else(|| Answer::Error { error: "the target is busy, or ending".to_owned() }, Answer::Status)
 }
 
@@ -149,10 +152,20 @@ fn status(events: &Sender<Event>) -> Answer {
 /// what they said instead, or what went wrong.
 #[must_use]
 pub fn ask_all(state: &Path) -> Vec<io::Result<Status>> {
+    ask_each(state, false)
+}
+
+/// The same, with [`Status::histograms`].
+#[must_use]
+pub fn ask_all_with_histograms(state: &Path) -> Vec<io::Result<Status>> {
+    ask_each(state, true)
+}
+
+fn ask_each(state: &Path, histograms: bool) -> Vec<io::Result<Status>> {
     let living =
         sockets(state).into_iter().filter(|path| Owner::named_by(path).is_some_and(|owner| owner.is_alive()));
     living
-        .map(|path| match ask(&path) {
+        .map(|path| match ask(&path, histograms) {
             Ok(Answer::Status(status)) => Ok(*status),
             Ok(Answer::Error { error }) => Err(io::Error::other(error)),
             Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
@@ -160,11 +173,11 @@ pub fn ask_all(state: &Path) -> Vec<io::Result<Status>> {
         .collect()
 }
 
-fn ask(path: &Path) -> io::Result<Answer> {
+fn ask(path: &Path, histograms: bool) -> io::Result<Answer> {
     let stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(CONTROL_PATIENCE + CLIENT_PATIENCE))?;
     stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
-    let mut question = serde_json::to_vec(&Question { ask: "status".to_owned() })?;
+    let mut question = serde_json::to_vec(&Question { ask: "status".to_owned(), histograms })?;
     question.push(b'\n');
     (&stream).write_all(&question)?;
     let mut text = String::new();

@@ -60,6 +60,8 @@ pub(super) enum Event {
     },
     /// What it is doing.
     Status {
+        /// Whether histograms are wanted too.
+        histograms: bool,
         /// Where the answer goes.
         reply: Sender<Box<Status>>,
     },

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::reactor::{CoreGauges, Wake};
-use crate::stage::{Book, Counts, Key, Row, Stage, Times};
+use crate::stage::{BUCKETS, Book, Counts, Key, Row, Stage, Times};
 
 /// A core.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +78,60 @@ pub struct StageTimes {
     pub p999_ns: u64,
 }
 
+/// The histograms behind a [`LatencyStatus`], for who asks again and wants to know what was in between.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistogramStatus {
+    /// The NQN of the export's subsystem. These three are missing where commands of several are counted together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subsystem: Option<String>,
+    /// The export's identifier there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nsid: Option<u32>,
+    /// The host's NQN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// From the capsule to the sent answer.
+    pub total: BucketCounts,
+    /// Of that, each stage of [`Stage::ALL`].
+    pub stages: [BucketCounts; Stage::ALL.len()],
+}
+
+/// What a histogram counted: the numbers and counts of the buckets that have any.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BucketCounts(Vec<(usize, u64)>);
+
+impl BucketCounts {
+    pub(crate) fn of(counts: &Counts) -> Self {
+        Self(counts.buckets().iter().copied().enumerate().filter(|(_, count)| *count > 0).collect())
+    }
+
+    /// As a histogram whose sum nobody knows. Buckets that there are none of are passed over: the document may be of another
+    /// version.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut buckets = [0; BUCKETS];
+        for (at, count) in &self.0 {
+            if let Some(bucket) = buckets.get_mut(*at) {
+                *bucket = *count;
+            }
+        }
+        Counts::new(buckets, 0)
+    }
+}
+
+impl HistogramStatus {
+    fn of((key, times): (Option<Key>, Times)) -> Self {
+        let stages = times.stages.each_ref().map(BucketCounts::of);
+        let total = BucketCounts::of(&times.total);
+        let Some(Key { host, subsystem, nsid }) = key else {
+            return Self { total, stages, ..Self::default() };
+        };
+        let (host, subsystem) = (Some(host.into_string()), Some(subsystem.into_string()));
+        Self { subsystem, nsid: Some(nsid), host, total, stages }
+    }
+}
+
 impl StageTimes {
     pub(super) fn of(counts: &Counts) -> Self {
         let quantile = |part| counts.quantile_ns(part).unwrap_or_default();
@@ -108,6 +162,11 @@ impl LatencyStatus {
 /// All that is counted.
 pub(super) fn of_book(book: &Book) -> Vec<LatencyStatus> {
     merged(&book.rows(), usize::MAX).into_iter().map(LatencyStatus::of).collect()
+}
+
+/// The same as histograms.
+pub(super) fn histograms_of_book(book: &Book) -> Vec<HistogramStatus> {
+    merged(&book.rows(), usize::MAX).into_iter().map(HistogramStatus::of).collect()
 }
 
 /// The rows of all cores by whose commands they count, in the order of the first; those beyond `most`, and those that nobody
@@ -165,6 +224,18 @@ mod tests {
         assert_eq!(told(&rows, 9), [(Some(1), 17), (Some(2), 5), (Some(3), 2), (None, 3)]);
         assert_eq!(told(&rows, 1), [(Some(1), 17), (None, 10)]);
         assert_eq!(told(&rows[..3], 9), [(Some(1), 10), (Some(2), 5)], "no row for others that are none");
+    }
+
+    #[test]
+    fn histograms_go_through_a_document_and_back() {
+        let [(key, times)] = &merged(&[row(0, Some(1), 4)], 1)[..] else { panic!("one") };
+        let told = HistogramStatus::of((key.clone(), times.clone()));
+        let text = serde_json::to_string(&told).expect("a document");
+        let read: HistogramStatus = serde_json::from_str(&text).expect("the same document");
+        assert_eq!(read, told);
+        assert_eq!(read.total.counts().buckets(), times.total.buckets());
+        assert_eq!(read.stages[5].counts().quantile_ns(0.5), times.stages[5].quantile_ns(0.5));
+        assert_eq!(BucketCounts(vec![(BUCKETS, 7)]).counts().count(), 0, "no bucket of ours");
     }
 
     #[test]

@@ -40,11 +40,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub use self::api::ask_all;
+pub use self::api::{ask_all, ask_all_with_histograms};
 pub use self::error::{DiskError, ServeError};
 use self::event::Event;
 pub use self::event::ReloadReport;
-pub use self::latency::{CoreStatus, LatencyStatus, StageTimes};
+pub use self::latency::{BucketCounts, CoreStatus, HistogramStatus, LatencyStatus, StageTimes};
 pub use self::metrics::fuzz_metrics_request;
 pub use self::recalls::{LastRecall, RecallStatus};
 use self::server::Server;

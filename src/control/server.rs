@@ -212,7 +212,7 @@ impl Server {
             Event::LetGo { path } => self.let_go(&path),
             Event::Device { key, change } => self.device_changed(key, change),
             Event::Verdict { key, epoch, verdict } => self.device_proven(&key, epoch, verdict),
-            Event::Status { reply } => drop(reply.send(Box::new(self.status()))),
+            Event::Status { histograms, reply } => drop(reply.send(Box::new(self.status(histograms)))),
             Event::Reload { config, reply } => self.reload_asked(config, reply),
             Event::Stop { patience, reply } => return Some((patience, reply)),
         }

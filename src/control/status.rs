@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::latency::{CoreStatus, LatencyStatus};
+use super::latency::{CoreStatus, HistogramStatus, LatencyStatus};
 use super::recalls::RecallStatus;
 use crate::config::DeviceWay;
 use crate::extent::{GuardMode, LocalReaders, WatchReport};
@@ -38,6 +38,9 @@ pub struct Status {
     /// How long commands took, by host and export.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub latencies: Vec<LatencyStatus>,
+    /// The histograms behind them, for who asks for these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub histograms: Vec<HistogramStatus>,
     /// Where metrics are told, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,

@@ -70,7 +70,7 @@ impl Source {
     /// The page of this moment; `None` when the control thread is busy or gone.
     fn page(&self) -> Option<String> {
         let (reply, answer) = channel();
-        self.events.send(Event::Status { reply }).ok()?;
+        self.events.send(Event::Status { histograms: false, reply }).ok()?;
         let status = *answer.recv_timeout(CONTROL_PATIENCE).ok()?;
         let cores = self.gauges.iter().map(|gauges| (gauges.get(), gauges.activity())).collect();
         let rows = self.stages.rows();

@@ -487,6 +487,7 @@ mod tests {
             devices: vec![device],
             cores: Vec::new(),
             latencies: Vec::new(),
+            histograms: Vec::new(),
             metrics: None,
         };
         let target = TargetStats { io_connects: 5, command_errors: 2, ..TargetStats::default() };

@@ -3,12 +3,12 @@
 use super::Server;
 use crate::block::nvme::Standing;
 use crate::control::backings::Backed;
-use crate::control::latency::{CoreStatus, of_book};
+use crate::control::latency::{CoreStatus, histograms_of_book, of_book};
 use crate::control::status::{DeviceStatus, ExportStatus, HostStatus, Status, WatchStatus};
 use crate::fabrics::{Export, Grant};
 
 impl Server {
-    pub(super) fn status(&self) -> Status {
+    pub(super) fn status(&self, histograms: bool) -> Status {
         let exports = self.target.exports();
         let hosts = self.target.controllers().into_iter().map(|it| HostStatus {
             host: it.host,
@@ -30,6 +30,7 @@ impl Server {
             devices: self.devices(),
             cores: self.gauges().iter().map(|gauges| CoreStatus::of(gauges)).collect(),
             latencies: of_book(&self.stages()),
+            histograms: if histograms { histograms_of_book(&self.stages()) } else { Vec::new() },
             metrics: self.metrics.as_ref().map(|metrics| metrics.address().to_string()),
         }
     }
