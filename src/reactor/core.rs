@@ -1,21 +1,22 @@
 //! One core: the loop itself.
 
+mod setup;
+
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hugepage_alloc::{BufferPool, RegionOptions};
-
+use self::setup::{introduce, memory};
 use super::activity::{Ledger, TurnTaken, Wake};
-use super::engine::{DEVICE_QUEUE_DEPTH, IoEngine};
+use super::engine::IoEngine;
 use super::gauges::{CoreGauges, CoreStats};
 use super::mailbox::{Accepted, Letter, Mailbox};
 use super::pause::{CoreFailure, PauseWatch};
+use super::polls::{POLLED_MAX, Polled, SocketPolls};
 use super::slab::{Key, Slab};
 use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
 use crate::fabrics::{ExportSlot, PortId};
-use crate::ring::{FileRef, Ring, RingClient, RingOptions, RingResource, Socket, Wait};
+use crate::ring::{FileRef, Ring, RingClient, RingResource, Socket, Wait};
 use crate::stage::CoreStages;
 
 /// Socket completions handed out in one turn.
@@ -40,6 +41,7 @@ pub enum IdlePolicy {
 struct Seat {
     connection: Box<dyn Connection>,
     ready: bool,
+    polled: bool,
 }
 
 struct Listener {
@@ -65,6 +67,8 @@ pub struct Core {
     own: RingClient,
     seats: Slab<Seat>,
     ready: VecDeque<Key>,
+    /// Those whose sockets are looked at in every turn.
+    polled: Vec<Key>,
     listeners: Slab<Listener>,
     /// Letters that wait for the last command of an export. No turn waits for them: what ends a command wakes the core.
     drains: Vec<(ExportSlot, Box<dyn FnOnce() + Send>)>,
@@ -132,17 +136,22 @@ impl Core {
         let own = ring.client(LISTENERS_MAX + 1);
         let engine = IoEngine::new(ring.clone(), pool.clone());
         let stages = CoreStages::new(Arc::clone(&options.stages));
+        let polls = SocketPolls::new(match idle {
+            IdlePolicy::AlwaysPoll => None,
+            IdlePolicy::SleepAfter(idle) => Some(idle),
+        });
         let mut seats = Slab::default();
         seats.reserve(connections_max);
         let mut listeners = Slab::default();
         listeners.reserve(LISTENERS_MAX);
         Ok(Self {
-            cx: CoreContext { sockets, pool, engine, now, mailbox, stages },
+            cx: CoreContext { sockets, pool, engine, now, mailbox, polls, stages },
             _hold: hold,
             ring,
             own,
             seats,
             ready: VecDeque::with_capacity(connections_max),
+            polled: Vec::with_capacity(POLLED_MAX),
             listeners,
             drains: Vec::new(),
             letters: Vec::new(),
@@ -198,7 +207,7 @@ impl Core {
         self.cx.stages.turn(now.stamp);
         self.cx.engine.turned(submits.stamp, now.stamp);
         let own = self.own_completions();
-        let sockets = self.socket_completions();
+        let sockets = self.socket_completions() + self.polled_sockets();
         let devices = self.device_completions();
         work += own + sockets + devices;
         self.cx.engine.handled(work);
@@ -247,7 +256,7 @@ impl Core {
 
     /// How long the ring may sleep: not at all while there is work or the polling time runs.
     fn wait(&mut self) -> Wait {
-        if !self.ready.is_empty() {
+        if !self.ready.is_empty() || !self.polled.is_empty() {
             return Wait::No;
         }
         match self.idle {
@@ -355,7 +364,7 @@ impl Core {
         }
         let peer = accepted.peer;
         let Some(connection) = self.factory.clone().adopt(&mut self.cx, accepted) else { return };
-        let Ok(key) = self.seats.insert(Seat { connection, ready: false }) else {
+        let Ok(key) = self.seats.insert(Seat { connection, ready: false, polled: false }) else {
             tracing::warn!(%peer, "connection refused: this core serves as many as it may");
             return;
         };
@@ -402,6 +411,32 @@ impl Core {
         RING_BUDGET
     }
 
+    /// Looks at the sockets that the core reads by itself.
+    fn polled_sockets(&mut self) -> usize {
+        let (mut work, mut at) = (0, 0);
+        while let Some(key) = self.polled.get(at).copied() {
+            let polled = match self.seats.get_mut(key) {
+                Some(seat) => {
+                    let polled = seat.connection.poll(&mut self.cx);
+                    seat.polled = polled != Polled::Cold;
+                    if polled != Polled::Nothing {
+                        Self::mark_ready(&mut self.ready, seat, key);
+                    }
+                    polled
+                }
+                None => Polled::Cold,
+            };
+            work += usize::from(polled == Polled::Data);
+            if polled == Polled::Cold {
+                self.polled.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+        self.cx.polls.set_polled(self.polled.len());
+        work
+    }
+
     fn device_completions(&mut self) -> usize {
         let mut work = self.cx.engine.poll();
         while let Some(done) = self.cx.engine.next_done() {
@@ -424,6 +459,13 @@ impl Core {
             seat.ready = false;
             match seat.connection.turn(&mut self.cx) {
                 Turn::Wait => {}
+                Turn::Poll => {
+                    if !seat.polled {
+                        seat.polled = true;
+                        self.polled.push(key);
+                        self.cx.polls.set_polled(self.polled.len());
+                    }
+                }
                 Turn::Again => Self::mark_ready(&mut self.ready, seat, key),
                 Turn::Finished => {
                     self.seats.remove(key);
@@ -435,6 +477,7 @@ impl Core {
 
     fn tick(&mut self) {
         self.next_tick = self.cx.now + Self::TICK;
+        self.cx.polls.tick();
         for index in 0..self.seats.slots() {
             let Some(key) = self.seats.key_at(index) else { continue };
             if let Some(seat) = self.seats.get_mut(key) {
@@ -477,30 +520,4 @@ impl Core {
         tracing::warn!(connections, commands, "stopping at the deadline with work under way");
         Some(commands == 0)
     }
-}
-
-/// A core's ring and buffers.
-fn memory(cpu: usize, options: &CoreOptions) -> Result<(Ring, BufferPool), CoresError> {
-    let bytes = usize::try_from(options.buffer_memory.0).unwrap_or(usize::MAX);
-    let region = RegionOptions { share: options.share_buffers, ..RegionOptions::default() };
-    let pool =
-        BufferPool::with_options(bytes, &region).map_err(|source| CoresError::Buffers { cpu, source })?;
-    let ring_options = RingOptions { slots: ring_slots(options.connections_max), ..RingOptions::default() };
-    let ring = Ring::new(&ring_options).map_err(|source| CoresError::Ring { cpu, source })?;
-    ring.register_pool(&pool).map_err(|source| CoresError::Ring { cpu, source })?;
-    Ok((ring, pool))
-}
-
-/// Operations that the ring has room for: a receive and a send of each connection, the listeners and the bell, and
-/// what two devices can have in flight on top. More devices at full depth share that; the others wait a turn.
-fn ring_slots(connections_max: usize) -> u32 {
-    let slots = connections_max * 2 + LISTENERS_MAX + 1 + DEVICE_QUEUE_DEPTH * 2;
-    u32::try_from(slots.next_power_of_two()).unwrap_or(1 << 15).min(1 << 15)
-}
-
-/// Both ends of an accepted socket, or `None` when the peer is gone already.
-fn introduce(socket: OwnedFd, port: PortId) -> Option<Accepted> {
-    let peer = rustix::net::getpeername(&socket).ok()?;
-    let local = rustix::net::getsockname(&socket).ok()?;
-    Some(Accepted { peer: peer?.try_into().ok()?, local: local.try_into().ok()?, socket, port })
 }

@@ -8,6 +8,7 @@
 //!   |     |             operations of the last turn, takes completions      |
 //!   |     v                                                                 |
 //!   |  socket completions -> Connection::on_ring                            |
+//!   |  sockets of the few that are busy -> Connection::poll  (see polls)    |
 //!   |  engine.poll()      -> Connection::on_io                              |
 //!   |  ready connections  -> Connection::turn      (budgeted, round robin)  |
 //!   |  engine.launch()    lookups and submissions of the commands begun     |
@@ -30,6 +31,7 @@ mod engine;
 mod gauges;
 mod mailbox;
 mod pause;
+mod polls;
 mod slab;
 
 use std::time::Instant;
@@ -43,6 +45,7 @@ pub use self::engine::{IoDone, IoEngine, Timing};
 pub use self::gauges::{CoreGauges, CoreStats};
 pub use self::mailbox::{Accepted, Letter, Mailbox};
 pub use self::pause::CoreFailure;
+pub use self::polls::{Heard, Polled, SocketPolls};
 pub use self::slab::{Key, Slab};
 use crate::ring::{RingClient, RingDone};
 use crate::stage::CoreStages;
@@ -59,6 +62,8 @@ pub struct CoreContext {
     pub now: Instant,
     /// Wakes this core: handed to sessions that other threads want to reach.
     pub mailbox: Mailbox,
+    /// Which sockets the core reads by itself.
+    pub polls: SocketPolls,
     /// Where commands tell how long their stages took.
     pub stages: CoreStages,
 }
@@ -76,6 +81,9 @@ impl CoreContext {
 pub enum Turn {
     /// Nothing until something completes.
     Wait,
+    /// Nothing until something completes, and its socket is to be looked at by [`Connection::poll`] at every turn of the
+    /// core.
+    Poll,
     /// Another turn: the budget ran out before the work did.
     Again,
     /// The connection has ended and holds nothing of its own in flight; drop it.
@@ -90,6 +98,8 @@ pub trait Connection {
     fn on_ring(&mut self, cx: &mut CoreContext, kind: u8, done: RingDone);
     /// A command that it gave to `cx.engine` has ended.
     fn on_io(&mut self, cx: &mut CoreContext, done: IoDone);
+    /// Looks at its socket, after it has asked for that with [`Turn::Poll`] and until it answers [`Polled::Cold`].
+    fn poll(&mut self, cx: &mut CoreContext) -> Polled;
     /// Does a bounded amount of work: parses, answers, submits. Called after completions, and again on request.
     fn turn(&mut self, cx: &mut CoreContext) -> Turn;
     /// Looks at deadlines and at what other threads want of it. Called every [`Core::TICK`] and after mail.

@@ -1,12 +1,15 @@
 //! Files and sockets that operations in flight keep open.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
 use rustix::fs::OFlags;
 
 use super::engine::Engine;
+use super::sys::now;
+use super::{RecvBatch, SendBatch};
 
 /// An open file, and its place in a ring's file table if it has one.
 pub(super) struct FileInner {
@@ -93,6 +96,24 @@ impl Socket {
     pub fn new(fd: OwnedFd) -> Self {
         make_blocking(&fd);
         Self::from_inner(FileInner::plain(fd))
+    }
+
+    /// Sends what the socket takes at once, without the ring: how many bytes of the batch, which is not yet advanced. Not
+    /// to be called while the ring has a send on this socket: their bytes would mix.
+    ///
+    /// # Errors
+    /// As `sendmsg(2)` with `MSG_DONTWAIT`: `WouldBlock` when the socket takes nothing now.
+    pub fn send_now(&self, batch: &mut SendBatch) -> io::Result<u32> {
+        now::send(self.as_fd(), batch)
+    }
+
+    /// Receives what is there, without the ring: how many bytes, which are not yet booked ([`RecvBatch::complete`]); 0 is
+    /// the end of the stream. Not to be called while the ring has a receive on this socket.
+    ///
+    /// # Errors
+    /// As `recvmsg(2)` with `MSG_DONTWAIT`: `WouldBlock` when nothing is there; ENOBUFS when the batch has no room.
+    pub fn recv_now(&self, batch: &mut RecvBatch) -> io::Result<u32> {
+        now::recv(self.as_fd(), batch)
     }
 }
 

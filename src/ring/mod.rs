@@ -10,6 +10,9 @@
 //!   kernel      one io_uring_enter a turn submits, runs task work, and may wait
 //! ```
 //!
+//! A socket can also be read and written without the ring ([`Socket::recv_now`], [`Socket::send_now`]): one plain system
+//! call, cheaper where it is known that it will not have to wait.
+//!
 //! One ring a core, shared by its sockets and its io_uring devices. A buffer, batch or file that the kernel may
 //! touch moves into the ring's slot and comes back in the [`RingDone`]; no path lets go of it earlier, not even
 //! dropping the client or the ring. A ring that is dropped cancels what is in flight and waits a bounded time;

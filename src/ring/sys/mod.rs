@@ -14,6 +14,7 @@
 #![expect(unsafe_code, reason = "hands memory to the kernel and takes it back")]
 
 mod entry;
+pub(super) mod now;
 
 use std::io;
 use std::mem::{self, MaybeUninit};

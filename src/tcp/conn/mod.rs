@@ -22,6 +22,7 @@ mod counters;
 mod fuzz;
 mod request;
 mod rx;
+mod socket;
 mod timeouts;
 mod times;
 mod tx;
@@ -43,7 +44,7 @@ use self::times::Cells;
 use self::tx::{Out, Tx, TxSize};
 use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules, Phase, Receiver, TermReq};
 use crate::fabrics::{Completion, QueueSession, SessionEvent};
-use crate::reactor::{Connection, CoreContext, IoDone, Key, Turn};
+use crate::reactor::{Connection, CoreContext, Heard, IoDone, Key, Polled, Turn};
 use crate::ring::{RingDone, RingResource, Socket};
 use crate::stage::{Stamp, Stamps};
 
@@ -56,17 +57,13 @@ const REQUESTS_BEFORE_CONNECT: u16 = 32;
 /// How often hanging transfers are looked for.
 const TRANSFER_LOOK: Duration = Duration::from_secs(1);
 /// PDUs parsed in one turn, so that no connection starves its neighbours.
-const PDU_BUDGET: usize = 64;
+const PDU_BUDGET: usize = 128;
 /// Receive buffers: while nobody knows who it is, as an admin queue, and as an I/O queue.
 const RX_BYTES_SMALL: usize = 16 * 1024;
 const RX_BYTES_IO: usize = 256 * 1024;
 /// Send batches, likewise.
 const TX_SMALL: TxSize = TxSize { arena_bytes: 4096, parts: 64, queue: 64, notes: 16 };
 const TX_IO: TxSize = TxSize { arena_bytes: 32 * 1024, parts: 512, queue: 256, notes: 128 };
-
-/// Kinds of ring operations.
-const RECV: u8 = 1;
-const SEND: u8 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -122,6 +119,11 @@ pub struct TcpConnection {
     terminating: bool,
     /// When transfers are looked at again.
     next_look: Instant,
+    /// The core looks at the socket at every turn: no receive is given to the ring.
+    polled: bool,
+    /// All that was received is parsed: more may come.
+    receives: bool,
+    heard: Heard,
     /// When the bytes that are parsed now were received.
     arrived: Stamp,
     cells: Cells,
@@ -161,6 +163,9 @@ impl TcpConnection {
             scratch: Vec::new(),
             terminating: false,
             next_look: now + TRANSFER_LOOK,
+            polled: false,
+            receives: false,
+            heard: Heard::new(now),
             arrived: Stamp::of(now),
             cells: Cells::default(),
         }
@@ -301,78 +306,6 @@ impl TcpConnection {
             && !self.tx.in_flight()
     }
 
-    /// Sends when there is something and nothing is being sent; receives when `receive` says so and nothing is being
-    /// received. False when the ring had no room.
-    fn arm(&mut self, cx: &mut CoreContext, receive: bool) -> bool {
-        let Some(key) = self.key else { return true };
-        let mut armed = true;
-        if self.stage != Stage::Draining {
-            // The kernel takes them in this order, and somebody waits for what is sent.
-            self.tx.fill(&mut self.requests, &self.session, self.digests);
-            if let Some(batch) = self.tx.take_batch(cx.now)
-                && let Err(full) = cx.sockets.send(CoreContext::token(key, SEND), &self.socket, batch)
-            {
-                self.tx.put_back(full.0);
-                armed = false;
-            }
-            if receive
-                && let Some(batch) = self.rx.take_batch(&mut self.requests)
-                && let Err(full) = cx.sockets.recv(CoreContext::token(key, RECV), &self.socket, batch)
-            {
-                self.rx.batch = Some(full.0);
-                armed = false;
-            }
-        }
-        armed
-    }
-
-    fn received(
-        &mut self,
-        cx: &mut CoreContext,
-        batch: Box<crate::ring::RecvBatch>,
-        result: std::io::Result<u32>,
-    ) {
-        match result {
-            Ok(0) | Err(_) => {
-                self.rx.received(batch, 0, &mut self.requests);
-                if self.is_open() && result.is_err() {
-                    self.counters.broken.bump();
-                }
-                self.abort(cx);
-            }
-            Ok(count) => {
-                self.arrived = cx.stages.now();
-                self.rx.received(batch, count, &mut self.requests);
-            }
-        }
-    }
-
-    fn sent(
-        &mut self,
-        cx: &mut CoreContext,
-        mut batch: Box<crate::ring::SendBatch>,
-        result: std::io::Result<u32>,
-    ) {
-        match result {
-            Ok(count) if (count as usize) < batch.bytes_len() && self.stage != Stage::Draining => {
-                batch.advance(count as usize);
-                let Some(key) = self.key else { return };
-                if let Err(full) = cx.sockets.send(CoreContext::token(key, SEND), &self.socket, batch) {
-                    self.tx.give_back(full.0);
-                    self.abort(cx);
-                }
-            }
-            Ok(_) => {
-                self.cells.count(self.tx.flying(), cx.stages.now());
-                self.tx.give_back(batch);
-            }
-            Err(_) => {
-                self.tx.give_back(batch);
-                self.abort(cx);
-            }
-        }
-    }
-
     /// Ends a connection whose host neither sends the data that it owes nor takes what it asked for.
     fn check_transfers(&mut self, cx: &CoreContext) {
         let oldest = [self.requests.owed_since(), self.tx.in_flight_since()].into_iter().flatten().min();
@@ -476,16 +409,39 @@ impl Connection for TcpConnection {
         }
         let parsed = self.parse(cx);
         self.wind_up(cx);
-        // Bytes that are not parsed yet stay here: a receive would take them along, and they would wait for more to
-        // come from a host that waits for their answer.
-        let armed = self.arm(cx, parsed == Parsed::All);
-        let more = parsed == Parsed::More || !armed || (self.is_open() && !self.starving.is_empty());
+        let mut again = self.is_open() && !self.starving.is_empty();
+        if self.stage != Stage::Draining {
+            // What can be sent goes first, for somebody waits for it.
+            again |= !self.send(cx);
+            // Bytes that are not parsed yet stay here: a receive would take them along, and they would wait for more to
+            // come from a host that waits for their answer.
+            self.receives = parsed == Parsed::All;
+            again |= match parsed {
+                Parsed::All => false,
+                Parsed::More => true,
+                // A send in the ring comes back when the peer has taken it; one that is done does not.
+                Parsed::Held => !self.tx.in_flight(),
+            };
+            if self.receives && !self.polled {
+                // Who has another turn anyway decides then: the core hears of it by the end of a turn only.
+                self.polled = !again && self.takes_poll(cx);
+                again |= !self.polled && !self.receive(cx);
+            }
+        }
         if self.is_finished() {
             self.session.closed();
             cx.engine.unreserve(self.reserved);
             return Turn::Finished;
         }
-        if more { Turn::Again } else { Turn::Wait }
+        match (again, self.polled) {
+            (true, _) => Turn::Again,
+            (false, true) => Turn::Poll,
+            (false, false) => Turn::Wait,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut CoreContext) -> Polled {
+        self.look(cx)
     }
 
     fn tick(&mut self, cx: &mut CoreContext) {

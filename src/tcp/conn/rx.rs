@@ -195,6 +195,12 @@ impl Rx {
         Some(batch)
     }
 
+    /// A batch that was taken received nothing.
+    pub(super) fn put_back(&mut self, mut batch: Box<RecvBatch>) {
+        batch.set_direct(None);
+        self.batch = Some(batch);
+    }
+
     /// A receive has ended with `count` bytes.
     pub(super) fn received(&mut self, mut batch: Box<RecvBatch>, count: u32, requests: &mut Requests) {
         let direct_len = batch.complete(count).direct_len;

@@ -107,6 +107,11 @@ impl Tx {
         self.queue.is_empty() && self.filling.is_empty() && self.spare.is_some()
     }
 
+    /// Whether something waits that could be sent now.
+    pub(super) fn has_more(&self) -> bool {
+        self.spare.is_some() && !(self.queue.is_empty() && self.filling.is_empty())
+    }
+
     /// Whether a send is in flight.
     pub(super) fn in_flight(&self) -> bool {
         self.spare.is_none()

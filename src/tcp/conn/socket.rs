@@ -1,0 +1,138 @@
+//! Bytes in and out of a connection's socket.
+//!
+//! ```text
+//!   send      at once, by one plain system call; what the socket has no room for goes to the ring, which waits for room
+//!   receive   busy: the core looks at every turn     silent, or many are busy: a receive waits in the ring
+//! ```
+//!
+//! Not here: which sockets the core reads by itself ([`SocketPolls`](crate::reactor::SocketPolls)), what the bytes mean.
+
+use std::io::ErrorKind;
+
+use super::{Stage, TcpConnection};
+use crate::reactor::{CoreContext, Polled};
+use crate::ring::{RecvBatch, SendBatch};
+use crate::stage::Stamp;
+
+/// Batches that are sent in one turn.
+const SENDS_MAX: usize = 4;
+/// Kinds of ring operations.
+const RECV: u8 = 1;
+const SEND: u8 = 2;
+
+impl TcpConnection {
+    /// Sends when there is something and nothing is being sent. False when the ring had no room.
+    pub(super) fn send(&mut self, cx: &mut CoreContext) -> bool {
+        let Some(key) = self.key else { return true };
+        for _ in 0..SENDS_MAX {
+            self.tx.fill(&mut self.requests, &self.session, self.digests);
+            let Some(mut batch) = self.tx.take_batch(cx.now) else { return true };
+            // At once, for the socket nearly always has room. What it does not take, the ring sends when it does; and tells
+            // what is wrong, if something is.
+            let sent = self.socket.send_now(&mut batch).map_or(0, |sent| sent as usize);
+            if sent == batch.bytes_len() {
+                self.cells.count(self.tx.flying(), Stamp::now());
+                self.tx.give_back(batch);
+                continue;
+            }
+            batch.advance(sent);
+            if let Err(full) = cx.sockets.send(CoreContext::token(key, SEND), &self.socket, batch) {
+                self.tx.put_back(full.0);
+                return false;
+            }
+        }
+        // What is left is for the next turn, so that others have theirs.
+        !self.tx.has_more()
+    }
+
+    /// Receives when nothing is being received. False when the ring had no room.
+    pub(super) fn receive(&mut self, cx: &mut CoreContext) -> bool {
+        let Some(key) = self.key else { return true };
+        let Some(batch) = self.rx.take_batch(&mut self.requests) else { return true };
+        if let Err(full) = cx.sockets.recv(CoreContext::token(key, RECV), &self.socket, batch) {
+            self.rx.batch = Some(full.0);
+            return false;
+        }
+        true
+    }
+
+    /// Whether the core itself shall read the socket from now on.
+    pub(super) fn takes_poll(&self, cx: &CoreContext) -> bool {
+        self.stage == Stage::Running
+            && self.session.is_io()
+            && self.rx.batch.is_some()
+            && cx.polls.has_place(&self.heard, cx.now)
+    }
+
+    pub(super) fn received(
+        &mut self,
+        cx: &mut CoreContext,
+        batch: Box<RecvBatch>,
+        result: std::io::Result<u32>,
+    ) {
+        match result {
+            Ok(0) | Err(_) => {
+                self.rx.received(batch, 0, &mut self.requests);
+                if self.is_open() && result.is_err() {
+                    self.counters.broken.bump();
+                }
+                self.abort(cx);
+            }
+            Ok(count) => {
+                cx.polls.heard(&mut self.heard, cx.now);
+                self.arrived = cx.stages.now();
+                self.rx.received(batch, count, &mut self.requests);
+            }
+        }
+    }
+
+    pub(super) fn sent(
+        &mut self,
+        cx: &mut CoreContext,
+        mut batch: Box<SendBatch>,
+        result: std::io::Result<u32>,
+    ) {
+        match result {
+            Ok(count) if (count as usize) < batch.bytes_len() && self.stage != Stage::Draining => {
+                batch.advance(count as usize);
+                let Some(key) = self.key else { return };
+                if let Err(full) = cx.sockets.send(CoreContext::token(key, SEND), &self.socket, batch) {
+                    self.tx.give_back(full.0);
+                    self.abort(cx);
+                }
+            }
+            Ok(_) => {
+                self.cells.count(self.tx.flying(), cx.stages.now());
+                self.tx.give_back(batch);
+            }
+            Err(_) => {
+                self.tx.give_back(batch);
+                self.abort(cx);
+            }
+        }
+    }
+
+    /// Looks at a socket that the core reads by itself.
+    pub(super) fn look(&mut self, cx: &mut CoreContext) -> Polled {
+        let goes_on = cx.polls.goes_on(&self.heard, cx.now);
+        if goes_on && !self.receives {
+            return Polled::Nothing;
+        }
+        match self.rx.take_batch(&mut self.requests) {
+            Some(mut batch) if goes_on => match self.socket.recv_now(&mut batch) {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                    self.rx.put_back(batch);
+                    return Polled::Nothing;
+                }
+                result => {
+                    self.received(cx, batch, result);
+                    return Polled::Data;
+                }
+            },
+            Some(batch) => self.rx.put_back(batch),
+            None => {}
+        }
+        self.polled = false;
+        Polled::Cold
+    }
+}
