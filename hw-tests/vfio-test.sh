@@ -17,6 +17,8 @@
 #   --with FILE        copied into the guest, as /root/NAME, with its libraries; may be repeated
 #   --env NAME=VALUE   may be repeated
 #   --fio              with fio in the guest
+#   --threads multi    a thread of this machine for each processor of the guest: faster, when the machine is quiet
+#   --features WORDS   of the guest's processor, such as erms=off
 # and for all:
 #   --hugepages N      2 MiB each, reserved at boot (default 64)
 #   --kernel WORDS     further words on the kernel's command line, e.g. 'nvme_core.multipath=N'
@@ -40,7 +42,7 @@ source "$here/nvme-machine.sh"
 
 outer() {
     local keep=0 limit='' last=last-run
-    HW_VFIO=B HW_SETUP='' HW_WITH='' HW_ENV='' HW_HUGEPAGES=64 HW_FIO=0 HW_COMMAND='' HW_LONG=0 HW_KERNEL=''
+    HW_VFIO=B HW_SETUP='' HW_WITH='' HW_ENV='' HW_HUGEPAGES=64 HW_FIO=0 HW_COMMAND='' HW_LONG=0 HW_KERNEL='' HW_THREADS=single HW_FEATURES=''
     while (($#)); do
         case $1 in
             --long) HW_LONG=1 ;;
@@ -51,6 +53,8 @@ outer() {
             --hugepages) HW_HUGEPAGES=$2; shift ;;
             --kernel) HW_KERNEL=$2; shift ;;
             --fio) HW_FIO=1 ;;
+            --threads) HW_THREADS=$2; shift ;;
+            --features) HW_FEATURES=$2; shift ;;
             --keep) keep=1 ;;
             --timeout) limit=${2:?}; shift ;;
             --run) shift; (($#)) || die "nothing to run (see --help)"; name_command "$@"; break ;;
@@ -64,7 +68,7 @@ outer() {
         find_fastice
         limit=${limit:-$((HW_LONG ? 1800 : 900))} last=last-vfio
     fi
-    export HW_VFIO HW_SETUP HW_WITH HW_ENV HW_HUGEPAGES HW_FIO HW_COMMAND HW_LONG HW_KERNEL FASTICE
+    export HW_VFIO HW_SETUP HW_WITH HW_ENV HW_HUGEPAGES HW_FIO HW_COMMAND HW_LONG HW_KERNEL HW_THREADS HW_FEATURES FASTICE
     install_missing
     run_inside "${BASH_SOURCE[0]}" "$keep" "${limit:-300}" "$last"
 }
@@ -183,7 +187,7 @@ PARAMS
     mkfifo "$work/output"
     cat "$work/output" &
     reader=$!
-    converse --iommu 1 --cpus 2 --memory 1536M --fio "$HW_FIO" --output "$work/output" \
+    converse --iommu 1 --cpus 2 --memory 1536M --fio "$HW_FIO" --threads "$HW_THREADS" --features "$HW_FEATURES" --output "$work/output" \
         --append "hugepages=$HW_HUGEPAGES $HW_KERNEL" "${machine_options[@]}" || code=$?
     kill "$reader" 2>/dev/null || true
     [[ -n $program_code ]] || die "the guest ended with $code before the program did (124: time over); console: $HW_CACHE/last-run/console.log"

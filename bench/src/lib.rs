@@ -13,6 +13,7 @@
 //!   rest      waits until the machine does nothing else
 //!   guard     what an I/O costs in instructions: no more than was recorded
 //!   target    the whole target over TCP, beside the ceiling of the kernel's TCP
+//!   guest     the target beside the kernel's own, with the kernel's initiator and fio
 //! ```
 //!
 //! Sides take turns, round by round, and a row's ratio is that of neighbouring rounds: what slows the machine slows both.
@@ -26,6 +27,7 @@ pub mod clock;
 pub mod count;
 pub mod device;
 pub mod guard;
+pub mod guest;
 pub mod load;
 pub mod machine;
 pub mod paced;

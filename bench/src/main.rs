@@ -12,7 +12,7 @@ use fastice_bench::chosen::Chosen;
 use fastice_bench::guard::figures::Verdict;
 use fastice_bench::report::Report;
 use fastice_bench::suite::{KernelPeer, Plan};
-use fastice_bench::{count, guard, machine, publish as published, scale, server, target};
+use fastice_bench::{count, guard, guest, machine, publish as published, scale, server, target};
 
 /// Sets fastice beside its peers
 #[derive(Debug, Parser)]
@@ -66,6 +66,24 @@ enum Command {
     ServeTarget {
         /// What answers
         served: target::Served,
+    },
+    /// The target beside the kernel's, with the kernel's initiator and fio; for a guest such as that of bench/guest.sh (root)
+    Guest(Guest),
+    /// A target until standard input ends; started by `guest`
+    #[command(hide = true)]
+    ServeConfiguration {
+        /// What it serves
+        file: PathBuf,
+    },
+    /// Names a peer that is not here, and why, in the report
+    Absent {
+        /// What rows call the peer
+        peer: String,
+        /// Why it is absent
+        why: String,
+        /// Where the report is
+        #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+        report: PathBuf,
     },
     /// Instructions a read of the driver, counted by valgrind
     Instructions(Instructions),
@@ -180,6 +198,46 @@ struct Target {
 }
 
 #[derive(Debug, Args)]
+struct Guest {
+    /// A file to serve, on the disk in one piece
+    #[arg(long)]
+    file: PathBuf,
+    /// Where it begins on the disk, in bytes
+    #[arg(long, value_name = "BYTES")]
+    offset: u64,
+    /// The kernel's disk of the namespace
+    #[arg(long, value_name = "DEVICE")]
+    disk: PathBuf,
+    /// Another controller of the same namespace, bound to vfio-pci
+    #[arg(long, value_name = "ADDRESS")]
+    pci: String,
+    /// The processor of our one core
+    #[arg(long, default_value_t = 0, value_name = "CPU")]
+    core: usize,
+    /// The processor of fio
+    #[arg(long, default_value_t = 1, value_name = "CPU")]
+    fio_cpu: usize,
+    /// I/O queues of the initiator; the kernel has the first one on processor 0
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    io_queues: u16,
+    /// Our core polls always, instead of while there is work
+    #[arg(long)]
+    poll_always: bool,
+    /// Only cases whose name holds this: nvme, uring or null
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Rounds of each side; an odd number has a middle one
+    #[arg(long, default_value_t = 7, value_name = "N")]
+    rounds: usize,
+    /// Milliseconds of a round
+    #[arg(long, default_value_t = 2000, value_name = "MS")]
+    round_ms: u64,
+    /// Where the rows go, into what is there
+    #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+    report: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct Instructions {
     /// Queue depths
     #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 128], value_name = "N,N")]
@@ -210,6 +268,9 @@ fn main() -> ExitCode {
         Command::Scale(options) => at_scale(&options),
         Command::Target(options) => target_over_tcp(&options),
         Command::ServeTarget { served } => target::serve(served),
+        Command::Guest(options) => beside_nvmet(&options),
+        Command::ServeConfiguration { file } => guest::serve(&file),
+        Command::Absent { peer, why, report } => absent(&peer, &why, &report),
         Command::Instructions(options) => instructions(&options),
         Command::Merge { from, report } => merge(&from, &report),
         Command::ServeModel { socket } => server::serve(&socket),
@@ -287,8 +348,39 @@ fn target_over_tcp(options: &Target) -> Result<()> {
     let (mut rows, mut absent) = (Vec::new(), Vec::new());
     plan.run(&mut rows, &mut absent)?;
     report.merge(rows);
-    report.absent = absent;
+    // Of a peer in the guest this run knows nothing.
+    report.absent.retain(|line| line.starts_with(guest::PEER));
+    report.absent.extend(absent);
     Ok(report.save(&options.report)?)
+}
+
+fn beside_nvmet(options: &Guest) -> Result<()> {
+    let mut report = Report::load(&options.report)?;
+    let plan = guest::Plan {
+        file: options.file.clone(),
+        offset: options.offset,
+        disk: options.disk.clone(),
+        pci: options.pci.clone(),
+        core: options.core,
+        fio_cpu: options.fio_cpu,
+        io_queues: options.io_queues,
+        is_polling: options.poll_always,
+        only: options.only.clone(),
+        rounds: options.rounds,
+        time: Duration::from_millis(options.round_ms),
+        machine: machine::describe(),
+        tell: say,
+    };
+    let mut rows = Vec::new();
+    plan.run(&mut rows)?;
+    report.merge(rows);
+    Ok(report.save(&options.report)?)
+}
+
+fn absent(peer: &str, why: &str, path: &Path) -> Result<()> {
+    let mut report = Report::load(path)?;
+    report.name_absent(peer, why);
+    Ok(report.save(path)?)
 }
 
 fn instructions(options: &Instructions) -> Result<()> {

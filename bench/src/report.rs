@@ -226,9 +226,17 @@ impl Report {
         serde_json::from_str(&text).map_err(|source| ReportError::NoReport { path: name.to_owned(), source })
     }
 
-    /// Puts rows in, each in the place of the one of its name.
+    /// Says that a peer is absent, instead of what was said of it before.
+    pub fn name_absent(&mut self, peer: &str, why: &str) {
+        self.absent.retain(|line| !line.starts_with(peer));
+        self.absent.push(format!("{peer}: {why}"));
+    }
+
+    /// Puts rows in, each in the place of the one of its name. A peer that has rows is not absent.
     pub fn merge(&mut self, rows: impl IntoIterator<Item = Row>) {
         for row in rows {
+            let peer = row.peer_name.as_deref().unwrap_or_default();
+            self.absent.retain(|line| line.split_once(':').is_none_or(|(name, _)| !peer.starts_with(name)));
             match self.rows.iter_mut().find(|old| old.name == row.name) {
                 Some(old) => *old = row,
                 None => self.rows.push(row),
@@ -304,6 +312,26 @@ mod tests {
         let report = Report::load(&path).unwrap();
         let seen: Vec<_> = report.rows.iter().map(|row| (row.name.as_str(), row.ours_min)).collect();
         assert_eq!(seen, [("other", 3.0), ("qd32", 9.0), ("qd128", 1.0)]);
+    }
+
+    #[test]
+    fn a_peer_is_absent_until_it_has_rows() {
+        let mut report = Report::default();
+        report.name_absent("one", "not found");
+        report.name_absent("two", "not found");
+        report.name_absent("two", "too old");
+        assert_eq!(report.absent, ["one: not found", "two: too old"]);
+        let peer = Some(("two, version 3", &[1.0][..]));
+        let measured = Measurement {
+            name: "x".to_owned(),
+            unit: "us",
+            ours: &[1.0],
+            peer,
+            bar: None,
+            method: "made up",
+        };
+        report.merge(Row::new(&measured, "here"));
+        assert_eq!(report.absent, ["one: not found"]);
     }
 
     #[test]

@@ -58,6 +58,15 @@ pub enum StillBusy {
     Unknown,
 }
 
+/// Microseconds for which all processors together were busy since the boot, to a hundredth of a second.
+///
+/// # Errors
+/// Where `/proc/stat` cannot be read.
+pub(crate) fn busy_us() -> Result<f64, StillBusy> {
+    // `proc_stat(5)` tells hundredths of a second to programs, whatever the kernel counts in.
+    Ok(look()?.busy as f64 * 10_000.0)
+}
+
 fn look() -> Result<Ticks, StillBusy> {
     let text = fs::read_to_string("/proc/stat").map_err(|_| StillBusy::Unknown)?;
     parse(&text).ok_or(StillBusy::Unknown)

@@ -27,7 +27,7 @@ readonly GUEST_PROGRAMS=(
 readonly GUEST_MODULES=(
     virtio_pci virtio_net virtio_blk
     nvme vfio-pci vfio_iommu_type1
-    nvme-tcp nvme-fabrics nvmet nvmet-tcp loop
+    nvme-tcp nvme-fabrics nvmet nvmet-tcp null_blk loop
     xfs ext4 crc32c_generic crc32c-intel crc32-pclmul
 )
 

@@ -3,7 +3,8 @@
 #
 # usage: run-guest.sh --image DIR --overlay DIR --log FILE [--tap NAME] [--mac MAC] [--control PATH]
 #                     [--drive FILE]... [--cpus N] [--memory SIZE] [--timeout SECONDS] [--append WORDS]
-#                     [--fio 0|1] [--output FILE] [--qmp PATH] [--iommu 0|1] [--qemu WORD]...
+#                     [--fio 0|1] [--output FILE] [--qmp PATH] [--iommu 0|1] [--threads single|multi]
+#                     [--features WORDS] [--qemu WORD]...
 #
 #   --image     what prepare-image.sh printed
 #   --overlay   a directory that is laid over the image; it must hold /init
@@ -16,13 +17,15 @@
 #   --output    what the guest writes to its third serial port
 #   --qmp       PATH.in and PATH.out are FIFOs joined to QEMU's own control protocol
 #   --iommu     an emulated Intel IOMMU with interrupt remapping, switched on, in front of all devices
+#   --threads   one thread of this machine for all processors of the guest (single), or one each (multi): see below
+#   --features  of the processor, added or taken away, such as erms=off
 #   --qemu      handed on to QEMU as it is
 #
 # Exit code: that of QEMU, 124 when the time was over.
 set -euo pipefail
 
 image='' overlay='' log=/dev/stdout tap='' mac=52:54:00:00:00:02 control='' cpus=4 memory=1G seconds=600 append=''
-output='' qmp='' iommu=0 fio=1
+output='' qmp='' iommu=0 fio=1 threads=single features=''
 drives=() words=()
 while (($#)); do
     case $1 in
@@ -41,6 +44,8 @@ while (($#)); do
         --output) output=$2 ;;
         --qmp) qmp=$2 ;;
         --iommu) iommu=$2 ;;
+        --threads) threads=$2 ;;
+        --features) features=$2 ;;
         --qemu) words+=("$2") ;;
         *) echo "run-guest.sh: unknown option $1" >&2; exit 2 ;;
     esac
@@ -71,13 +76,14 @@ if ((iommu)); then
     append="intel_iommu=on iommu=pt $append"
 fi
 
-# Why these: thread=single and tsc=reliable keep cross-CPU round trips and clock reads cheap under TCG;
+# Why these: thread=single and tsc=reliable keep cross-CPU round trips and clock reads cheap under TCG, also on a busy machine
+# (one that is quiet does more with a thread a processor);
 # la57=off and mitigations=off spare the emulator work; everything not named is left out of the machine. The
 # kernel's stall and lockup watchdogs are off: on a busy machine they bark at the emulation. tsc_early_khz: tsc-khz.c.
 # no_timer_check: on a busy machine the emulated timer may miss the few ticks that the kernel panics without.
 [[ ! -x $image/tsc-khz ]] || append="tsc_early_khz=$("$image/tsc-khz") $append"
 options=(
-    -machine q35 "${front[@]}" -accel "tcg,thread=single" -cpu "max,la57=off" -smp "$cpus" -m "$memory"
+    -machine q35 "${front[@]}" -accel "tcg,thread=$threads" -cpu "max,la57=off${features:+,$features}" -smp "$cpus" -m "$memory"
     -nodefaults -no-user-config -display none -no-reboot -monitor none
     -kernel "$image/vmlinux" -initrd "$work/initrd"
     -append "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable net.ifnames=0 random.trust_cpu=on rcupdate.rcu_cpu_stall_suppress=1 nowatchdog no_timer_check $append"
