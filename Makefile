@@ -13,7 +13,7 @@ help:
 	@echo 'make test      formatting, lints, all tests, a real Linux host in a guest (root; up to 40 minutes)'
 	@echo 'make soak      hostile operations against served files, in random order (root; SOAK_SECONDS, 30 minutes)'
 	@echo 'make hw-test   our own driver by VFIO: every combination, kills, the bare-metal suite in a guest (root; some 15 minutes)'
-	@echo 'make bench     driver, target over TCP, pins at scale, the driver beside the kernel'"'"'s in a guest: bench/report.json, bench/REPORT.md'
+	@echo 'make bench     driver, target over TCP, pins at scale, driver and target beside the kernel'"'"'s in a guest: bench/report.json, bench/REPORT.md'
 	@echo 'make instructions         the hot path costs no more instructions than recorded: part of make test'
 	@echo 'make accept-instructions  records what it costs now: bench/instructions.json'
 	@echo 'make build     target/release/fastice'
