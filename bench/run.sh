@@ -6,6 +6,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bench=target/release/fastice-bench
+# What the last run measured is a peer of this one, as soon as it is another program; of the same one there is nothing to learn.
+kept=target/bench
+"${CARGO:-cargo}" build --release --locked --bin fastice
+if [[ -f $kept/last/fastice ]] && ! cmp -s "$kept/last/fastice" target/release/fastice; then
+    rm -rf "$kept/previous"
+    mv "$kept/last" "$kept/previous"
+fi
 "$bench" driver "$@"
 if command -v valgrind >/dev/null; then
     "$bench" instructions
@@ -28,3 +35,9 @@ else
     "$bench" absent nvmet-tcp "$why"
 fi
 "$bench" publish
+if grep -q '<!-- bench: begin -->' README.md; then
+    "$bench" readme
+fi
+mkdir -p "$kept/last"
+cp target/release/fastice "$kept/last/fastice"
+git rev-parse --short HEAD >"$kept/last/fastice.commit" 2>/dev/null || rm -f "$kept/last/fastice.commit"

@@ -66,6 +66,9 @@ enum Command {
     ServeTarget {
         /// What answers
         served: target::Served,
+        /// The file, where one is served, or the disk under it
+        #[arg(long)]
+        file: Option<PathBuf>,
     },
     /// The target beside the kernel's, with the kernel's initiator and fio; for a guest such as that of bench/guest.sh (root)
     Guest(Guest),
@@ -107,6 +110,15 @@ enum Command {
         /// Where the report is
         #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
         report: PathBuf,
+    },
+    /// Write what is demanded, and what it came to, into the README, between its two marks
+    Readme {
+        /// Where the report is
+        #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+        report: PathBuf,
+        /// What to write into
+        #[arg(long, default_value = "README.md", value_name = "FILE")]
+        readme: PathBuf,
     },
     /// The report as a table
     Show {
@@ -190,8 +202,11 @@ struct Target {
     #[arg(long, default_value_t = 5, value_name = "N")]
     rounds: usize,
     /// Milliseconds of a round
-    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    #[arg(long, default_value_t = 500, value_name = "MS")]
     round_ms: u64,
+    /// How much longer all may take together where rounds are disturbed and tried again
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    spare: u64,
     /// Where the rows go, into what is there
     #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
     report: PathBuf,
@@ -267,14 +282,15 @@ fn main() -> ExitCode {
         Command::Guard { accept: true, figures } => accept(&figures),
         Command::Scale(options) => at_scale(&options),
         Command::Target(options) => target_over_tcp(&options),
-        Command::ServeTarget { served } => target::serve(served),
         Command::Guest(options) => beside_nvmet(&options),
         Command::ServeConfiguration { file } => guest::serve(&file),
         Command::Absent { peer, why, report } => absent(&peer, &why, &report),
+        Command::ServeTarget { served, file } => target::serve(served, file.as_deref()),
         Command::Instructions(options) => instructions(&options),
         Command::Merge { from, report } => merge(&from, &report),
         Command::ServeModel { socket } => server::serve(&socket),
         Command::Show { report } => show(&report),
+        Command::Readme { report, readme } => update(&report, &readme),
         Command::Publish { report } => publish(&report),
     };
     match result {
@@ -342,11 +358,16 @@ fn target_over_tcp(options: &Target) -> Result<()> {
         only: options.only.clone(),
         rounds: options.rounds,
         time: Duration::from_millis(options.round_ms),
+        spare: Duration::from_secs(options.spare),
         machine: machine::describe(),
         tell: say,
     };
     let (mut rows, mut absent) = (Vec::new(), Vec::new());
     plan.run(&mut rows, &mut absent)?;
+    if options.only.is_none() {
+        // Rows that are not measured any more are of another time, and would be taken for those of this one.
+        report.rows.retain(|row| !target::is_made_here(&row.name));
+    }
     report.merge(rows);
     // Of a peer in the guest this run knows nothing.
     report.absent.retain(|line| line.starts_with(guest::PEER));
@@ -458,6 +479,12 @@ fn publish(path: &Path) -> Result<()> {
     ensure!(path.exists(), "{} does not exist", path.display());
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     published::publish(&Report::load(path)?, directory.unwrap_or(Path::new(".")))
+}
+
+/// Writes the README's part that is made of the report.
+fn update(report: &Path, readme: &Path) -> Result<()> {
+    ensure!(report.exists(), "{} does not exist", report.display());
+    published::readme::update(&Report::load(report)?, readme)
 }
 
 fn show(path: &Path) -> Result<()> {

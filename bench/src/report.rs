@@ -72,6 +72,9 @@ pub struct Row {
     pub machine: String,
     /// How it was measured, in a few words.
     pub method: String,
+    /// Which other rows were measured within the same short time: those with the same text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
 }
 
 /// What a row is made of.
@@ -129,6 +132,7 @@ impl Row {
             rounds: measured.ours.len(),
             machine: machine.to_owned(),
             method: measured.method.to_owned(),
+            window: None,
         })
     }
 }

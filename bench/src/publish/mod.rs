@@ -2,12 +2,18 @@
 //!
 //! ```text
 //!   table      the rows that something is demanded of, then all others
-//!   plot       latency against rate, rate against depth and connections: SVG, one file each
+//!   demands    the table of what is demanded of the target, also for README.md (readme)
+//!   shortfalls what is not met, with the profiles that show why
+//!   plot       latency against rate, rate against depth and connections, cost by stage: SVG, one file each
 //! ```
 //!
 //! What it does not do: measure. It says nothing that is not in a row.
 
+mod demands;
+mod draw;
 mod plot;
+pub mod readme;
+mod shortfalls;
 mod table;
 
 use std::fs;
@@ -26,6 +32,10 @@ const PLOTS: &str = "plots";
 /// When a file cannot be written.
 pub fn publish(report: &Report, directory: &Path) -> Result<()> {
     let plots = directory.join(PLOTS);
+    // What is not drawn any more would be taken for this report's.
+    if plots.is_dir() {
+        fs::remove_dir_all(&plots).with_context(|| format!("{} cannot be emptied", plots.display()))?;
+    }
     fs::create_dir_all(&plots).with_context(|| format!("{} cannot be made", plots.display()))?;
     let mut shown = Vec::new();
     for plot in plot::all(report) {
@@ -35,5 +45,7 @@ pub fn publish(report: &Report, directory: &Path) -> Result<()> {
         shown.push((format!("{PLOTS}/{}.svg", plot.name), plot.title));
     }
     let path = directory.join("REPORT.md");
-    fs::write(&path, table::document(report, &shown)).with_context(|| format!("{}", path.display()))
+    let shortfalls = shortfalls::section(report, &shortfalls::profiles(directory)?);
+    fs::write(&path, table::document(report, &shown, &shortfalls))
+        .with_context(|| format!("{}", path.display()))
 }

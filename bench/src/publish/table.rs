@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::demands;
 use crate::report::{Report, Row};
 
 const HEAD: &str = "\
@@ -12,9 +13,19 @@ neighbouring rounds: the median, with its least and its largest. **Trust ratios,
 ";
 
 /// The whole document. `plots` are paths and titles.
-pub(super) fn document(report: &Report, plots: &[(String, String)]) -> String {
+pub(super) fn document(report: &Report, plots: &[(String, String)], shortfalls: &str) -> String {
     let mut text = HEAD.to_owned();
-    machines(&mut text, report);
+    text.push('\n');
+    counted(&mut text, report, |row| &row.machine);
+    text.push_str("\n## The target\n\n");
+    text.push_str(&demands::table(report));
+    text.push_str("\nWho was where:\n\n");
+    counted(&mut text, report, |row| {
+        let is_told = row.method.starts_with("target on processor");
+        row.method.split(';').next().filter(|_| is_told).unwrap_or_default()
+    });
+    text.push_str(shortfalls);
+    text.push('\n');
     for absent in &report.absent {
         put(&mut text, format_args!("* Absent, so not compared with: {absent}\n"));
     }
@@ -41,18 +52,17 @@ fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = text.write_fmt(what);
 }
 
-/// Each machine once, with how many rows it has.
-fn machines(text: &mut String, report: &Report) {
-    let mut machines: Vec<(&str, usize)> = Vec::new();
-    for row in &report.rows {
-        match machines.iter_mut().find(|(name, _)| *name == row.machine) {
+/// What rows say of themselves, each once, with how many say it.
+fn counted(text: &mut String, report: &Report, of: impl Fn(&Row) -> &str) {
+    let mut seen: Vec<(&str, usize)> = Vec::new();
+    for said in report.rows.iter().map(of).filter(|said| !said.is_empty()) {
+        match seen.iter_mut().find(|(other, _)| *other == said) {
             Some((_, count)) => *count += 1,
-            None => machines.push((&row.machine, 1)),
+            None => seen.push((said, 1)),
         }
     }
-    text.push('\n');
-    for (name, count) in machines {
-        put(text, format_args!("* {count} rows: {name}\n"));
+    for (said, count) in seen {
+        put(text, format_args!("* {count} rows: {said}\n"));
     }
 }
 
@@ -100,15 +110,19 @@ mod tests {
             ours: &[2.0, 3.0],
             peer: Some(("the peer", &[1.0, 2.0])),
             bar,
-            method: "made up",
+            method: "target on processor 0; made up",
         };
         let rows = [measured("plain", None), measured("judged", Some(Bar::RatioAtMost(1.0)))];
         let rows = rows.iter().map(|measured| Row::new(measured, "here").unwrap()).collect();
         let report = Report { rows, absent: vec!["somebody".to_owned()] };
-        let text = document(&report, &[("plots/a.svg".to_owned(), "A".to_owned())]);
+        let text = document(&report, &[("plots/a.svg".to_owned(), "A".to_owned())], "\n## Shortfalls\n");
         assert!(text.contains("0 of 1 met."), "{text}");
         assert!(text.contains("| `judged` | 2.5 (2 to 3) us | 1.5 (1 to 2) the peer | 1.75 (1.5 to 2) | ratio <= 1 | **no** |"), "{text}");
         assert!(text.contains("not compared with: somebody") && text.contains("![A](plots/a.svg)"), "{text}");
-        assert!(text.find("judged") < text.find("plain"));
+        assert!(text.find("judged") < text.find("plain") && text.contains("## Shortfalls"));
+        assert!(
+            text.contains("* 2 rows: here") && text.contains("* 2 rows: target on processor 0\n"),
+            "{text}"
+        );
     }
 }

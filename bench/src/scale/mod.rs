@@ -23,10 +23,10 @@ mod watch;
 
 #[expect(dead_code, reason = "shared with the tests, which use more of it")]
 #[path = "../../../tests/extent_real/files.rs"]
-mod files;
+pub(crate) mod files;
 #[expect(dead_code, reason = "shared with the tests, which use more of it")]
 #[path = "../../../tests/common/loopfs.rs"]
-mod loopfs;
+pub(crate) mod loopfs;
 
 use std::time::Duration;
 

@@ -1,14 +1,24 @@
 //! What is measured of the target, and what each must come to.
 
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::LEN;
+use super::file::ServedFile;
+use super::places::Space;
 use super::process::Served;
+use super::whole::OnNull;
 use super::work::{Kind, Work};
 use crate::report::Bar;
 
 /// One piece of work on one target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Case {
     /// What the namespace is.
     pub(super) served: Served,
+    /// The file, of one that serves a file.
+    pub(super) file: Option<Arc<ServedFile>>,
     /// What is asked for.
     pub(super) work: Work,
     /// Connections, each of this depth.
@@ -32,21 +42,56 @@ pub(super) struct Bars {
 const DEEP: u16 = 32;
 
 impl Case {
+    /// Of anything but a file.
+    pub(super) const fn new(served: Served, work: Work, connections: u16, depth: u16) -> Self {
+        Self { served, file: None, work, connections, depth }
+    }
+
+    /// The same with fewer or more commands in flight.
+    pub(super) fn with(&self, connections: u16, depth: u16) -> Self {
+        Self { connections, depth, ..self.clone() }
+    }
+
+    /// What stands before the load in the name of its rows: `target/null/randread`.
+    pub(super) fn place(&self) -> String {
+        let served = self.file.as_ref().map_or_else(|| self.served.name(), |file| &file.name);
+        format!("target/{served}/{}", self.work.name())
+    }
+
+    /// How much is in flight: `qd32`, `64x4`.
+    pub(super) fn load(&self) -> String {
+        let Self { connections, depth, .. } = self;
+        if *connections == 1 { format!("qd{depth}") } else { format!("{connections}x{depth}") }
+    }
+
+    /// Its namespace.
+    pub(super) fn space(&self) -> Result<Space> {
+        Ok(match (&self.file, self.served) {
+            (Some(file), _) => file.space(),
+            (None, Served::MapOfOne | Served::MapOfMany) => Space::whole(OnNull::make(None)?.len.get()),
+            (None, _) => Space::whole(LEN),
+        })
+    }
+
+    /// Whether a file or a map is served.
+    pub(super) const fn is_pinned(&self) -> bool {
+        matches!(self.served, Served::File | Served::MapOfOne | Served::MapOfMany)
+    }
+
     /// The name of its rows, without the last part: `target/null/randread/qd32`, `target/null/randread/64x4`.
     pub(super) fn name(&self) -> String {
-        let Self { served, work, connections, depth } = *self;
-        let load = if connections == 1 { format!("qd{depth}") } else { format!("{connections}x{depth}") };
-        format!("target/{}/{}/{load}", served.name(), work.name())
+        format!("{}/{}", self.place(), self.load())
     }
 
     /// Whether the bare responder can do the same: it knows one connection, one kind of command and no R2T.
     pub(super) fn has_ceiling(&self) -> bool {
-        self.connections == 1 && self.work.kind != Kind::Mixed && self.work == Work::small(self.work.kind)
+        let is_small = self.work == Work::small(self.work.kind);
+        self.served == Served::Null && self.connections == 1 && self.work.kind != Kind::Mixed && is_small
     }
 
     /// What must hold beside the bare responder.
     pub(super) fn bars_of_ceiling(&self) -> Bars {
-        let is_barred = self.served == Served::Null && self.depth >= DEEP;
+        let is_barred = self.depth >= DEEP;
         Bars { rate: is_barred.then_some(Bar::RatioAtLeast(0.85)), ..Bars::default() }
     }
 
@@ -55,9 +100,14 @@ impl Case {
         let is_large = self.work.len > 4096;
         Bars {
             rate: (self.depth > 1).then_some(Bar::RatioAtLeast(if is_large { 1.05 } else { 1.3 })),
-            latency: (self.depth == 1 && self.connections == 1).then_some(Bar::RatioAtMost(0.85)),
+            latency: (self.depth == 1 && self.work.kind == Kind::Read).then_some(Bar::RatioAtMost(0.85)),
             cpu: (self.depth >= DEEP && !is_large && !self.work.digests).then_some(Bar::RatioAtMost(0.8)),
         }
+    }
+
+    /// What must hold beside the same blocks without a pin.
+    pub(super) fn bars_of_pin() -> Bars {
+        Bars { rate: Some(Bar::RatioAtLeast(0.97)), ..Bars::default() }
     }
 
     /// Least part of the mean that the slowest of many connections must have.
@@ -66,26 +116,31 @@ impl Case {
     }
 }
 
-/// All of them: each kind of work at each depth, then large commands, digests and many connections.
-pub(super) fn all(depths: &[u16]) -> Vec<Case> {
+/// All of them: each kind of work at each depth, then large commands, digests and many connections, then what is pinned.
+pub(super) fn all(depths: &[u16], files: &[Arc<ServedFile>]) -> Vec<Case> {
     let mut cases = Vec::new();
-    for served in [Served::Null, Served::Memory] {
-        for kind in [Kind::Read, Kind::Write, Kind::Mixed] {
-            for &depth in depths {
-                // A mix has no latency of its own.
-                if kind != Kind::Mixed || depth > 1 {
-                    cases.push(Case { served, work: Work::small(kind), connections: 1, depth });
-                }
-            }
-        }
+    for (served, kind) in [
+        (Served::Null, Kind::Read),
+        (Served::Null, Kind::Write),
+        (Served::Null, Kind::Mixed),
+        (Served::Memory, Kind::Read),
+        (Served::Memory, Kind::Write),
+    ] {
+        cases.extend(depths.iter().map(|&depth| Case::new(served, Work::small(kind), 1, depth)));
     }
-    let null = |work, connections, depth| Case { served: Served::Null, work, connections, depth };
     for kind in [Kind::Read, Kind::Write] {
-        cases.push(null(Work { len: 128 << 10, ..Work::small(kind) }, 1, 16));
+        cases.push(Case::new(Served::Null, Work { len: 128 << 10, ..Work::small(kind) }, 1, 16));
     }
-    cases.push(null(Work { digests: true, ..Work::small(Kind::Read) }, 1, 32));
-    for connections in [64, 256] {
-        cases.push(null(Work::small(Kind::Read), connections, 4));
+    let reads = Work::small(Kind::Read);
+    cases.push(Case::new(Served::Null, Work { digests: true, ..reads }, 1, 32));
+    cases.extend([64, 256].map(|connections| Case::new(Served::Null, reads, connections, 4)));
+    for depth in [1, DEEP] {
+        let on_null = [Served::MapOfOne, Served::MapOfMany].map(|served| Case::new(served, reads, 1, depth));
+        cases.extend(on_null);
+        cases.extend(files.iter().map(|file| {
+            let file = Some(Arc::clone(file));
+            Case { file, ..Case::new(Served::File, reads, 1, depth) }
+        }));
     }
     cases
 }
@@ -98,12 +153,15 @@ mod tests {
 
     #[test]
     fn each_case_has_a_name_of_its_own_and_the_bars_that_are_asked_for() {
-        let cases = all(&[1, 32, 128]);
+        let cases = all(&[1, 32, 128], &[]);
         let names: HashSet<_> = cases.iter().map(Case::name).collect();
         assert_eq!(names.len(), cases.len());
-        for name in
-            ["target/null/randread/qd1", "target/null/randread-digests/qd32", "target/null/randread/256x4"]
-        {
+        for name in [
+            "target/null/randread/qd1",
+            "target/null/randread-digests/qd32",
+            "target/null/randread/256x4",
+            "target/map-10000-extents/randread/qd32",
+        ] {
             assert!(names.contains(name), "{name} is missing from {names:?}");
         }
         let many = cases.iter().find(|case| case.connections == 256).unwrap();

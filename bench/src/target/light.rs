@@ -4,8 +4,9 @@
 //!   depth capsules a connection out | whole responses in, each with its CID | as many capsules out again
 //! ```
 //!
-//! Data that comes is passed over, data that goes is always the same; of digests only those that are sent are right. One thread
-//! does it for all connections, by epoll when there are several. Against the [bare responder](super::bare) nobody joins.
+//! Each command gets a random place as it is sent. Data that comes is passed over, data that goes is always the same; of digests only
+//! those that are sent are right. One thread does it for all connections, by epoll when there are several, or when it sleeps. Against
+//! the [bare responder](super::bare) nobody joins.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,16 +14,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 
 use super::inbound::{Event, Inbound};
 use super::join::{Association, PATIENCE, QUEUES_MAX, join};
+use super::places::{Places, Space};
 use super::work::{Asked, BLOCK_LEN, Work};
 
 /// What is read at a time.
 const PIECE_LEN: usize = 1 << 20;
 /// Longer ones count as so long.
 const LATENCY_MAX_NS: u64 = 20_000_000_000;
+/// The longest sleep of a host that sleeps.
+const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 /// Connections that are looked at after one look at epoll.
 const EVENTS_MAX: usize = 256;
 
@@ -51,6 +55,7 @@ struct Queue {
     stream: TcpStream,
     /// Most data of one H2CData.
     h2c_data_max: u32,
+    places: Places,
     /// One a CID.
     capsules: Vec<Vec<u8>>,
     sent_at: Vec<Instant>,
@@ -66,37 +71,57 @@ pub struct LightHost {
     _associations: Vec<Association>,
     work: Work,
     space: Vec<u8>,
+    /// How long it sleeps at most while nothing comes; not at all where it is none.
+    naps: Option<Timespec>,
 }
 
 impl LightHost {
-    /// Joins a subsystem with so many connections, each of this depth; the namespace has `len` bytes.
+    /// Joins a subsystem with so many connections, each of this depth.
     ///
     /// # Errors
     /// When the target does not let it.
-    pub fn join(address: SocketAddr, work: Work, connections: u16, depth: u16, len: u64) -> Result<Self> {
+    pub fn join(
+        address: SocketAddr,
+        work: Work,
+        connections: u16,
+        depth: u16,
+        space: &Space,
+    ) -> Result<Self> {
         let (mut queues, mut associations, mut left) = (Vec::new(), Vec::new(), connections);
         while left > 0 {
             let count = left.min(QUEUES_MAX);
             let mut association = join(address, count, depth, work.wanted())?;
             for (stream, h2c_data_max) in association.queues.drain(..) {
                 let seed = u16::try_from(queues.len()).unwrap_or_default();
-                queues.push(Queue::new(stream, h2c_data_max, work, (depth, seed), len)?);
+                queues.push(Queue::new(stream, h2c_data_max, work, (depth, seed), space)?);
             }
             associations.push(association);
             left -= count;
         }
-        Ok(Self { queues, _associations: associations, work, space: vec![0; PIECE_LEN] })
+        Ok(Self { queues, _associations: associations, work, space: vec![0; PIECE_LEN], naps: None })
     }
 
     /// Connects to the bare responder.
     ///
     /// # Errors
     /// When nobody listens.
-    pub fn connect_bare(address: SocketAddr, work: Work, depth: u16, len: u64) -> Result<Self> {
+    pub fn connect_bare(address: SocketAddr, work: Work, depth: u16, space: &Space) -> Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        let queue = Queue::new(stream, work.len, work, (depth, 0), len)?;
-        Ok(Self { queues: vec![queue], _associations: Vec::new(), work, space: vec![0; PIECE_LEN] })
+        let queue = Queue::new(stream, work.len, work, (depth, 0), space)?;
+        Ok(Self {
+            queues: vec![queue],
+            _associations: Vec::new(),
+            work,
+            space: vec![0; PIECE_LEN],
+            naps: None,
+        })
+    }
+
+    /// Sleeps while nothing comes, and leaves the processor to whoever else needs it, such as the kernel's threads of a device.
+    #[must_use]
+    pub fn sleeping(self) -> Self {
+        Self { naps: Some(NAP), ..self }
     }
 
     /// Keeps all commands in flight for so long.
@@ -110,7 +135,7 @@ impl LightHost {
         let begun = Instant::now();
         let mut heard_at = begun;
         for queue in &mut self.queues {
-            queue.begin()?;
+            queue.begin(self.work)?;
         }
         while self.queues.iter().any(|queue| queue.in_flight > 0) {
             self.look(watch.as_ref(), &mut ready)?;
@@ -134,9 +159,9 @@ impl LightHost {
         })
     }
 
-    /// Watches all sockets, when there are several.
+    /// Watches all sockets, when there are several, or it sleeps.
     fn watch(&self) -> Result<Option<rustix::fd::OwnedFd>> {
-        if self.queues.len() == 1 {
+        if self.queues.len() == 1 && self.naps.is_none() {
             return Ok(None);
         }
         let watch = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -146,14 +171,14 @@ impl LightHost {
         Ok(Some(watch))
     }
 
-    /// Which connections may have something; never sleeps.
+    /// Which connections may have something.
     fn look(&self, watch: Option<&rustix::fd::OwnedFd>, ready: &mut Vec<usize>) -> Result<()> {
         let Some(watch) = watch else {
             ready.push(0);
             return Ok(());
         };
         let mut events = [std::mem::MaybeUninit::uninit(); EVENTS_MAX];
-        let (events, _) = epoll::wait(watch, &mut events, Some(&rustix::event::Timespec::default()))?;
+        let (events, _) = epoll::wait(watch, &mut events, Some(&self.naps.unwrap_or_default()))?;
         for event in events {
             ready.push(usize::try_from(event.data.u64())?);
         }
@@ -167,19 +192,23 @@ impl Queue {
         h2c_data_max: u32,
         work: Work,
         (depth, seed): (u16, u16),
-        len: u64,
+        space: &Space,
     ) -> Result<Self> {
         stream.set_nonblocking(true)?;
-        let blocks = len / u64::from(BLOCK_LEN);
+        let blocks = space.len / u64::from(BLOCK_LEN);
+        let places = Places::new(space, work, seed);
         let capsules = (0..depth).map(|cid| work.capsule(cid, seed, blocks)).collect::<Result<Vec<_>>>()?;
         let sent_at = vec![Instant::now(); capsules.len()];
         let (inbound, out) = (Inbound::default(), Vec::new());
-        Ok(Self { stream, h2c_data_max, capsules, sent_at, inbound, out, count: 0, in_flight: 0 })
+        Ok(Self { stream, h2c_data_max, places, capsules, sent_at, inbound, out, count: 0, in_flight: 0 })
     }
 
     /// Sends all commands.
-    fn begin(&mut self) -> Result<()> {
+    fn begin(&mut self, work: Work) -> Result<()> {
         self.count = 0;
+        for capsule in &mut self.capsules {
+            work.move_to(capsule, self.places.next());
+        }
         self.in_flight = self.capsules.len();
         self.sent_at.fill(Instant::now());
         send_all(&mut self.stream, &self.capsules.concat())
@@ -201,7 +230,7 @@ impl Queue {
         };
         let now = Instant::now();
         let goes_on = now.duration_since(begun) < time;
-        let Self { inbound, out, capsules, sent_at, count, in_flight, h2c_data_max, .. } = self;
+        let Self { inbound, out, places, capsules, sent_at, count, in_flight, h2c_data_max, .. } = self;
         out.clear();
         inbound.take(space.get(..len).unwrap_or_default(), |event| {
             match event {
@@ -214,7 +243,9 @@ impl Queue {
                     );
                     *count += 1;
                     if goes_on {
+                        let from = out.len();
                         out.extend_from_slice(capsule);
+                        work.move_to(out.get_mut(from..).unwrap_or_default(), places.next());
                         *sent_at = now;
                     } else {
                         *in_flight -= 1;

@@ -7,41 +7,61 @@
 //! | `.../p50`, `p99` | microseconds of a command | as above |
 //! | `.../PEER/iops`, `p50`, `p99`, `cpu` | the same, and microseconds of the target's processor a command | that peer |
 //! | `.../CxN/share` | the slowest connection's part of the mean | |
+//! | `target/file-N-extents/...`, `map-N-extents/...` | a pinned file, or a map on the null device | the same blocks without a pin |
+//! | `target/curve/...` | rate and latency at many depths, within one short time ([`curve`]) | bare responder, SPDK's target |
+//! | `target/cost/...` | where the time of the target's core goes ([`cost`]) | SPDK's target |
 //! | `target/round-trip` | nanoseconds of a cache line between the two processors | |
 //!
-//! Targets have the first processor, the host the last. The host is a light one: see [`light`]. Sides take turns, each with a
-//! process and connections of its own every round.
+//! Targets have the first processor, the host the last. The host is a light one: see [`light`]; in rows of `spdk-perf` it is
+//! SPDK's. Sides take turns, each with a process and connections of its own every round.
 
 pub mod bare;
 mod calm;
 mod cases;
+mod cost;
+mod curve;
+mod daemon;
+mod file;
 pub(crate) mod inbound;
 pub(crate) mod join;
 pub mod light;
 mod peers;
+mod perf;
+mod places;
+mod previous;
 mod process;
+mod profile;
+mod round;
 mod round_trip;
 mod spdk;
 mod speed;
+mod whole;
 pub mod work;
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::clock::Stopwatch;
 use crate::report::{Bar, Measurement, Row};
-use calm::{Pairs, Turn};
+use crate::server::both_ends;
+use crate::spread::Spread;
+use calm::Calm;
 use cases::{Bars, Case};
+use file::Ground;
 use peers::{Peer, Side};
+pub use places::Space;
 pub use process::{Served, serve};
+use round::Round;
 pub use round_trip::round_trip_ns;
 
 pub(crate) const NQN: &str = "nqn.2026-11.io.fastice:bench";
+/// The host of most rows.
+const LIGHT_HOST: &str = "a light host, polling,";
 /// Of the namespaces, in bytes.
 const LEN: u64 = 256 << 20;
-/// Of a warming up, which is not counted; no longer than a round.
-const WARM_UP: Duration = Duration::from_millis(100);
+/// A target's core that had work for less of the time waited for its host.
+const BUSY_MIN: f64 = 0.9;
 
 /// How long, how deep, how often.
 #[derive(Clone, Debug)]
@@ -54,29 +74,35 @@ pub struct Plan {
     pub rounds: usize,
     /// How long a round is busy.
     pub time: Duration,
+    /// How much longer all may take together when the machine is not calm.
+    pub spare: Duration,
     /// See [`Row::machine`].
     pub machine: String,
     /// Told of each row.
     pub tell: fn(&str),
 }
 
-/// What one round of one side gave.
-#[derive(Clone, Debug)]
-struct Round {
-    run: light::Run,
-    /// Microseconds of processor that the target was busy for a command; none where it does not tell.
-    cpu_us: Option<f64>,
-    /// The part of the time for which target and host had their processors: the lesser of both.
-    processor_share: f64,
-}
-
 impl Plan {
     fn row(&self, rows: &mut Vec<Row>, measured: &Measurement<'_>) -> Result<()> {
+        self.row_of_window(rows, measured, None)
+    }
+
+    fn row_of_window(
+        &self,
+        rows: &mut Vec<Row>,
+        measured: &Measurement<'_>,
+        window: Option<&str>,
+    ) -> Result<()> {
         let row = Row::new(measured, &self.machine);
-        let row = row.with_context(|| format!("{} was not measured", measured.name))?;
+        let mut row = row.with_context(|| format!("{} was not measured", measured.name))?;
+        row.window = window.map(str::to_owned);
         (self.tell)(&row.to_string());
         rows.push(row);
         Ok(())
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|part| name.contains(part.as_str()))
     }
 
     /// All of it. Peers that are not here are named in `absent`.
@@ -89,57 +115,120 @@ impl Plan {
             "there must be rounds and depths"
         );
         let peers = peers::found(absent);
+        let ground = self.ground(absent);
         absent.iter().for_each(|absent| (self.tell)(&format!("ABSENT: {absent}")));
-        let (mut trips, mut best_mib_s) = (Vec::new(), 0.0);
-        let wanted = |case: &Case| self.only.as_ref().is_none_or(|part| case.name().contains(part.as_str()));
-        for case in cases::all(&self.depths).into_iter().filter(wanted) {
+        let mut calm = Calm::new(self.spare);
+        let files = ground.as_ref().map_or(&[][..], |ground| &ground.files);
+        for case in cases::all(&self.depths, files).into_iter().filter(|case| self.wants(&case.name())) {
             let mut share = Vec::new();
             for peer in peers.iter().filter(|peer| peer.can(&case)) {
-                share.extend(self.pair(rows, &case, peer, (&mut trips, &mut best_mib_s))?);
+                share.extend(self.pair(rows, &case, peer, &mut calm)?);
             }
             if share.is_empty() {
-                share = self.alone(rows, &case)?;
-                trips.push(round_trip_ns()?);
+                share = self.alone(rows, &case, &mut calm)?;
             }
             if case.connections > 1 {
                 self.share(rows, &case, &share)?;
             }
         }
-        ensure!(!trips.is_empty(), "no case has a name like that");
+        drop(ground);
+        curve::rows(self, rows, &peers, &mut calm)?;
+        cost::rows(self, rows, &peers, &mut calm)?;
+        ensure!(!calm.trips_ns.is_empty(), "no case has a name like that");
         let method = "a cache line from one processor to the other and back, before and after every round";
         let name = "target/round-trip".to_owned();
-        self.row(rows, &Measurement { name, unit: "ns", ours: &trips, peer: None, bar: None, method })
+        self.row(rows, &Measurement { name, unit: "ns", ours: &calm.trips_ns, peer: None, bar: None, method })
+    }
+
+    /// Files to serve pinned, where they are asked for and can be made.
+    fn ground(&self, absent: &mut Vec<String>) -> Option<Ground> {
+        if !self.wants("target/file-1-extent/randread/qd1")
+            && !self.wants("target/file-10000-extents/randread/qd32")
+        {
+            return None;
+        }
+        let why = match Ground::make() {
+            Ok(ground) => return Some(ground),
+            Err(why) => format!("{why:#}"),
+        };
+        skipped("pinned files", &why);
+        absent.push(format!("pinned files: {why}"));
+        None
     }
 
     /// Ours beside one peer; gives our rounds' shares of the slowest connection.
-    fn pair(
-        &self,
-        rows: &mut Vec<Row>,
-        case: &Case,
-        peer: &Peer,
-        (trips, best_mib_s): (&mut Vec<f64>, &mut f64),
-    ) -> Result<Vec<f64>> {
-        let pairs = Pairs::collect(self.rounds, best_mib_s, |turn| {
-            let side = if turn == Turn::Ours { Side::Ours } else { Side::Peer(peer) };
-            self.round(case, &side)
+    fn pair(&self, rows: &mut Vec<Row>, case: &Case, peer: &Peer, calm: &mut Calm) -> Result<Vec<f64>> {
+        let collected = calm.collect(peer.rounds(self.rounds), |number, looks| {
+            let one = |side: Side<'_>| round::round(case, &side, peer.initiator(), self.time);
+            let (ours, theirs) = if number % 2 == 1 {
+                let ours = one(Side::Ours)?;
+                looks.take()?;
+                (ours, one(Side::Peer(peer))?)
+            } else {
+                let theirs = one(Side::Peer(peer))?;
+                looks.take()?;
+                (one(Side::Ours)?, theirs)
+            };
+            Ok(((ours, theirs), attention(case, &[ours, theirs])))
         })?;
-        trips.extend(&pairs.trips_ns);
-        let (best, what) = pairs.best();
-        let [ours, theirs]: [Vec<Round>; 2] =
-            [0, 1].map(|side| best.iter().map(|pair| pair[side].clone()).collect());
-        let method = format!("{METHOD}; {what}");
+        let (best, what) = collected.best();
+        let (ours, theirs): (Vec<_>, Vec<_>) = best.into_iter().unzip();
+        let method = self.method(peer, case, &what, (&ours, &theirs))?;
         let place = format!("{}{}", case.name(), peer.place());
         self.numbers(rows, (&place, &method), case, (peer, peer.bars(case)), (&ours, &theirs))?;
-        Ok(ours.iter().map(|round| round.run.least_share).collect())
+        Ok(ours.iter().map(|round| round.least_share).collect())
+    }
+
+    /// How it was measured: what was where, how often, and who was waited for.
+    fn method(
+        &self,
+        peer: &Peer,
+        case: &Case,
+        what: &str,
+        (ours, theirs): (&[Round], &[Round]),
+    ) -> Result<String> {
+        let (host, mut time) = match peer.initiator() {
+            Some(_) => (perf::NAME, perf::Perf::time(self.time)),
+            None if case.file.is_some() => ("a light host that sleeps while it waits", self.time),
+            None => (LIGHT_HOST, self.time),
+        };
+        time = time.max(Duration::from_millis(1));
+        let mut method = format!("{}; {} ms a round; {what}", placing(host)?, time.as_millis());
+        let busy = [ours, theirs].map(|rounds| {
+            let shares: Vec<_> = rounds.iter().filter_map(Round::busy_share).collect();
+            Spread::of(&shares).map(|spread| spread.median.min(1.0))
+        });
+        if let [Some(ours), Some(theirs)] = busy {
+            method += &format!(
+                "; the target's core had work for {:.0} % of the time, the peer's for {:.0} %",
+                ours * 100.0,
+                theirs * 100.0
+            );
+            if ours < BUSY_MIN && case.depth > 1 && case.file.is_none() {
+                method += ", so the host is what limits ours, and processor time a command decides";
+            }
+        }
+        if let Some(file) = &case.file {
+            method += &format!(
+                "; {} extents, XFS on a loop device in memory by io_uring, whose threads need a processor too; the peer serves that device and is asked for the file's blocks",
+                file.extents
+            );
+        }
+        Ok(method)
     }
 
     /// Ours, where no peer that is here can do the same.
-    fn alone(&self, rows: &mut Vec<Row>, case: &Case) -> Result<Vec<f64>> {
-        let rounds = (0..self.rounds).map(|_| self.round(case, &Side::Ours)).collect::<Result<Vec<_>>>()?;
+    fn alone(&self, rows: &mut Vec<Row>, case: &Case, calm: &mut Calm) -> Result<Vec<f64>> {
+        let collected = calm.collect(self.rounds, |_, _| {
+            let round = round::round(case, &Side::Ours, None, self.time)?;
+            Ok((round, attention(case, &[round])))
+        })?;
+        let (rounds, what) = collected.best();
         let (name, unit) = (format!("{}/iops", case.name()), "IOPS");
-        let ours: Vec<_> = rounds.iter().map(|round| round.run.iops).collect();
-        self.row(rows, &Measurement { name, unit, ours: &ours, peer: None, bar: None, method: METHOD })?;
-        Ok(rounds.iter().map(|round| round.run.least_share).collect())
+        let ours: Vec<_> = rounds.iter().map(|round| round.iops).collect();
+        let method = format!("{}; {what}", placing(LIGHT_HOST)?);
+        self.row(rows, &Measurement { name, unit, ours: &ours, peer: None, bar: None, method: &method })?;
+        Ok(rounds.iter().map(|round| round.least_share).collect())
     }
 
     fn numbers(
@@ -153,9 +242,9 @@ impl Plan {
         type Number = fn(&Round) -> Option<f64>;
         const MIB: f64 = (1 << 20) as f64;
         let mut wanted: Vec<(&str, &str, Number, Option<Bar>)> =
-            vec![("iops", "IOPS", |round| Some(round.run.iops), bars.rate)];
-        wanted.push(("p50", "us", |round| Some(round.run.percentile_us(0.5)), bars.latency));
-        wanted.push(("p99", "us", |round| Some(round.run.percentile_us(0.99)), bars.latency));
+            vec![("iops", "IOPS", |round| Some(round.iops), bars.rate)];
+        wanted.push(("p50", "us", |round| Some(round.p50_us), bars.latency));
+        wanted.push(("p99", "us", |round| Some(round.p99_us), bars.latency));
         wanted.push(("cpu", "us a command", |round| round.cpu_us, bars.cpu));
         for (label, unit, number, bar) in wanted {
             let of = |rounds: &[Round]| rounds.iter().filter_map(number).collect::<Vec<_>>();
@@ -183,23 +272,34 @@ impl Plan {
         let bar = case.bar_of_share();
         self.row(rows, &Measurement { name, unit: "of the mean", ours: share, peer: None, bar, method })
     }
-
-    /// One round of one side.
-    fn round(&self, case: &Case, side: &Side<'_>) -> Result<Round> {
-        let mut target = side.start(case)?;
-        let mut host = target.host(case)?;
-        host.measure(WARM_UP.min(self.time))?;
-        let (busy, had) = (target.busy_us()?, target.processor_time()?);
-        let watch = Stopwatch::start();
-        let run = host.measure(self.time)?;
-        let (wall_ns, host_ns) = (watch.wall_ns(), watch.cpu_ns());
-        let target_ns = (target.processor_time()?.saturating_sub(had)).as_nanos() as f64;
-        let cpu_us = match (busy, target.busy_us()?) {
-            (Some(before), Some(after)) => Some((after - before) / (run.count as f64)),
-            _ => None,
-        };
-        Ok(Round { run, cpu_us, processor_share: host_ns.min(target_ns) / wall_ns })
-    }
 }
 
-const METHOD: &str = "target on the first processor and a light host on the last, both polling; loopback; medians of rounds that take turns";
+/// Whether a whole run makes rows of this kind: what it does not make any more is of another time.
+#[must_use]
+pub fn is_made_here(name: &str) -> bool {
+    const KINDS: [&str; 6] = ["null/", "memory/", "file-", "map-", "curve/", "cost/"];
+    name.strip_prefix("target/").is_some_and(|rest| KINDS.iter().any(|kind| rest.starts_with(kind)))
+}
+
+/// The least part of their processors that who polls had. Where the kernel works for the device, on these very processors, that is
+/// no disturbance.
+fn attention(case: &Case, rounds: &[Round]) -> f64 {
+    if case.file.is_some() {
+        return 1.0;
+    }
+    rounds.iter().map(|round| round.processor_share).fold(1.0, f64::min)
+}
+
+/// Says on standard error what is not measured.
+fn skipped(what: &str, why: &str) {
+    // Nobody who reads it is no reason to stop.
+    let _ = writeln!(std::io::stderr().lock(), "SKIPPED: {what}: {why}");
+}
+
+/// Who was pinned where.
+fn placing(host: &str) -> Result<String> {
+    let (_, [first, last]) = both_ends()?;
+    Ok(format!(
+        "target on processor {first}, polling, and {host} on processor {last}; loopback; sides take turns"
+    ))
+}

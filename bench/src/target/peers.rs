@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::LEN;
 use super::cases::{Bars, Case};
 use super::light::LightHost;
+use super::perf::Perf;
+use super::previous::{Previous, PreviousProcess};
 use super::process::{Served, TargetProcess};
 use super::spdk::{Spdk, SpdkProcess};
 use super::work::Kind;
@@ -20,14 +21,36 @@ pub(super) enum Peer {
     Bare,
     /// SPDK's target.
     Spdk(Spdk),
+    /// SPDK's target, and SPDK's initiator for both sides.
+    SpdkByItsInitiator(Spdk, Perf),
+    /// fastice, as it was.
+    Previous(Previous),
+    /// fastice, with the same blocks of the same device and no pin.
+    Unpinned,
 }
 
 /// Those that are on this machine. Who is absent is named, and why.
 pub(super) fn found(absent: &mut Vec<String>) -> Vec<Peer> {
-    let mut peers = vec![Peer::Bare];
+    let mut peers = vec![Peer::Bare, Peer::Unpinned];
+    let mut missing = |name: &str, why: &anyhow::Error| absent.push(format!("{name}: {why}"));
     match Spdk::find() {
-        Ok(spdk) => peers.push(Peer::Spdk(spdk)),
-        Err(why) => absent.push(format!("{}: {why}", super::spdk::NAME)),
+        Ok(spdk) => {
+            peers.push(Peer::Spdk(spdk.clone()));
+            match Perf::find() {
+                Ok(perf) => peers.push(Peer::SpdkByItsInitiator(spdk, perf)),
+                Err(why) => missing(super::perf::NAME, &why),
+            }
+        }
+        Err(why) => {
+            missing(super::spdk::NAME, &why);
+            if let Err(why) = Perf::find() {
+                missing(super::perf::NAME, &why);
+            }
+        }
+    }
+    match Previous::find() {
+        Ok(previous) => peers.push(Peer::Previous(previous)),
+        Err(why) => missing(super::previous::NAME, &why),
     }
     peers
 }
@@ -37,23 +60,30 @@ impl Peer {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Bare => "a bare responder on the same sockets, which has no work",
-            Self::Spdk(spdk) => &spdk.name,
+            Self::Spdk(spdk) | Self::SpdkByItsInitiator(spdk, _) => &spdk.name,
+            Self::Previous(previous) => &previous.name,
+            Self::Unpinned => "fastice, with the same blocks of the same device and no pin",
         }
     }
 
     /// What stands behind the case in the names of its rows.
     pub(super) const fn place(&self) -> &'static str {
         match self {
-            Self::Bare => "",
+            Self::Bare | Self::Unpinned => "",
             Self::Spdk(_) => "/spdk",
+            Self::SpdkByItsInitiator(..) => "/spdk-perf",
+            Self::Previous(_) => "/previous",
         }
     }
 
-    /// Whether it can do this.
+    /// Whether it can do this, and is asked to.
     pub(super) fn can(&self, case: &Case) -> bool {
         match self {
             Self::Bare => case.has_ceiling(),
-            Self::Spdk(_) => true,
+            Self::Spdk(_) => matches!(case.served, Served::Null | Served::Memory),
+            Self::SpdkByItsInitiator(..) => case.served == Served::Null && case.connections == 1,
+            Self::Previous(_) => case.served == Served::Null && case.work.kind != Kind::Mixed,
+            Self::Unpinned => case.is_pinned(),
         }
     }
 
@@ -61,8 +91,23 @@ impl Peer {
     pub(super) fn bars(&self, case: &Case) -> Bars {
         match self {
             Self::Bare => case.bars_of_ceiling(),
-            Self::Spdk(_) => case.bars_of_spdk(),
+            Self::Spdk(_) | Self::SpdkByItsInitiator(..) => case.bars_of_spdk(),
+            Self::Previous(_) => Bars::default(),
+            Self::Unpinned => Case::bars_of_pin(),
         }
+    }
+
+    /// The program that plays the host for both sides; none where the light one does.
+    pub(super) const fn initiator(&self) -> Option<&Perf> {
+        match self {
+            Self::SpdkByItsInitiator(_, perf) => Some(perf),
+            _ => None,
+        }
+    }
+
+    /// How many rounds it gets of so many: one that takes whole seconds, half of them.
+    pub(super) const fn rounds(&self, rounds: usize) -> usize {
+        if self.initiator().is_some() { rounds.div_ceil(2) } else { rounds }
     }
 }
 
@@ -78,15 +123,38 @@ pub(super) enum Side<'p> {
 impl Side<'_> {
     /// Starts it for this case.
     pub(super) fn start(&self, case: &Case) -> Result<Target> {
+        let file = case.file.as_deref();
         Ok(match self {
-            Self::Ours => Target::Child(TargetProcess::start(case.served)?),
+            Self::Ours => Target::Child(TargetProcess::start(case.served, file)?),
+            Self::Peer(Peer::Unpinned) => {
+                let served = if file.is_some() { Served::Disk } else { Served::NoMap };
+                Target::Child(TargetProcess::start(served, file)?)
+            }
             Self::Peer(Peer::Bare) => {
                 let served =
                     if case.work.kind == Kind::Read { Served::BareReads } else { Served::BareWrites };
-                Target::Bare(TargetProcess::start(served)?)
+                Target::Bare(TargetProcess::start(served, None)?)
             }
-            Self::Peer(Peer::Spdk(spdk)) => Target::Spdk(spdk.start(case.served)?),
+            Self::Peer(Peer::Spdk(spdk) | Peer::SpdkByItsInitiator(spdk, _)) => {
+                Target::Spdk(spdk.start(case.served)?)
+            }
+            Self::Peer(Peer::Previous(previous)) => Target::Previous(previous.start(case.served)?),
         })
+    }
+
+    /// A light host of what was started.
+    pub(super) fn host(&self, target: &Target, case: &Case) -> Result<LightHost> {
+        let (Case { work, connections, depth, .. }, address) = (case, target.address());
+        let space = match (self, &case.file) {
+            (Self::Peer(Peer::Unpinned), Some(file)) => file.space_on_disk(),
+            _ => case.space()?,
+        };
+        let host = match target {
+            Target::Bare(_) => LightHost::connect_bare(address, *work, *depth, &space),
+            _ => LightHost::join(address, *work, *connections, *depth, &space),
+        }?;
+        // The kernel works for the loop device on these very processors: one of them must be free for it now and then.
+        Ok(if case.file.is_some() { host.sleeping() } else { host })
     }
 }
 
@@ -99,32 +167,32 @@ pub(super) enum Target {
     Bare(TargetProcess),
     /// SPDK's.
     Spdk(SpdkProcess),
+    /// fastice, as it was.
+    Previous(PreviousProcess),
 }
 
 impl Target {
-    fn address(&self) -> SocketAddr {
+    /// Where it listens.
+    pub(super) const fn address(&self) -> SocketAddr {
         match self {
             Self::Child(process) | Self::Bare(process) => process.address,
-            Self::Spdk(process) => process.address,
+            Self::Spdk(process) => process.daemon.address(),
+            Self::Previous(process) => process.daemon.address(),
         }
     }
 
-    /// A host of it.
-    pub(super) fn host(&self, case: &Case) -> Result<LightHost> {
-        let Case { work, connections, depth, .. } = *case;
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
         match self {
-            Self::Bare(_) => LightHost::connect_bare(self.address(), work, depth, LEN),
-            Self::Child(_) | Self::Spdk(_) => LightHost::join(self.address(), work, connections, depth, LEN),
+            Self::Child(process) | Self::Bare(process) => process.pid(),
+            Self::Spdk(process) => process.daemon.pid(),
+            Self::Previous(process) => process.daemon.pid(),
         }
     }
 
     /// The processor time of all its threads so far.
     pub(super) fn processor_time(&self) -> Result<Duration> {
-        let pid = match self {
-            Self::Child(process) | Self::Bare(process) => process.pid(),
-            Self::Spdk(process) => process.pid(),
-        };
-        cpu_time_of(&pid.to_string(), &[""])
+        cpu_time_of(&self.pid().to_string(), &[""])
     }
 
     /// Microseconds for which it was busy so far; `None` when it does not tell.
@@ -133,6 +201,7 @@ impl Target {
             Self::Child(process) => process.busy_us().map(Some),
             Self::Bare(_) => Ok(None),
             Self::Spdk(process) => process.busy_us().map(Some),
+            Self::Previous(process) => process.busy_us(),
         }
     }
 }

@@ -1,21 +1,28 @@
 //! A target in a process of its own on the first processor, and this thread on the last: this program once more, told to serve.
 //!
-//! It listens at a port that the kernel chose and says so in a line. For each line that it is given it tells for how many
-//! microseconds its cores were busy so far. It ends with standard input.
+//! It listens at a port that the kernel chose and says so in a line. For each line that it is given it answers with one: to
+//! [`BUSY`], for how many microseconds its cores were busy so far; to [`STAGES`], how long its commands took. It ends with
+//! standard input.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result};
 use fastice::config::Config;
-use fastice::control;
+use fastice::control::{self, LatencyStatus};
 use fastice::extent::NoProgress;
 use rustix::thread::CpuSet;
 
+use super::file::ServedFile;
+use super::whole::{OnNull, Whole};
 use super::work::{Kind, Work};
 use super::{NQN, bare};
 use crate::server::{both_ends, end, stay_on};
+
+const BUSY: &str = "busy";
+const STAGES: &str = "stages";
 
 /// What answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +31,18 @@ pub enum Served {
     Null,
     /// fastice, with a namespace in memory
     Memory,
+    /// fastice, with a file, pinned
+    File,
+    /// fastice, with the disk under a file, as it is
+    Disk,
+    /// fastice, with a frozen map of one extent on what stores nothing
+    #[value(name = "map-1-extent")]
+    MapOfOne,
+    /// fastice, with a frozen map of 10,000 extents on what stores nothing
+    #[value(name = "map-10000-extents")]
+    MapOfMany,
+    /// fastice, with what stores nothing, as long as these maps
+    NoMap,
     /// The bare responder, to reads of 4 KiB
     BareReads,
     /// The bare responder, to writes of 4 KiB
@@ -36,56 +55,109 @@ impl Served {
         match self {
             Self::Null => "null",
             Self::Memory => "memory",
+            Self::File => "file",
+            Self::Disk => "disk",
+            Self::MapOfOne => "map-1-extent",
+            Self::MapOfMany => "map-10000-extents",
+            Self::NoMap => "no-map",
             Self::BareReads => "bare-reads",
             Self::BareWrites => "bare-writes",
         }
     }
+
+    /// The extents of a map on the null device.
+    const fn extents(self) -> Option<u64> {
+        match self {
+            Self::MapOfOne => Some(1),
+            Self::MapOfMany => Some(OnNull::EXTENTS),
+            _ => None,
+        }
+    }
+}
+
+/// Of a namespace, what is in it: a line of a configuration.
+pub(super) fn namespace_of(served: Served) -> Option<String> {
+    let len_mib = super::LEN >> 20;
+    match served {
+        Served::Null => Some(format!("null = \"{len_mib}MiB\"")),
+        Served::Memory => Some(format!("memory = \"{len_mib}MiB\"")),
+        _ => None,
+    }
+}
+
+/// The configuration of one namespace on one core that always polls.
+pub(super) fn configuration(namespace: &str, state: &Path, cpu: usize, address: SocketAddr) -> String {
+    format!(
+        "state_dir = {state:?}\ncores = [{cpu}]\npoll = \"always\"\n[[listener]]\naddress = \"{address}\"\n[[subsystem]]\nnqn = \
+         \"{NQN}\"\nallow_any_host = true\n[[subsystem.namespace]]\nnsid = 1\nblock_size = 4096\n{namespace}\n",
+    )
 }
 
 /// Serves until standard input ends.
 ///
 /// # Errors
-/// When it cannot listen.
-pub fn serve(served: Served) -> Result<()> {
+/// When it cannot listen, or cannot serve the file.
+pub fn serve(served: Served, file: Option<&Path>) -> Result<()> {
     let (_, [first, _]) = both_ends()?;
-    let tell = |address: SocketAddr| -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "{address}")?;
-        Ok(out.flush()?)
-    };
     let namespace = match served {
-        Served::Null => "null",
-        Served::Memory => "memory",
-        Served::BareReads | Served::BareWrites => {
-            stay_on(first)?;
-            let work = Work::small(if served == Served::BareReads { Kind::Read } else { Kind::Write });
-            let listener = TcpListener::bind("127.0.0.1:0")?;
-            tell(listener.local_addr()?)?;
-            // It ends with the process, which ends with standard input.
-            std::thread::Builder::new()
-                .name("bare".to_owned())
-                .spawn(move || bare::answer(&listener, work))?;
-            std::io::stdin().read_to_end(&mut Vec::new())?;
-            return Ok(());
-        }
+        Served::Null | Served::Memory => namespace_of(served),
+        Served::File => Some(format!("file = {:?}", file.context("no file is named")?)),
+        _ => None,
     };
-    let state = tempfile::tempdir()?;
-    let text = format!(
-        "state_dir = {:?}\ncores = [{first}]\npoll = \"always\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[subsystem]]\nnqn = \
-         \"{NQN}\"\nallow_any_host = true\n[[subsystem.namespace]]\nnsid = 1\n{namespace} = \"{}MiB\"\n",
-        state.path(),
-        super::LEN >> 20,
-    );
-    let running = control::start(Config::parse(&text, "bench")?, &mut NoProgress)?;
-    tell(*running.addresses().first().context("it listens nowhere")?)?;
-    for line in std::io::stdin().lines() {
-        line?;
-        let busy_us: u64 = running.cores().iter().map(|core| core.busy_us).sum();
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "{busy_us}")?;
-        out.flush()?;
+    if let Some(namespace) = namespace {
+        return serve_configured(&namespace, first);
     }
+    let whole = match served {
+        Served::Disk => Whole::start_disk(file.context("no file is named")?, first)?,
+        Served::BareReads => return serve_bare(Kind::Read, first),
+        Served::BareWrites => return serve_bare(Kind::Write, first),
+        _ => Whole::start_on_null(OnNull::make(served.extents())?, first)?,
+    };
+    answer_lines(whole.address, || whole.busy_us(), Vec::new)?;
+    whole.stop()
+}
+
+fn serve_configured(namespace: &str, cpu: usize) -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let text = configuration(namespace, state.path(), cpu, SocketAddr::from(([127, 0, 0, 1], 0)));
+    let running = control::start(Config::parse(&text, "bench")?, &mut NoProgress)?;
+    let address = *running.addresses().first().context("it listens nowhere")?;
+    let busy_us = || running.cores().iter().map(|core| core.busy_us).sum();
+    answer_lines(address, busy_us, || running.latencies())?;
     Ok(running.stop(control::Running::STOP_PATIENCE)?)
+}
+
+fn serve_bare(kind: Kind, cpu: usize) -> Result<()> {
+    stay_on(cpu)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    say(&listener.local_addr()?.to_string())?;
+    // It ends with the process, which ends with standard input.
+    let answer = move || bare::answer(&listener, Work::small(kind));
+    std::thread::Builder::new().name("bare".to_owned()).spawn(answer)?;
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// Answers until standard input ends.
+fn answer_lines(
+    address: SocketAddr,
+    busy_us: impl Fn() -> u64,
+    stages: impl Fn() -> Vec<LatencyStatus>,
+) -> Result<()> {
+    say(&address.to_string())?;
+    for line in std::io::stdin().lines() {
+        match line?.as_str() {
+            STAGES => say(&serde_json::to_string(&stages())?)?,
+            _ => say(&busy_us().to_string())?,
+        }
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
 }
 
 /// A target that runs as long as this lives.
@@ -99,15 +171,16 @@ pub(super) struct TargetProcess {
 }
 
 impl TargetProcess {
-    pub(super) fn start(served: Served) -> Result<Self> {
+    pub(super) fn start(served: Served, file: Option<&ServedFile>) -> Result<Self> {
         let (allowed, [_, last]) = both_ends()?;
-        let program = std::env::current_exe().context("which program this is")?;
-        let mut child = Command::new(program)
-            .args(["serve-target", served.name()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("the target cannot be started")?;
+        let program: PathBuf = std::env::current_exe().context("which program this is")?;
+        let mut command = Command::new(program);
+        command.args(["serve-target", served.name()]);
+        if let Some(file) = file {
+            command.args(["--file", file.path_text()?]);
+        }
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.context("the target cannot be started")?;
         let out = child.stdout.take().context("the target has no standard output")?;
         let (mut out, mut line) = (BufReader::new(out), String::new());
         let read = out.read_line(&mut line);
@@ -126,14 +199,24 @@ impl TargetProcess {
         self.child.id()
     }
 
-    /// Microseconds for which its core was busy so far, up to its last tick.
-    pub(super) fn busy_us(&mut self) -> Result<f64> {
+    fn ask(&mut self, question: &str) -> Result<String> {
         let stdin = self.child.stdin.as_mut().context("the target has no standard input")?;
-        writeln!(stdin, "busy")?;
+        writeln!(stdin, "{question}")?;
         let mut line = String::new();
         self.out.read_line(&mut line)?;
+        Ok(line)
+    }
+
+    /// Microseconds for which its core was busy so far, up to its last tick.
+    pub(super) fn busy_us(&mut self) -> Result<f64> {
+        let line = self.ask(BUSY)?;
         let busy_us: u32 = line.trim().parse().context("the target does not tell how busy it was")?;
         Ok(busy_us.into())
+    }
+
+    /// How long its commands took so far.
+    pub(super) fn latencies(&mut self) -> Result<Vec<LatencyStatus>> {
+        serde_json::from_str(&self.ask(STAGES)?).context("the target does not tell of its stages")
     }
 }
 

@@ -6,27 +6,22 @@
 use std::env;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
+use super::daemon::{Daemon, PATIENCE, Place, on_path};
 use super::work::BLOCK_LEN;
 use super::{LEN, NQN, Served};
-use crate::server::{both_ends, stay_on};
 
 /// What rows call it, without its version.
 pub(super) const NAME: &str = "SPDK's nvmf_tgt";
 /// Where the program is, when it is not found by `PATH`.
 const PROGRAM: &str = "FASTICE_BENCH_NVMF_TGT";
-/// For each step.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A program that was found.
 #[derive(Clone, Debug)]
@@ -52,51 +47,27 @@ impl Spdk {
 
     /// Starts it on the first processor; this thread then has the last.
     pub(super) fn start(&self, served: Served) -> Result<SpdkProcess> {
-        let directory = tempfile::tempdir()?;
-        let (allowed, [first, last]) = both_ends()?;
-        let port = free_port()?;
-        let (config, socket) = (directory.path().join("config.json"), directory.path().join("rpc.sock"));
-        fs::write(&config, serde_json::to_vec(&configuration(served, port)?)?)?;
-        let log = fs::File::create(directory.path().join("log"))?;
-        let child = Command::new(&self.program)
-            .args(["-m", &format!("{:#x}", 1_u64 << first), "--no-huge", "-s", "1024", "--no-pci"])
-            .arg("-r")
-            .arg(&socket)
-            .arg("--json")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("{} cannot be started", self.program.display()))?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut process = SpdkProcess { child, address, socket, directory, allowed };
-        stay_on(last)?;
-        process.await_listening()?;
-        Ok(process)
+        let place = Place::new()?;
+        let (config, socket) = (place.path("config.json"), place.path("rpc.sock"));
+        fs::write(&config, serde_json::to_vec(&configuration(served, place.address)?)?)?;
+        let mut command = Command::new(&self.program);
+        command.args(["-m", &format!("{:#x}", 1_u64 << place.processors[0])]);
+        command.args(["--no-huge", "-s", "1024", "--no-pci", "-r"]).arg(socket).arg("--json").arg(config);
+        Ok(SpdkProcess { daemon: place.start(&mut command)? })
     }
 }
 
-fn on_path(name: &str) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.is_file())
-}
-
-/// One that nobody listens at, at this moment.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-fn configuration(served: Served, port: u16) -> Result<Value> {
+fn configuration(served: Served, address: SocketAddr) -> Result<Value> {
     let blocks = LEN / u64::from(BLOCK_LEN);
     let method = match served {
         Served::Null => "bdev_null_create",
         Served::Memory => "bdev_malloc_create",
-        Served::BareReads | Served::BareWrites => bail!("SPDK has no such namespace"),
+        _ => bail!("SPDK has no such namespace"),
     };
     let space =
         json!({"method": method, "params": {"name": "Disk0", "num_blocks": blocks, "block_size": BLOCK_LEN}});
-    let address =
-        json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port.to_string()});
+    let (traddr, trsvcid) = (address.ip().to_string(), address.port().to_string());
+    let address = json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": traddr, "trsvcid": trsvcid});
     let nvmf = json!([
         {"method": "nvmf_create_transport", "params": {"trtype": "TCP", "max_queue_depth": 256}},
         {"method": "nvmf_create_subsystem", "params": {"nqn": NQN, "allow_any_host": true, "serial_number": "BENCH"}},
@@ -111,56 +82,17 @@ fn configuration(served: Served, port: u16) -> Result<Value> {
 /// One that runs as long as this lives.
 #[derive(Debug)]
 pub(super) struct SpdkProcess {
-    child: Child,
-    pub(super) address: SocketAddr,
-    socket: PathBuf,
-    directory: tempfile::TempDir,
-    /// The processors of this thread, before.
-    allowed: CpuSet,
+    pub(super) daemon: Daemon,
 }
 
 impl SpdkProcess {
-    fn await_listening(&mut self) -> Result<()> {
-        let begun = Instant::now();
-        while TcpStream::connect(self.address).is_err() {
-            let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-            if let Some(status) = self.child.try_wait()? {
-                bail!("{NAME} ended with {status}: {}", log());
-            }
-            ensure!(begun.elapsed() < PATIENCE, "{NAME} does not listen: {}", log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    /// Its process.
-    pub(super) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Microseconds for which its threads were busy so far, by their own account (`thread_get_stats`).
     pub(super) fn busy_us(&self) -> Result<f64> {
-        let stats = ask(&self.socket, "thread_get_stats")?;
+        let stats = ask(&self.daemon.path("rpc.sock"), "thread_get_stats")?;
         let rate = stats.get("tick_rate").and_then(Value::as_f64).context("no tick rate")?;
         let threads = stats.get("threads").and_then(Value::as_array).context("no threads")?;
         let busy: f64 = threads.iter().filter_map(|thread| thread.get("busy")?.as_f64()).sum();
         Ok(busy / rate * 1e6)
-    }
-}
-
-impl Drop for SpdkProcess {
-    fn drop(&mut self) {
-        // What could be set before can be set again; if not, this thread goes on where it is.
-        let _ = sched_setaffinity(None, &self.allowed);
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
-        let begun = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        // A child that is gone already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -188,12 +120,15 @@ mod tests {
 
     #[test]
     fn it_is_told_of_the_namespace_that_ours_has() {
-        let told = configuration(Served::Memory, 4420).unwrap();
+        let address = "127.0.0.1:4420".parse().unwrap();
+        let told = configuration(Served::Memory, address).unwrap();
         let space = &told["subsystems"][0]["config"][0];
         assert_eq!(space["method"], "bdev_malloc_create");
         let len =
             space["params"]["num_blocks"].as_u64().unwrap() * space["params"]["block_size"].as_u64().unwrap();
         assert_eq!(len, LEN);
-        assert!(configuration(Served::BareReads, 4420).is_err());
+        let listener = &told["subsystems"][1]["config"][3]["params"]["listen_address"];
+        assert_eq!((&listener["traddr"], &listener["trsvcid"]), (&json!("127.0.0.1"), &json!("4420")));
+        assert!(configuration(Served::BareReads, address).is_err());
     }
 }

@@ -17,6 +17,8 @@ pub const DIGEST_LEN: usize = 4;
 pub const BLOCK_LEN: u32 = 4096;
 /// Data of a write up to this goes in the capsule: what every target takes.
 pub const IN_CAPSULE_LEN_MAX: u32 = 4096;
+/// Where SLBA is in a capsule: behind the common header, in dwords 10 and 11 of the command.
+const SLBA_AT: usize = 48;
 /// What is written.
 pub const FILL: u8 = 0x5A;
 
@@ -100,6 +102,20 @@ impl Work {
         Ok(self.pdu(PduType::CAPSULE_CMD, 0, sqe.as_bytes(), &vec![FILL; data_len]))
     }
 
+    /// Gives a capsule of this work another place.
+    #[inline]
+    pub fn move_to(self, capsule: &mut [u8], lba: u64) {
+        if let Some(slba) = capsule.get_mut(SLBA_AT..).and_then(<[u8]>::first_chunk_mut) {
+            *slba = lba.to_le_bytes();
+        }
+        if self.digests
+            && let Some((header, rest)) = capsule.split_at_mut_checked(CAPSULE_LEN)
+            && let Some(header_digest) = rest.first_chunk_mut()
+        {
+            *header_digest = digest(header);
+        }
+    }
+
     /// A part of a command's data, as an R2T asked for it.
     pub fn data(self, asked: Asked, at: u32, len: u32) -> Vec<u8> {
         let last = if at + len == asked.offset + asked.len { flags::LAST } else { 0 };
@@ -172,6 +188,18 @@ mod tests {
             assert_eq!(capsule.len(), expected);
             assert_eq!(capsule[4..8], u32::try_from(expected).unwrap().to_le_bytes());
             assert_eq!(usize::from(capsule[2]), CAPSULE_LEN);
+        }
+    }
+
+    #[test]
+    fn a_capsule_that_is_moved_is_the_one_that_would_have_been_made_there() {
+        for (kind, digests) in [(Kind::Read, false), (Kind::Read, true), (Kind::Write, true)] {
+            let work = Work { kind, len: 4096, digests };
+            let [mut here, there] = [1, 2].map(|seed| work.capsule(7, seed, 1 << 20).unwrap());
+            assert_ne!(here, there);
+            let lba = there[SLBA_AT..].first_chunk().copied().map(u64::from_le_bytes).unwrap();
+            work.move_to(&mut here, lba);
+            assert_eq!(here, there);
         }
     }
 

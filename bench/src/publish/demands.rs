@@ -1,0 +1,177 @@
+//! What is demanded of the target, as the table that people know, with what the rows came to.
+
+use std::fmt::Write as _;
+
+use crate::report::{Report, Row};
+
+/// A line: the work, what it must come to, and the rows that tell.
+struct Demand {
+    work: &'static str,
+    bar: &'static str,
+    /// Names of rows; a `*` stands for anything.
+    rows: &'static [&'static str],
+}
+
+const DEMANDS: [Demand; 9] = [
+    Demand {
+        work: "4 KiB random read QD1, against SPDK's target: latency p50, p99",
+        bar: "at most 0.85",
+        rows: &["target/null/randread/qd1/spdk*/p50", "target/null/randread/qd1/spdk*/p99"],
+    },
+    Demand {
+        work: "4 KiB random read, write, 70/30 at QD32 and QD128: IOPS",
+        bar: "at least 1.3",
+        rows: &[
+            "target/null/randread/qd32/spdk*/iops",
+            "target/null/randread/qd128/spdk*/iops",
+            "target/null/randwrite/qd32/spdk*/iops",
+            "target/null/randwrite/qd128/spdk*/iops",
+            "target/null/randrw/qd32/spdk*/iops",
+            "target/null/randrw/qd128/spdk*/iops",
+        ],
+    },
+    Demand {
+        work: "the same: target CPU an I/O",
+        bar: "at most 0.8",
+        rows: &[
+            "target/null/randread/qd32/spdk*/cpu",
+            "target/null/randread/qd128/spdk*/cpu",
+            "target/null/randwrite/qd32/spdk*/cpu",
+            "target/null/randwrite/qd128/spdk*/cpu",
+            "target/null/randrw/qd32/spdk*/cpu",
+            "target/null/randrw/qd128/spdk*/cpu",
+        ],
+    },
+    Demand {
+        work: "128 KiB read and write: MiB/s",
+        bar: "at least 1.05",
+        rows: &["target/null/randread-128k/qd16/spdk*/rate", "target/null/randwrite-128k/qd16/spdk*/rate"],
+    },
+    Demand {
+        work: "4 KiB read QD32 with header and data digests: IOPS",
+        bar: "at least 1.3",
+        rows: &["target/null/randread-digests/qd32/spdk*/iops"],
+    },
+    Demand {
+        work: "64 and 256 connections, QD4 each: IOPS; the worst connection's share of the mean",
+        bar: "at least 1.3; at least 0.8",
+        rows: &[
+            "target/null/randread/64x4/spdk/iops",
+            "target/null/randread/256x4/spdk/iops",
+            "target/null/randread/64x4/share",
+            "target/null/randread/256x4/share",
+        ],
+    },
+    Demand {
+        work: "against a bare responder, 4 KiB QD32 and QD128: IOPS",
+        bar: "at least 0.85",
+        rows: &[
+            "target/null/randread/qd32/iops",
+            "target/null/randread/qd128/iops",
+            "target/null/randwrite/qd32/iops",
+            "target/null/randwrite/qd128/iops",
+        ],
+    },
+    Demand {
+        work: "against nvmet-tcp in the guest, fio 4 KiB read QD32 on the same namespace",
+        bar: "at least 1.5",
+        rows: &["*nvmet*qd32*iops"],
+    },
+    Demand {
+        work: "pinned file of 1 and of 10,000 extents, against the same blocks without a pin: IOPS",
+        bar: "at least 0.97",
+        rows: &[
+            "target/file-1-extent/randread/*/iops",
+            "target/file-10000-extents/randread/*/iops",
+            "target/map-1-extent/randread/*/iops",
+            "target/map-10000-extents/randread/*/iops",
+        ],
+    },
+];
+
+/// The table.
+pub(super) fn table(report: &Report) -> String {
+    let mut text = "| work | ratio | measured | met |\n|---|---|---|---|\n".to_owned();
+    for demand in &DEMANDS {
+        let found: Vec<&Row> = demand
+            .rows
+            .iter()
+            .flat_map(|wanted| report.rows.iter().filter(move |row| is_like(&row.name, wanted)))
+            .filter(|row| row.bar.is_some())
+            .collect();
+        let measured: Vec<_> = found.iter().map(|row| measured(row)).collect();
+        let missed = found.iter().filter(|row| row.met != Some(true)).count();
+        let met = match (found.len(), missed) {
+            (0, _) => "not measured".to_owned(),
+            (_, 0) => "yes".to_owned(),
+            (all, missed) => format!("**no**: {missed} of {all}"),
+        };
+        // A string takes everything.
+        let _ = writeln!(text, "| {} | {} | {} | {met} |", demand.work, demand.bar, measured.join("<br>"));
+    }
+    text
+}
+
+/// What a row came to, with what tells it from the others of its line.
+fn measured(row: &Row) -> String {
+    let number = row.ratio.unwrap_or(row.ours);
+    let name = row.name.strip_prefix("target/").unwrap_or(&row.name);
+    format!("{number:.2} {}", name.strip_prefix("null/").unwrap_or(name))
+}
+
+/// Whether a name is like a pattern, in which `*` stands for anything.
+fn is_like(name: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        None => name == pattern,
+        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
+            rest.char_indices()
+                .map(|(at, _)| at)
+                .chain([rest.len()])
+                .any(|at| rest.get(at..).is_some_and(|rest| is_like(rest, after)))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Bar, Measurement};
+
+    fn row(name: &str, ours: f64, bar: Option<Bar>) -> Row {
+        let measured = Measurement {
+            name: name.to_owned(),
+            unit: "IOPS",
+            ours: &[ours],
+            peer: Some(("SPDK", &[1.0])),
+            bar,
+            method: "made up",
+        };
+        Row::new(&measured, "here").unwrap()
+    }
+
+    #[test]
+    fn patterns_match_whole_names() {
+        assert!(is_like("a/spdk-perf/p50", "a/spdk*/p50") && is_like("a/spdk/p50", "a/spdk*/p50"));
+        assert!(!is_like("a/spdk/p50/x", "a/spdk*/p50") && !is_like("b/a/spdk/p50", "a/spdk*/p50"));
+    }
+
+    #[test]
+    fn a_line_is_met_when_all_its_rows_are_and_says_so_when_there_are_none() {
+        let bar = Some(Bar::RatioAtLeast(1.3));
+        let rows = vec![
+            row("target/null/randread/qd32/spdk/iops", 1.4, bar),
+            row("target/null/randread/qd32/spdk-perf/iops", 1.2, bar),
+            row("target/null/randread-digests/qd32/spdk/iops", 1.5, bar),
+            row("target/null/randread/qd32/iops", 0.9, None),
+        ];
+        let text = table(&Report { rows, absent: Vec::new() });
+        assert!(
+            text.contains(
+                "1.40 randread/qd32/spdk/iops<br>1.20 randread/qd32/spdk-perf/iops | **no**: 1 of 2 |"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("| at least 1.3 | 1.50 randread-digests/qd32/spdk/iops | yes |"), "{text}");
+        assert_eq!(text.matches("not measured").count(), 7, "{text}");
+    }
+}

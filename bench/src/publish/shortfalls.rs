@@ -1,0 +1,113 @@
+//! What is not met, each with the profiles that show why: `profiles/*.txt` beside the report.
+//!
+//! A profile says in lines that begin with `# rows:` which rows it is of: names, or how they begin, with commas between.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::report::Report;
+
+/// Where profiles are, beside the report.
+const PROFILES: &str = "profiles";
+const ROWS: &str = "# rows:";
+
+/// A profile: its path from the report, and how the names of its rows begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Profile {
+    path: String,
+    rows: Vec<String>,
+}
+
+/// All that are there.
+pub(super) fn profiles(directory: &Path) -> Result<Vec<Profile>> {
+    let place = directory.join(PROFILES);
+    let mut profiles = Vec::new();
+    let Ok(entries) = fs::read_dir(&place) else { return Ok(profiles) };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "txt") {
+            let text = fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            profiles.push(Profile {
+                path: format!("{PROFILES}/{name}"),
+                rows: rows(&String::from_utf8_lossy(&text)),
+            });
+        }
+    }
+    profiles.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(profiles)
+}
+
+fn rows(text: &str) -> Vec<String> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix(ROWS));
+    let names = lines.flat_map(|line| line.split(',')).map(str::trim);
+    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+/// The section; empty where all is met.
+pub(super) fn section(report: &Report, profiles: &[Profile]) -> String {
+    let mut text = String::new();
+    for row in report.rows.iter().filter(|row| row.met == Some(false)) {
+        let of_it = profiles
+            .iter()
+            .filter(|profile| profile.rows.iter().any(|begin| row.name.starts_with(begin.as_str())));
+        let links: Vec<_> = of_it.map(|profile| format!("[{}]({})", profile.path, profile.path)).collect();
+        let why = if links.is_empty() { "no profile yet".to_owned() } else { links.join(", ") };
+        let (bar, number) = (row.bar.as_deref().unwrap_or_default(), row.ratio.unwrap_or(row.ours));
+        // A string takes everything.
+        let _ = writeln!(text, "* `{}`: {number} where {bar} is demanded; {why}", row.name);
+    }
+    if text.is_empty() { text } else { format!("\n## Shortfalls\n\n{text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Bar, Measurement, Row};
+
+    #[test]
+    fn a_shortfall_links_the_profiles_of_its_row() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join(PROFILES)).unwrap();
+        let path = directory.path().join("profiles/read.txt");
+        fs::write(
+            path,
+            "# made by perf\n# rows: target/null/randread, target/null/randrw/qd32/\n50 % tcp_sendmsg\n",
+        )
+        .unwrap();
+        let profiles = profiles(directory.path()).unwrap();
+        let row = |name: &str, ours| {
+            let bar = Some(Bar::OursAtLeast(1.0));
+            let measured = Measurement {
+                name: name.to_owned(),
+                unit: "x",
+                ours: &[ours],
+                peer: None,
+                bar,
+                method: "made up",
+            };
+            Row::new(&measured, "here").unwrap()
+        };
+        let rows = vec![
+            row("target/null/randread/qd32/spdk/iops", 0.5),
+            row("target/null/randwrite/qd1/p50", 0.5),
+            row("met", 2.0),
+        ];
+        let text = section(&Report { rows, absent: Vec::new() }, &profiles);
+        assert!(text.contains("`target/null/randread/qd32/spdk/iops`: 0.5 where ours >= 1 is demanded; [profiles/read.txt](profiles/read.txt)"), "{text}");
+        assert!(
+            text.contains("`target/null/randwrite/qd1/p50`: 0.5 where ours >= 1 is demanded; no profile yet"),
+            "{text}"
+        );
+        assert!(!text.contains("`met`"), "{text}");
+        assert_eq!(section(&Report::default(), &[]), "");
+    }
+
+    #[test]
+    fn where_there_are_no_profiles_there_are_none() {
+        assert_eq!(profiles(Path::new("/nonexistent")).unwrap(), []);
+    }
+}
