@@ -205,7 +205,7 @@ struct Target {
     #[arg(long, default_value_t = 500, value_name = "MS")]
     round_ms: u64,
     /// How much longer all may take together where rounds are disturbed and tried again
-    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     spare: u64,
     /// Where the rows go, into what is there
     #[arg(long, default_value = "bench/report.json", value_name = "FILE")]

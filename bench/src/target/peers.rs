@@ -105,9 +105,12 @@ impl Peer {
         }
     }
 
-    /// How many rounds it gets of so many: one that takes whole seconds, half of them.
+    /// How many rounds it gets of so many: half of them, where a round takes whole seconds or nothing is demanded.
     pub(super) const fn rounds(&self, rounds: usize) -> usize {
-        if self.initiator().is_some() { rounds.div_ceil(2) } else { rounds }
+        match self {
+            Self::SpdkByItsInitiator(..) | Self::Previous(_) => rounds.div_ceil(2),
+            Self::Bare | Self::Spdk(_) | Self::Unpinned => rounds,
+        }
     }
 }
 
