@@ -30,23 +30,8 @@ pub struct HostArgs {
 impl HostArgs {
     /// The host that the arguments, the files of nvme-cli, or chance make us.
     pub(super) fn host(&self) -> Host {
-        let read = |path: &str| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
-        let made_up = Host::random();
-        let from_file = || read("/etc/nvme/hostnqn").and_then(|text| Nqn::new(&text).ok());
-        let nqn = match (&self.host_nqn, self.host_id) {
-            (Some(nqn), _) => nqn.to_string(),
-            (None, Some(id)) => format!("nqn.2014-08.org.nvmexpress:uuid:{id}"),
-            (None, None) => from_file().map_or_else(|| made_up.nqn.clone(), |nqn| nqn.to_string()),
-        };
-        let in_nqn = || nqn.rsplit_once("uuid:").and_then(|(_, id)| uuid::Uuid::parse_str(id).ok());
-        let id_file = || {
-            let ours = self.host_nqn.is_none() && nqn != made_up.nqn;
-            ours.then(|| read("/etc/nvme/hostid"))
-                .flatten()
-                .and_then(|text| uuid::Uuid::parse_str(&text).ok())
-        };
-        let id = self.host_id.or_else(id_file).or_else(in_nqn).map_or(made_up.id, uuid::Uuid::into_bytes);
-        Host { nqn, id }
+        let nqn = self.host_nqn.as_ref().map(ToString::to_string);
+        Host::of_this_machine(nqn.as_deref(), self.host_id.map(uuid::Uuid::into_bytes))
     }
 }
 
@@ -128,15 +113,5 @@ mod tests {
             assert_eq!(resolve(text, PORT_IO).expect(text).to_string(), address);
         }
         assert_eq!(resolve("no such host", PORT_IO).expect_err("no address").exit, Exit::Usage);
-    }
-
-    #[test]
-    fn a_host_identifier_follows_the_nqn() {
-        let id = uuid::Uuid::from_u128(7);
-        let nqn = Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{id}")).expect("an NQN");
-        let host = HostArgs { host_nqn: Some(nqn.clone()), host_id: None }.host();
-        assert_eq!((host.nqn.as_str(), host.id), (nqn.as_str(), id.into_bytes()));
-        let host = HostArgs { host_nqn: None, host_id: Some(id) }.host();
-        assert_eq!((host.nqn.as_str(), host.id), (nqn.as_str(), id.into_bytes()));
     }
 }

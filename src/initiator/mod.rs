@@ -21,6 +21,7 @@ pub mod command;
 pub mod controller;
 pub mod discovery;
 pub mod error;
+mod host;
 pub mod namespace;
 pub mod raw;
 pub mod transport;
