@@ -6,7 +6,7 @@ SOAK_SECONDS ?= 1800
 SOAK_SEED ?=
 CARGO ?= cargo
 
-.PHONY: help build demo test soak hw-test bench instructions accept-instructions install clean
+.PHONY: help build demo test soak hw-test bench fio-engine instructions accept-instructions install clean
 
 help:
 	@echo 'make demo      pins a fragmented file, serves it, writes and verifies, cleans up (root; 2 minutes)'
@@ -14,6 +14,7 @@ help:
 	@echo 'make soak      hostile operations against served files, in random order (root; SOAK_SECONDS, 30 minutes)'
 	@echo 'make hw-test   our own driver by VFIO: every combination, kills, the bare-metal suite in a guest (root; some 15 minutes)'
 	@echo 'make bench     driver, target over TCP, pins at scale, driver and target beside the kernel'"'"'s in a guest: bench/report.json, bench/REPORT.md'
+	@echo 'make fio-engine  target/release/libfastice_fio.so: fio drives a target by our own host (bench/README.md)'
 	@echo 'make instructions         the hot path costs no more instructions than recorded: part of make test'
 	@echo 'make accept-instructions  records what it costs now: bench/instructions.json'
 	@echo 'make build     target/release/fastice'
@@ -46,6 +47,11 @@ bench:
 	-@.ci/packages bench
 	$(CARGO) build --release --locked -p fastice-bench
 	bench/run.sh
+
+# As root it installs fio, gcc and dpkg-dev where they lack; the source of fio, for its headers, goes below target/.
+fio-engine:
+	@.ci/packages fio
+	@CARGO='$(CARGO)' bench/fio-engine/build.sh
 
 instructions:
 	@.ci/packages count
