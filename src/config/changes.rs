@@ -58,7 +58,7 @@ pub enum RestartReason {
     /// `buffer_memory`.
     #[error("buffer_memory")]
     BufferMemory,
-    /// `poll` or `idle_after_us`.
+    /// `poll`, `idle_after_us` or `linger_us`.
     #[error("poll")]
     Poll,
     /// `watch_cpu_percent`.

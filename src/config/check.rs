@@ -15,9 +15,9 @@ use super::raw::{
     RawConfig, RawCores, RawListener, RawMetrics, RawNamespace, RawPoll, RawSize, RawSubsystem,
 };
 use super::{
-    Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_IDLE_AFTER, DEFAULT_MODEL, DEFAULT_STATE_DIR,
-    DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode, Subsystem, WatchShare,
-    format_size, parse_size,
+    Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_IDLE_AFTER, DEFAULT_LINGER, DEFAULT_MODEL,
+    DEFAULT_STATE_DIR, DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode,
+    Subsystem, WatchShare, format_size, parse_size,
 };
 use crate::extent::GuardMode;
 use crate::fabrics::FencePolicy;
@@ -72,7 +72,7 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
     let state_dir = checker.state_dir(raw.state_dir);
     let cores = checker.cores(raw.cores);
     let buffer_memory = checker.buffer_memory(raw.buffer_memory);
-    let poll = checker.poll(raw.poll, raw.idle_after_us);
+    let poll = checker.poll(raw.poll, raw.idle_after_us, raw.linger_us);
     let watch = checker.watch(raw.watch_cpu_percent);
     let listeners = checker.listeners(raw.listener, !raw.subsystem.is_empty());
     let metrics = checker.metrics(raw.metrics, &listeners);
@@ -166,26 +166,34 @@ impl Checker<'_> {
         len
     }
 
-    fn poll(&mut self, mode: Option<Spanned<RawPoll>>, idle: Option<Spanned<i64>>) -> PollMode {
-        let always = mode.as_ref().is_some_and(|mode| *mode.get_ref() == RawPoll::Always);
-        match idle {
-            Some(idle) if always => {
-                self.refuse(
-                    idle.span(),
-                    "idle_after_us has no effect with poll = \"always\": remove one of them",
-                );
-                PollMode::Always
-            }
-            _ if always => PollMode::Always,
-            None => PollMode::Adaptive { idle_after: DEFAULT_IDLE_AFTER },
-            Some(idle) => {
-                let us = *idle.get_ref();
-                if !(0..=IDLE_AFTER_US_MAX).contains(&us) {
-                    self.refuse(idle.span(), format!("idle_after_us is from 0 to {IDLE_AFTER_US_MAX}"));
+    fn poll(
+        &mut self,
+        mode: Option<Spanned<RawPoll>>,
+        idle: Option<Spanned<i64>>,
+        linger: Option<Spanned<i64>>,
+    ) -> PollMode {
+        if mode.is_some_and(|mode| *mode.get_ref() == RawPoll::Always) {
+            for (name, given) in [("idle_after_us", idle), ("linger_us", linger)] {
+                if let Some(given) = given {
+                    let reason = format!("{name} has no effect with poll = \"always\": remove one of them");
+                    self.refuse(given.span(), reason);
                 }
-                PollMode::Adaptive { idle_after: Duration::from_micros(us.unsigned_abs()) }
             }
+            return PollMode::Always;
         }
+        PollMode::Adaptive {
+            idle_after: self.microseconds("idle_after_us", idle, DEFAULT_IDLE_AFTER),
+            linger: self.microseconds("linger_us", linger, DEFAULT_LINGER),
+        }
+    }
+
+    fn microseconds(&mut self, name: &str, given: Option<Spanned<i64>>, default: Duration) -> Duration {
+        let Some(given) = given else { return default };
+        let us = *given.get_ref();
+        if !(0..=IDLE_AFTER_US_MAX).contains(&us) {
+            self.refuse(given.span(), format!("{name} is from 0 to {IDLE_AFTER_US_MAX}"));
+        }
+        Duration::from_micros(us.unsigned_abs())
     }
 
     fn watch(&mut self, percent: Option<Spanned<f64>>) -> WatchShare {

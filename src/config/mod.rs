@@ -46,6 +46,8 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/fastice";
 pub const DEFAULT_BUFFER_MEMORY: ByteLen = ByteLen(64 << 20);
 /// How long an adaptive core spins without work before it sleeps, when the configuration does not say.
 pub const DEFAULT_IDLE_AFTER: Duration = Duration::from_micros(50);
+/// How far apart commands may be for an adaptive core to poll on between them, when the configuration does not say.
+pub const DEFAULT_LINGER: Duration = Duration::from_millis(20);
 /// The model number that hosts see when the configuration does not say.
 pub const DEFAULT_MODEL: &str = "fastice";
 /// The highest namespace identifier that may be configured.
@@ -112,10 +114,12 @@ pub struct Config {
 /// What a core does when it has no work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollMode {
-    /// Spin for `idle_after`, then sleep until something happens.
+    /// Spin for `idle_after`, then sleep until something happens; but not between commands that come often.
     Adaptive {
         /// The time without work after which the core sleeps.
         idle_after: Duration,
+        /// Commands come often when they are no further apart than this.
+        linger: Duration,
     },
     /// Never sleep: lowest latency, a whole CPU.
     Always,

@@ -20,6 +20,7 @@ pub(super) struct RawConfig {
     pub(super) buffer_memory: Option<Spanned<RawSize>>,
     pub(super) poll: Option<Spanned<RawPoll>>,
     pub(super) idle_after_us: Option<Spanned<i64>>,
+    pub(super) linger_us: Option<Spanned<i64>>,
     pub(super) watch_cpu_percent: Option<Spanned<f64>>,
     #[serde(default)]
     pub(super) strict: bool,

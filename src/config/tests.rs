@@ -45,7 +45,7 @@ fn defaults_are_filled_in() {
     assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
     assert_eq!(config.cores, [0, 1, 4]);
     assert_eq!(config.buffer_memory, DEFAULT_BUFFER_MEMORY);
-    assert_eq!(config.poll, PollMode::Adaptive { idle_after: DEFAULT_IDLE_AFTER });
+    assert_eq!(config.poll, PollMode::Adaptive { idle_after: DEFAULT_IDLE_AFTER, linger: DEFAULT_LINGER });
     let subsystem = &config.subsystems[0];
     assert_eq!(subsystem.model, "fastice");
     assert_eq!(subsystem.serial.len(), 20);
@@ -309,6 +309,18 @@ fn a_wrong_type_and_broken_toml_show_their_place() {
        |         ^^^^^
     "#);
     assert!(bad("a = [1,").starts_with("t.toml:1:"));
+}
+
+#[test]
+fn how_long_a_core_polls_on_is_told_in_microseconds() {
+    let polls = |text: &str| parse(&format!("{text}{MINIMAL}")).map(|config| config.poll);
+    assert_eq!(
+        polls("linger_us = 0").ok(),
+        Some(PollMode::Adaptive { idle_after: DEFAULT_IDLE_AFTER, linger: Duration::ZERO })
+    );
+    for text in ["linger_us = -1", "linger_us = 1000001", "poll = \"always\"\nlinger_us = 5"] {
+        assert!(polls(text).is_err(), "{text}");
+    }
 }
 
 #[test]

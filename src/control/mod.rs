@@ -14,6 +14,7 @@
 //! A socket in the state directory tells what it is doing (`api`, `status`), and so does a page of metrics, when the configuration
 //! asks for one (`metrics`).
 
+mod allocator;
 mod api;
 mod backings;
 mod disks;
@@ -95,6 +96,7 @@ pub fn start_reaching(
     reach: Arc<dyn Reach>,
     progress: &mut dyn Progress,
 ) -> Result<Running, ServeError> {
+    allocator::give_large_pieces_back();
     let (events, inbox) = channel();
     let server = Server::start(config, events.clone(), reach, progress)?;
     let addresses = server.addresses.clone();
@@ -131,7 +133,8 @@ impl Running {
         (self.target.stats(), self.counters.snapshot())
     }
 
-    /// What each core holds, as of its last tick: no older than a few [`Core::TICK`](crate::reactor::Core::TICK).
+    /// What each core holds, as of its last tick: no older than a few [`Core::TICK`](crate::reactor::Core::TICK), or
+    /// [`Core::TICK_ASLEEP`](crate::reactor::Core::TICK_ASLEEP) when it has nothing to do.
     #[must_use]
     pub fn core_stats(&self) -> Vec<CoreStats> {
         self.gauges.iter().map(|gauges| gauges.get()).collect()

@@ -10,6 +10,7 @@ use self::setup::{introduce, memory};
 use super::activity::{Ledger, TurnTaken, Wake};
 use super::engine::IoEngine;
 use super::gauges::{CoreGauges, CoreStats};
+use super::linger::Linger;
 use super::mailbox::{Accepted, Letter, Mailbox};
 use super::pause::{CoreFailure, PauseWatch};
 use super::polls::{POLLED_MAX, Polled, SocketPolls};
@@ -76,6 +77,7 @@ pub struct Core {
     factory: Arc<dyn ConnectionFactory>,
     spread: Spread,
     idle: IdlePolicy,
+    linger: Linger,
     stop_at: Option<Instant>,
     next_tick: Instant,
     last_work: Instant,
@@ -92,8 +94,10 @@ const BELL: u8 = 0;
 const ACCEPT: u8 = 1;
 
 impl Core {
-    /// How often deadlines are looked at. Keep-alive time-outs are exact to this much.
+    /// How often deadlines are looked at by a core that works.
     pub const TICK: Duration = Duration::from_millis(20);
+    /// And by one that has had no work for so long. Keep-alive time-outs are exact to this much.
+    pub const TICK_ASLEEP: Duration = Duration::from_millis(100);
 
     /// A core that keeps the connections it accepts, on the calling thread and whatever CPU that runs on: for who
     /// drives it by [`Core::step`], as tests do.
@@ -158,6 +162,7 @@ impl Core {
             factory,
             spread,
             idle,
+            linger: Linger::new(options.linger),
             stop_at: None,
             next_tick: now,
             last_work: now,
@@ -215,6 +220,7 @@ impl Core {
         self.cx.engine.launch();
         // What a device answers at once leaves with what this turn submits, not a turn later.
         let answered = self.device_completions();
+        self.linger.turn(now.stamp, devices + answered > 0);
         if answered > 0 {
             work += answered + self.take_turns();
             self.cx.engine.launch();
@@ -262,7 +268,7 @@ impl Core {
         match self.idle {
             IdlePolicy::AlwaysPoll => Wait::No,
             IdlePolicy::SleepAfter(idle) if self.cx.now.duration_since(self.last_work) < idle => Wait::No,
-            IdlePolicy::SleepAfter(_) if !self.cx.engine.arm() => Wait::No,
+            IdlePolicy::SleepAfter(_) if self.linger.goes_on() || !self.cx.engine.arm() => Wait::No,
             IdlePolicy::SleepAfter(_) => Wait::UpTo(self.next_tick.saturating_duration_since(self.cx.now)),
         }
     }
@@ -476,12 +482,15 @@ impl Core {
     }
 
     fn tick(&mut self) {
-        self.next_tick = self.cx.now + Self::TICK;
+        let is_idle = self.cx.now.saturating_duration_since(self.last_work) >= Self::TICK_ASLEEP;
+        self.next_tick = self.cx.now + if is_idle { Self::TICK_ASLEEP } else { Self::TICK };
         self.cx.polls.tick();
         for index in 0..self.seats.slots() {
             let Some(key) = self.seats.key_at(index) else { continue };
-            if let Some(seat) = self.seats.get_mut(key) {
-                seat.connection.tick(&mut self.cx);
+            // A turn for nothing would count as work, of which an idle core has none.
+            if let Some(seat) = self.seats.get_mut(key)
+                && seat.connection.tick(&mut self.cx)
+            {
                 Self::mark_ready(&mut self.ready, seat, key);
             }
         }

@@ -32,6 +32,8 @@ pub struct CoreOptions {
     pub share_buffers: bool,
     /// What a core does without work.
     pub idle: IdlePolicy,
+    /// A core that sleeps polls on between commands that are no further apart than this.
+    pub linger: Duration,
     /// Connections one core serves at the most.
     pub connections_max: usize,
     /// A file of which each core's ring keeps a copy open: the kernel closes it, also after SIGKILL, only when all

@@ -29,6 +29,7 @@ mod core;
 mod cores;
 mod engine;
 mod gauges;
+mod linger;
 mod mailbox;
 mod pause;
 mod polls;
@@ -102,8 +103,9 @@ pub trait Connection {
     fn poll(&mut self, cx: &mut CoreContext) -> Polled;
     /// Does a bounded amount of work: parses, answers, submits. Called after completions, and again on request.
     fn turn(&mut self, cx: &mut CoreContext) -> Turn;
-    /// Looks at deadlines and at what other threads want of it. Called every [`Core::TICK`] and after mail.
-    fn tick(&mut self, cx: &mut CoreContext);
+    /// Looks at deadlines and at what other threads want of it; whether it wants a turn then. Called every [`Core::TICK`] and
+    /// after mail.
+    fn tick(&mut self, cx: &mut CoreContext) -> bool;
     /// Asks it to end: take no new commands, finish those under way, say goodbye, and report [`Turn::Finished`].
     fn stop(&mut self, cx: &mut CoreContext);
 }

@@ -163,6 +163,7 @@ impl Serving {
             buffer_memory: ByteLen(16 << 20),
             share_buffers: false,
             idle: IdlePolicy::AlwaysPoll,
+            linger: Duration::ZERO,
             connections_max: 4,
             hold: None,
             oversight: None,

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{Config, PollMode};
 use crate::control::backings::Backings;
@@ -39,9 +40,9 @@ pub(super) fn start_cores(
     hold: &CommandsHold,
     oversight: &Arc<Oversight>,
 ) -> Result<Cores, ServeError> {
-    let idle = match config.poll {
-        PollMode::Always => IdlePolicy::AlwaysPoll,
-        PollMode::Adaptive { idle_after } => IdlePolicy::SleepAfter(idle_after),
+    let (idle, linger) = match config.poll {
+        PollMode::Always => (IdlePolicy::AlwaysPoll, Duration::ZERO),
+        PollMode::Adaptive { idle_after, linger } => (IdlePolicy::SleepAfter(idle_after), linger),
     };
     let hold = hold.copy().map_err(|source| ExtentError::Io {
         action: "copy the descriptor of",
@@ -52,6 +53,7 @@ pub(super) fn start_cores(
         buffer_memory: config.buffer_memory,
         share_buffers: config.shares_buffers(),
         idle,
+        linger,
         connections_max: CONNECTIONS_PER_CORE,
         hold: Some(Arc::new(hold)),
         oversight: Some(Arc::clone(oversight)),

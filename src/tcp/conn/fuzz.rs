@@ -93,6 +93,7 @@ impl World {
             share_buffers: false,
             buffer_memory: ByteLen(6 << 20),
             idle: IdlePolicy::AlwaysPoll,
+            linger: Duration::ZERO,
             connections_max: 4,
             hold: None,
             stages: Arc::default(),

@@ -56,13 +56,15 @@ pub const MAXH2CDATA_BYTES: u32 = 1 << 20;
 const REQUESTS_BEFORE_CONNECT: u16 = 32;
 /// How often hanging transfers are looked for.
 const TRANSFER_LOOK: Duration = Duration::from_secs(1);
+/// A connection that has received nothing for so long has no use for a large buffer: 2 s.
+const IDLE_NS: u64 = 2_000_000_000;
 /// PDUs parsed in one turn, so that no connection starves its neighbours.
 const PDU_BUDGET: usize = 128;
-/// Receive buffers: while nobody knows who it is, as an admin queue, and as an I/O queue.
+/// Receive buffers: at first, as an admin queue and of who is idle; and of an I/O queue, once more comes at a time.
 const RX_BYTES_SMALL: usize = 16 * 1024;
 const RX_BYTES_IO: usize = 256 * 1024;
-/// Send batches, likewise.
-const TX_SMALL: TxSize = TxSize { arena_bytes: 4096, parts: 64, queue: 64, notes: 16 };
+/// Send batches: at first, and of an I/O queue once one was full.
+const TX_SMALL: TxSize = TxSize { arena_bytes: 4096, parts: 128, queue: 64, notes: 32 };
 const TX_IO: TxSize = TxSize { arena_bytes: 32 * 1024, parts: 512, queue: 256, notes: 128 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,6 +324,18 @@ impl TcpConnection {
         self.abort(cx);
     }
 
+    /// Gives the large receive buffer back when nothing was received for a while.
+    fn shrink_idle(&mut self, cx: &CoreContext) {
+        let is_idle = cx.stages.now().ns_since(self.arrived) >= IDLE_NS;
+        if let Some(key) = self.key
+            && is_idle
+            && self.stage == Stage::Running
+            && self.rx.shrink(RX_BYTES_SMALL)
+        {
+            cx.sockets.cancel(CoreContext::token(key, socket::RECV));
+        }
+    }
+
     /// What other threads and the clock want of the session.
     fn session_events(&mut self, cx: &mut CoreContext) {
         while let Some(event) = self.session.poll(cx.now) {
@@ -357,7 +371,7 @@ impl TcpConnection {
         if self.session.is_io() {
             self.reserved = usize::from(entries);
             cx.engine.reserve(self.reserved);
-            self.rx.wanted_bytes = RX_BYTES_IO;
+            self.rx.most_bytes = RX_BYTES_IO;
             self.tx.resize(TxSize { queue: usize::from(entries) * 2, ..TX_IO });
         }
     }
@@ -444,7 +458,7 @@ impl Connection for TcpConnection {
         self.look(cx)
     }
 
-    fn tick(&mut self, cx: &mut CoreContext) {
+    fn tick(&mut self, cx: &mut CoreContext) -> bool {
         if self.is_open() {
             self.session_events(cx);
         }
@@ -460,8 +474,11 @@ impl Connection for TcpConnection {
         if cx.now >= self.next_look {
             self.next_look = cx.now + TRANSFER_LOOK;
             self.check_transfers(cx);
+            self.shrink_idle(cx);
         }
         self.wind_up(cx);
+        // All else that moves it on comes by a completion.
+        !self.is_open() || self.tx.backlog() > 0
     }
 
     fn stop(&mut self, cx: &mut CoreContext) {

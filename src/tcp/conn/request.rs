@@ -116,7 +116,11 @@ pub(super) enum NoPlace {
     QueueOverrun,
 }
 
-/// All commands of a connection. Grows once, when Connect tells the queue's size.
+/// Places that are made at first; then as many again, up to the queue's size.
+const PLACES_MIN: usize = 8;
+
+/// All commands of a connection. Places are made when so many commands are under way for the first time: most queues never
+/// have as many as they may.
 #[derive(Debug)]
 pub(super) struct Requests {
     slots: Vec<Request>,
@@ -137,16 +141,24 @@ impl Requests {
         requests
     }
 
-    /// Allows `size` commands, and makes room for them.
+    /// Allows `size` commands.
     pub(super) fn grow(&mut self, size: u16) {
-        let empty: SubmissionQueueEntry = zerocopy::FromZeros::new_zeroed();
-        let have = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
-        self.free.reserve(usize::from(size.saturating_sub(have)));
-        for index in have..size {
-            self.slots.push(Request::free(empty));
-            self.free.push(index);
-        }
         self.limit = usize::from(size);
+    }
+
+    /// Makes more places, and gives one of them; none when there are as many as commands may be.
+    #[cold]
+    fn more_places(&mut self) -> Option<Index> {
+        let empty: SubmissionQueueEntry = zerocopy::FromZeros::new_zeroed();
+        let have = self.slots.len();
+        let want = (have + have.max(PLACES_MIN)).min(self.limit);
+        self.slots.reserve_exact(want.saturating_sub(have));
+        self.free.reserve_exact(want);
+        for index in have..want {
+            self.slots.push(Request::free(empty));
+            self.free.push(Index::try_from(index).ok()?);
+        }
+        self.free.pop()
     }
 
     /// How many commands are under way.
@@ -197,7 +209,7 @@ impl Requests {
         if self.len() >= self.limit {
             return Err(NoPlace::QueueOverrun);
         }
-        let index = self.free.pop().ok_or(NoPlace::QueueOverrun)?;
+        let index = self.free.pop().or_else(|| self.more_places()).ok_or(NoPlace::QueueOverrun)?;
         self.cids[word] |= bit;
         let slot = &mut self.slots[usize::from(index)];
         slot.sqe = sqe;
@@ -266,6 +278,20 @@ mod tests {
         requests.grow(3);
         assert!(requests.insert(command(3)).is_ok());
         assert_eq!((requests.len(), requests.capacity()), (3, 3));
+    }
+
+    #[test]
+    fn places_are_made_as_they_are_wanted_and_no_more_than_there_may_be() {
+        let mut requests = Requests::new(50);
+        for cid in 0..50 {
+            let index = requests.insert(command(cid)).expect("room");
+            assert_eq!(requests.at(index).sqe.cid.get(), cid);
+            assert!(requests.slots.len() <= usize::from(cid + 1).next_power_of_two().max(PLACES_MIN));
+        }
+        assert_eq!((requests.slots.len(), requests.len()), (50, 50));
+        assert_eq!(requests.insert(command(50)), Err(NoPlace::QueueOverrun));
+        requests.remove(7);
+        assert_eq!(requests.insert(command(50)), Ok(7));
     }
 
     #[test]

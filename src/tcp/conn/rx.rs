@@ -9,6 +9,8 @@
 //! One receive takes what the socket has, often many PDUs. Data that is still missing when the bytes run out is
 //! received straight into its buffer.
 
+use std::io;
+
 use hugepage_alloc::DmaBuf;
 
 use super::request::{Index, Requests};
@@ -93,7 +95,11 @@ pub(super) struct Rx {
     pub(super) state: RxState,
     pub(super) rules: PduRules,
     /// The size that the next batch shall have.
-    pub(super) wanted_bytes: usize,
+    wanted_bytes: usize,
+    /// The size that it shall have when receives fill it.
+    pub(super) most_bytes: usize,
+    /// It was asked back to become small.
+    shrinks: bool,
 }
 
 /// What the bytes in the batch came to.
@@ -113,7 +119,24 @@ impl Rx {
             state: RxState::Header,
             rules,
             wanted_bytes: bytes,
+            most_bytes: bytes,
+            shrinks: false,
         }
+    }
+
+    /// Whether the batch is in flight and large, for a connection that is idle: it is to be cancelled then, and comes back
+    /// to be exchanged for one of `bytes`.
+    pub(super) const fn shrink(&mut self, bytes: usize) -> bool {
+        let shrinks = self.batch.is_none() && self.wanted_bytes > bytes;
+        if shrinks {
+            (self.wanted_bytes, self.shrinks) = (bytes, true);
+        }
+        shrinks
+    }
+
+    /// Whether a receive ended because of [`Rx::shrink`], and not of the connection. Asked once.
+    pub(super) fn has_shrunk(&mut self, error: &io::Error) -> bool {
+        std::mem::take(&mut self.shrinks) && error.raw_os_error() == Some(libc::ECANCELED)
     }
 
     /// Takes the next step with the bytes that are there.
@@ -182,7 +205,7 @@ impl Rx {
             return None;
         }
         let mut batch = self.batch.take()?;
-        if batch.capacity() < self.wanted_bytes && batch.filled().is_empty() {
+        if batch.capacity() != self.wanted_bytes && batch.filled().is_empty() {
             batch = Box::new(RecvBatch::new(self.wanted_bytes));
         }
         let half = batch.capacity() / 2;
@@ -205,6 +228,10 @@ impl Rx {
     pub(super) fn received(&mut self, mut batch: Box<RecvBatch>, count: u32, requests: &mut Requests) {
         let direct_len = batch.complete(count).direct_len;
         batch.set_direct(None);
+        if batch.free_space() == 0 {
+            // More was there than it could take.
+            self.wanted_bytes = self.most_bytes;
+        }
         if let RxState::Data(incoming) = &mut self.state
             && direct_len > 0
         {
@@ -270,4 +297,49 @@ fn pass(batch: &mut RecvBatch, wanted: usize, ddgst: bool, digest: &mut Digest) 
     }
     batch.consume(count);
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tcp::pdu::Receiver;
+
+    const SMALL: usize = 16;
+    const LARGE: usize = 64;
+
+    #[test]
+    fn a_batch_grows_when_it_was_filled_and_shrinks_when_it_is_cancelled() {
+        let mut requests = Requests::new(1);
+        let mut rx = Rx::new(PduRules::initializing(Receiver::Controller), SMALL);
+        (rx.most_bytes, rx.state) = (LARGE, RxState::Discard);
+        assert!(!rx.shrink(SMALL), "it is not in flight");
+        let batch = rx.take_batch(&mut requests).expect("a batch");
+        rx.received(batch, 10, &mut requests);
+        rx.discard();
+        let batch = rx.take_batch(&mut requests).expect("a batch");
+        assert_eq!(batch.capacity(), SMALL, "it was not full");
+        assert!(!rx.shrink(SMALL), "it is small");
+        rx.received(batch, 16, &mut requests);
+        rx.discard();
+        let batch = rx.take_batch(&mut requests).expect("a batch");
+        assert_eq!(batch.capacity(), LARGE);
+
+        let cancelled = io::Error::from_raw_os_error(libc::ECANCELED);
+        assert!(!rx.has_shrunk(&cancelled), "nobody asked for it");
+        assert!(rx.shrink(SMALL));
+        assert!(!rx.shrink(SMALL), "asked for once");
+        assert!(rx.has_shrunk(&cancelled));
+        assert!(!rx.has_shrunk(&cancelled), "told once");
+        rx.received(batch, 0, &mut requests);
+        assert_eq!(rx.take_batch(&mut requests).expect("a batch").capacity(), SMALL);
+    }
+
+    #[test]
+    fn a_connection_that_breaks_while_it_shrinks_has_broken() {
+        let mut requests = Requests::new(1);
+        let mut rx = Rx::new(PduRules::initializing(Receiver::Controller), LARGE);
+        let _in_flight = rx.take_batch(&mut requests);
+        assert!(rx.shrink(SMALL));
+        assert!(!rx.has_shrunk(&io::Error::from_raw_os_error(libc::ECONNRESET)));
+    }
 }

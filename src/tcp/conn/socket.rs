@@ -17,7 +17,7 @@ use crate::stage::Stamp;
 /// Batches that are sent in one turn.
 const SENDS_MAX: usize = 4;
 /// Kinds of ring operations.
-const RECV: u8 = 1;
+pub(super) const RECV: u8 = 1;
 const SEND: u8 = 2;
 
 impl TcpConnection {
@@ -71,6 +71,7 @@ impl TcpConnection {
         result: std::io::Result<u32>,
     ) {
         match result {
+            Err(error) if self.rx.has_shrunk(&error) => self.rx.received(batch, 0, &mut self.requests),
             Ok(0) | Err(_) => {
                 self.rx.received(batch, 0, &mut self.requests);
                 if self.is_open() && result.is_err() {

@@ -46,6 +46,8 @@ pub(super) struct Tx {
     /// What is in flight: since when, and how many bytes.
     flight: Option<(Instant, usize)>,
     size: TxSize,
+    /// The size for who has more to say than goes into a batch.
+    most: TxSize,
     pub(super) hpda: u8,
 }
 
@@ -75,22 +77,15 @@ impl Tx {
             flying: Notes::with_capacity(size.notes),
             flight: None,
             size,
+            most: size,
             hpda: 0,
         }
     }
 
-    /// Makes room for a queue of another size. A batch with bytes in it is exchanged when it comes back.
+    /// Makes room for a queue of another size. Batches become as large when one is full: most connections never fill one.
     pub(super) fn resize(&mut self, size: TxSize) {
-        self.size = size;
+        self.most = size;
         self.queue.reserve(size.queue.saturating_sub(self.queue.len()));
-        if self.filling.is_empty() {
-            self.filling = size.batch();
-            self.notes = Notes::with_capacity(size.notes);
-        }
-        if self.spare.is_some() {
-            self.spare = Some(size.batch());
-            self.flying = Notes::with_capacity(size.notes);
-        }
     }
 
     pub(super) fn push(&mut self, out: Out) {
@@ -170,6 +165,10 @@ impl Tx {
                 Out::Refusal { cid, completion } => self.response(cid, completion, session, digests),
                 Out::Answer(index) => self.answer(index, requests, session, digests),
             }
+        }
+        if !self.queue.is_empty() && self.size.arena_bytes < self.most.arena_bytes {
+            // Each batch is exchanged when it comes back.
+            self.size = self.most;
         }
     }
 
@@ -252,7 +251,11 @@ impl Tx {
         batch.clear();
         self.flying.clear();
         self.flight = None;
-        self.spare = Some(if batch.arena_room() < self.size.arena_bytes { self.size.batch() } else { batch });
+        if batch.arena_room() < self.size.arena_bytes {
+            batch = self.size.batch();
+            self.flying = Notes::with_capacity(self.size.notes);
+        }
+        self.spare = Some(batch);
     }
 }
 
