@@ -138,6 +138,7 @@ fn a_state_directory_that_is_named_and_not_there_is_a_mistake() {
         &["pins"][..],
         &["status"],
         &["top", "--once"],
+        &["trace"],
         &["unpin", "--left-behind"],
         &["unpin", "/nonexistent"],
         &["map", "verify", "/nonexistent"],
@@ -167,9 +168,13 @@ fn an_empty_state_directory_has_no_pins_and_no_targets() {
     let output = with(&["status"]);
     assert_eq!(code(&output), 0);
     assert!(stdout(&output).contains("no target runs"), "{}", stdout(&output));
-    let output = with(&["top"]);
-    assert_eq!(code(&output), 0);
-    assert!(stdout(&output).contains("no target runs"), "{}", stdout(&output));
+    for command in ["top", "trace"] {
+        let output = with(&[command]);
+        assert_eq!(code(&output), 0);
+        assert!(stdout(&output).contains("no target runs"), "{}", stdout(&output));
+    }
+    let output = with(&["trace", "--format", "chrome"]);
+    assert_eq!(json(&stdout(&output))["traceEvents"], serde_json::json!([]));
     let output = with(&["unpin", "/nonexistent", "--json"]);
     assert_eq!(code(&output), 3, "it is not there");
     let document = json(&stdout(&output));

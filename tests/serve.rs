@@ -49,6 +49,8 @@ mod stopped;
 mod told;
 #[path = "serve/top.rs"]
 mod top;
+#[path = "serve/trace.rs"]
+mod trace;
 #[path = "serve/unmounted.rs"]
 mod unmounted;
 #[path = "serve/watch.rs"]

@@ -35,6 +35,7 @@ mod service;
 pub mod status;
 mod sys;
 pub mod top;
+pub mod trace;
 pub mod unpin;
 
 use std::io::Write as _;
@@ -71,6 +72,7 @@ pub enum Command {
     Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Top(top::TopArgs),
+    Trace(trace::TraceArgs),
     Device(device::DeviceArgs),
     Discover(discover::DiscoverArgs),
     Bench(Box<bench::BenchArgs>),
@@ -101,6 +103,7 @@ impl Command {
             Self::Serve(args) => serve::run(args, logs),
             Self::Status(args) => status::run(args),
             Self::Top(args) => top::run(args),
+            Self::Trace(args) => trace::run(args),
             Self::Device(args) => device::run(args),
             Self::Discover(args) => discover::run(args),
             Self::Bench(args) => bench::run(args),
@@ -132,6 +135,7 @@ impl Command {
             | Self::Read(_)
             | Self::Serve(_)
             | Self::Top(_)
+            | Self::Trace(_)
             | Self::Completions(_)
             | Self::Man(_)
             | Self::Probe(_) => false,

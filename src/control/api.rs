@@ -3,6 +3,7 @@
 //! ```text
 //!   PID-START-N.sock    {"ask": "status"}                      -->  Status, or {"error": "..."}
 //!                       {"ask": "status", "histograms": true}       the same with histograms
+//!                       {"ask": "trace"}                       -->  TraceStatus
 //! ```
 //!
 //! The directory is for its owner only, and so is the socket. A thread of its own answers, one client after another, each
@@ -20,13 +21,18 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::event::Event;
 use super::status::Status;
+use super::trace::{TraceStatus, collect};
 use crate::extent::{Owner, StateDir};
 
 const EXTENSION: &str = "sock";
+/// What can be asked for.
+const STATUS: &str = "status";
+const TRACE: &str = "trace";
 /// How long a client may take for its question, and to take the answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the control thread may take: it may be draining.
@@ -44,9 +50,15 @@ struct Question {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Answer {
-    Status(Box<Status>),
+enum Answer<T> {
     Error { error: String },
+    Good(T),
+}
+
+impl<T> Answer<T> {
+    fn of(answer: Option<T>) -> Self {
+        answer.map_or_else(|| Self::Error { error: "the target is busy, or ending".to_owned() }, Self::Good)
+    }
 }
 
 /// The socket, and the thread that answers. Dropped, both end.
@@ -131,53 +143,66 @@ fn answer(client: UnixStream, events: &Sender<Event>) -> io::Result<()> {
     client.set_write_timeout(Some(CLIENT_PATIENCE))?;
     let mut line = String::new();
     BufReader::new((&client).take(QUESTION_LEN_MAX)).read_line(&mut line)?;
-    let answer = match serde_json::from_str::<Question>(&line) {
-        Ok(question) if question.ask == "status" => status(events, question.histograms),
-        Ok(question) => Answer::Error { error: format!("nobody knows what {:?} is", question.ask) },
-        Err(error) => Answer::Error { error: error.to_string() },
-    };
-    let mut bytes = serde_json::to_vec(&answer)?;
+    let failed = |error| serde_json::to_vec(&Answer::<()>::Error { error });
+    let mut bytes = match serde_json::from_str::<Question>(&line) {
+        Ok(question) if question.ask == STATUS => {
+            let histograms = question.histograms;
+            serde_json::to_vec(&Answer::of(told(events, |reply| Event::Status { histograms, reply })))
+        }
+        Ok(question) if question.ask == TRACE => {
+            let copies = told(events, |reply| Event::Trace { reply });
+            serde_json::to_vec(&Answer::of(copies.map(|copies| collect(&copies))))
+        }
+        Ok(question) => failed(format!("nobody knows what {:?} is", question.ask)),
+        Err(error) => failed(error.to_string()),
+    }?;
     bytes.push(b'\n');
     (&client).write_all(&bytes)
 }
 
-fn status(events: &Sender<Event>, histograms: bool) -> Answer {
+/// What the control thread answers.
+fn told<T>(events: &Sender<Event>, ask: impl FnOnce(Sender<T>) -> Event) -> Option<T> {
     let (reply, answer) = channel();
-    let sent = events.send(Event::Status { histograms, reply }).ok();
-    let asked = sent.and_then(|()| answer.recv_timeout(CONTROL_PATIENCE).ok());
-    asked.map_or_else(|| Answer::Error { error: "the target is busy, or ending".to_owned() }, Answer::Status)
+    events.send(ask(reply)).ok()?;
+    answer.recv_timeout(CONTROL_PATIENCE).ok()
 }
 
 /// Asks every target that serves with this state directory for its status. Those that do not answer are passed over, with
 /// what they said instead, or what went wrong.
 #[must_use]
 pub fn ask_all(state: &Path) -> Vec<io::Result<Status>> {
-    ask_each(state, false)
+    ask_each(state, &Question { ask: STATUS.to_owned(), histograms: false })
 }
 
 /// The same, with [`Status::histograms`].
 #[must_use]
 pub fn ask_all_with_histograms(state: &Path) -> Vec<io::Result<Status>> {
-    ask_each(state, true)
+    ask_each(state, &Question { ask: STATUS.to_owned(), histograms: true })
 }
 
-fn ask_each(state: &Path, histograms: bool) -> Vec<io::Result<Status>> {
+/// Asks them for their last commands in the same way.
+#[must_use]
+pub fn ask_all_for_traces(state: &Path) -> Vec<io::Result<TraceStatus>> {
+    ask_each(state, &Question { ask: TRACE.to_owned(), histograms: false })
+}
+
+fn ask_each<T: DeserializeOwned>(state: &Path, question: &Question) -> Vec<io::Result<T>> {
     let living =
         sockets(state).into_iter().filter(|path| Owner::named_by(path).is_some_and(|owner| owner.is_alive()));
     living
-        .map(|path| match ask(&path, histograms) {
-            Ok(Answer::Status(status)) => Ok(*status),
+        .map(|path| match ask(&path, question) {
+            Ok(Answer::Good(answer)) => Ok(answer),
             Ok(Answer::Error { error }) => Err(io::Error::other(error)),
             Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         })
         .collect()
 }
 
-fn ask(path: &Path, histograms: bool) -> io::Result<Answer> {
+fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> io::Result<Answer<T>> {
     let stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(CONTROL_PATIENCE + CLIENT_PATIENCE))?;
     stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
-    let mut question = serde_json::to_vec(&Question { ask: "status".to_owned(), histograms })?;
+    let mut question = serde_json::to_vec(question)?;
     question.push(b'\n');
     (&stream).write_all(&question)?;
     let mut text = String::new();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::disks::NvmeKey;
 use super::error::{DiskError, ServeError};
 use super::status::Status;
+use super::trace::Copies;
 use super::tripwire::Tripwire;
 use crate::block::nvme::{Epoch, NvmeChange};
 use crate::config::{Config, RestartReason};
@@ -64,6 +65,11 @@ pub(super) enum Event {
         histograms: bool,
         /// Where the answer goes.
         reply: Sender<Box<Status>>,
+    },
+    /// Its last commands.
+    Trace {
+        /// Where the cores' answers come.
+        reply: Sender<Copies>,
     },
     /// Serve another configuration.
     Reload {

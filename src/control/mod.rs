@@ -11,8 +11,8 @@
 //! One thread owns everything that can change and is asked by messages, so that a reload, a recall and a stop never
 //! meet. What happens on the I/O path is none of its business.
 //!
-//! A socket in the state directory tells what it is doing (`api`, `status`), and so does a page of metrics, when the configuration
-//! asks for one (`metrics`).
+//! A socket in the state directory tells what it is doing (`api`, `status`), and its last commands (`trace`). So does a page of
+//! metrics of the first, when the configuration asks for one (`metrics`).
 
 mod allocator;
 mod api;
@@ -32,6 +32,7 @@ mod server;
 mod status;
 mod still;
 mod together;
+mod trace;
 mod tripwire;
 
 use std::net::SocketAddr;
@@ -41,7 +42,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub use self::api::{ask_all, ask_all_with_histograms};
+pub use self::api::{ask_all, ask_all_for_traces, ask_all_with_histograms};
 pub use self::error::{DiskError, ServeError};
 use self::event::Event;
 pub use self::event::ReloadReport;
@@ -54,6 +55,7 @@ pub use self::status::{
 };
 pub use self::still::open_state;
 pub use self::together::check_guards;
+pub use self::trace::{CommandTrace, CoreTrace, MOMENTS, TraceStatus, TracedConnection};
 use crate::block::nvme::{Reach, SystemReach};
 use crate::config::Config;
 use crate::extent::Progress;

@@ -213,6 +213,7 @@ impl Server {
             Event::Device { key, change } => self.device_changed(key, change),
             Event::Verdict { key, epoch, verdict } => self.device_proven(&key, epoch, verdict),
             Event::Status { histograms, reply } => drop(reply.send(Box::new(self.status(histograms)))),
+            Event::Trace { reply } => drop(reply.send(self.trace())),
             Event::Reload { config, reply } => self.reload_asked(config, reply),
             Event::Stop { patience, reply } => return Some((patience, reply)),
         }

@@ -238,6 +238,16 @@ impl QueueSession {
         Some((&controller.host.nqn, &controller.subsystem.nqn))
     }
 
+    /// The controller and its queue, once connected.
+    #[must_use]
+    pub fn numbers(&self) -> Option<(u16, u16)> {
+        match &self.queue {
+            Queue::Admin(admin) => Some((admin.controller().id, 0)),
+            Queue::Io(io) => Some((io.controller().id, io.qid())),
+            Queue::Fresh | Queue::Over(_) => None,
+        }
+    }
+
     #[cold]
     fn connect(&mut self, sqe: &SubmissionQueueEntry, data: &[u8], now: Instant) -> Begin {
         match connect::connect(&self.target, &self.arrival, &self.waker, sqe, data, now) {

@@ -18,7 +18,7 @@ use super::slab::{Key, Slab};
 use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
 use crate::fabrics::{ExportSlot, PortId};
 use crate::ring::{FileRef, Ring, RingClient, RingResource, Socket, Wait};
-use crate::stage::CoreStages;
+use crate::stage::{CoreStages, Trace};
 
 /// Socket completions handed out in one turn.
 const RING_BUDGET: usize = 256;
@@ -149,7 +149,7 @@ impl Core {
         let mut listeners = Slab::default();
         listeners.reserve(LISTENERS_MAX);
         Ok(Self {
-            cx: CoreContext { sockets, pool, engine, now, mailbox, polls, stages },
+            cx: CoreContext { sockets, pool, engine, now, mailbox, polls, stages, trace: Trace::default() },
             _hold: hold,
             ring,
             own,
@@ -360,6 +360,8 @@ impl Core {
                     tracing::error!(slot = slot.0, "export closed before it was drained; kept");
                 }
             }
+            // The asker may have given up waiting.
+            Letter::Trace { reply } => drop(reply.send(self.cx.trace.copy(self.gauges.cpu()))),
             Letter::Stop { deadline } => self.begin_stop(deadline),
         }
     }

@@ -17,7 +17,7 @@ use super::{ConnectionFactory, Core, IdlePolicy};
 use crate::extent::Oversight;
 use crate::fabrics::{Export, ExportSlot, PortId};
 use crate::ring::RingError;
-use crate::stage::Book;
+use crate::stage::{Book, TraceCopy};
 use crate::units::ByteLen;
 
 /// How long a core may take to set itself up, or to open a device queue.
@@ -169,6 +169,14 @@ impl Cores {
     pub fn drain(&self, slot: ExportSlot, answer: &(impl Fn() + Clone + Send + 'static)) -> usize {
         for core in &self.cores {
             core.mailbox.post(Letter::Drain { slot, answer: Box::new(answer.clone()) });
+        }
+        self.cores.len()
+    }
+
+    /// Asks each core for its last commands; how many were asked. Nobody waits here.
+    pub fn trace(&self, reply: &mpsc::Sender<TraceCopy>) -> usize {
+        for core in &self.cores {
+            core.mailbox.post(Letter::Trace { reply: reply.clone() });
         }
         self.cores.len()
     }

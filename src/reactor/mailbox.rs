@@ -14,6 +14,7 @@ use std::time::Instant;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::fabrics::{Export, ExportSlot, PortId};
+use crate::stage::TraceCopy;
 
 /// A connection that was accepted and waits for a core to adopt it.
 #[derive(Debug)]
@@ -57,6 +58,11 @@ pub enum Letter {
     },
     /// Forget a drained export, and close its device queue when no other export uses it.
     Close(ExportSlot),
+    /// Tell of the last commands.
+    Trace {
+        /// Where the answer goes.
+        reply: mpsc::Sender<TraceCopy>,
+    },
     /// Finish what is in flight, end every connection, and leave the loop; at the deadline at the latest.
     Stop {
         /// When patience ends.
@@ -81,6 +87,7 @@ impl std::fmt::Debug for Letter {
             Self::Open { .. } => "Open",
             Self::Drain { .. } => "Drain",
             Self::Close(_) => "Close",
+            Self::Trace { .. } => "Trace",
             Self::Stop { .. } => "Stop",
         })
     }

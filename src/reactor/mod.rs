@@ -49,7 +49,7 @@ pub use self::pause::CoreFailure;
 pub use self::polls::{Heard, Polled, SocketPolls};
 pub use self::slab::{Key, Slab};
 use crate::ring::{RingClient, RingDone};
-use crate::stage::CoreStages;
+use crate::stage::{CoreStages, Trace};
 
 /// What a connection may use while it runs: everything of its core but the other connections.
 pub struct CoreContext {
@@ -67,6 +67,8 @@ pub struct CoreContext {
     pub polls: SocketPolls,
     /// Where commands tell how long their stages took.
     pub stages: CoreStages,
+    /// The last commands.
+    pub trace: Trace,
 }
 
 impl CoreContext {

@@ -1,4 +1,5 @@
-//! Where the time of a command goes: the stages it passes, as histograms per export, host and core, always on.
+//! Where the time of a command goes: the stages it passes, as histograms per export, host and core, always on; and the last
+//! commands of each core, one by one (`trace`).
 //!
 //! ```text
 //!   arrived    begun      parsed     looked up  handed     done       sent
@@ -29,12 +30,14 @@
 mod book;
 mod clock;
 mod histogram;
+mod trace;
 
 use std::sync::Arc;
 
 pub use self::book::{Book, CELLS_MAX, Key, Row};
 pub use self::clock::Stamp;
 pub use self::histogram::{BUCKETS, Counts, Histogram, bucket_end_ns};
+pub use self::trace::{GroupNumber, TRACED_MAX, Trace, TraceCopy, Traced, TracedCommand, Who};
 
 /// A stage of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,13 @@
 //! What the server says of itself when it is asked.
 
+use std::sync::mpsc::channel;
+
 use super::Server;
 use crate::block::nvme::Standing;
 use crate::control::backings::Backed;
 use crate::control::latency::{CoreStatus, histograms_of_book, of_book};
 use crate::control::status::{DeviceStatus, ExportStatus, HostStatus, Status, WatchStatus};
+use crate::control::trace::Copies;
 use crate::fabrics::{Export, Grant};
 
 impl Server {
@@ -33,6 +36,13 @@ impl Server {
             histograms: if histograms { histograms_of_book(&self.stages()) } else { Vec::new() },
             metrics: self.metrics.as_ref().map(|metrics| metrics.address().to_string()),
         }
+    }
+
+    /// Asks the cores for their last commands; they answer whoever asked.
+    pub(super) fn trace(&self) -> Copies {
+        let (reply, copies) = channel();
+        let asked = self.cores.as_ref().map_or(0, |cores| cores.trace(&reply));
+        Copies { copies, asked }
     }
 
     fn devices(&self) -> Vec<DeviceStatus> {

@@ -30,6 +30,7 @@ mod tx;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,7 @@ use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules,
 use crate::fabrics::{Completion, QueueSession, SessionEvent};
 use crate::reactor::{Connection, CoreContext, Heard, IoDone, Key, Polled, Turn};
 use crate::ring::{RingDone, RingResource, Socket};
-use crate::stage::{Stamp, Stamps};
+use crate::stage::{Stamp, Stamps, Who};
 
 /// MAXH2CDATA: data in one H2CData PDU at the most. As large as the largest transfer, so that one R2T and one PDU
 /// carry any write.
@@ -364,6 +365,11 @@ impl TcpConnection {
     /// Sizes everything for the queue, once Connect has told how large it is.
     fn connected(&mut self, cx: &mut CoreContext) {
         self.stage = Stage::Running;
+        if let (Some((host, subsystem)), Some((cntlid, qid))) = (self.session.names(), self.session.numbers())
+        {
+            let who = Who { host: host.to_owned(), subsystem: subsystem.to_owned(), cntlid, qid };
+            self.tx.who = Some(Rc::new(who));
+        }
         let entries = self.session.sq_size();
         self.requests.grow(entries);
         self.starving.reserve(usize::from(entries));

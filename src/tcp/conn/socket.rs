@@ -25,13 +25,13 @@ impl TcpConnection {
     pub(super) fn send(&mut self, cx: &mut CoreContext) -> bool {
         let Some(key) = self.key else { return true };
         for _ in 0..SENDS_MAX {
-            self.tx.fill(&mut self.requests, &self.session, self.digests);
+            self.tx.fill(&mut self.requests, &self.session, self.digests, &mut cx.trace);
             let Some(mut batch) = self.tx.take_batch(cx.now) else { return true };
             // At once, for the socket nearly always has room. What it does not take, the ring sends when it does; and tells
             // what is wrong, if something is.
             let sent = self.socket.send_now(&mut batch).map_or(0, |sent| sent as usize);
             if sent == batch.bytes_len() {
-                self.cells.count(self.tx.flying(), Stamp::now());
+                self.cells.count(self.tx.flying(), Stamp::now(), &mut cx.trace);
                 self.tx.give_back(batch);
                 continue;
             }
@@ -103,7 +103,7 @@ impl TcpConnection {
                 }
             }
             Ok(_) => {
-                self.cells.count(self.tx.flying(), cx.stages.now());
+                self.cells.count(self.tx.flying(), cx.stages.now(), &mut cx.trace);
                 self.tx.give_back(batch);
             }
             Err(_) => {

@@ -1,19 +1,22 @@
-//! How long commands took: noted when their answers are put into a batch, counted when the batch is sent.
+//! How long commands took: noted when their answers are put into a batch, counted and traced as sent when the batch is.
 //!
 //! Commands that went through all stages together are one entry: a busy connection counts some times a batch, not some times
 //! a command.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::request::CellIndex;
 use crate::fabrics::ExportSlot;
-use crate::stage::{Cell, Stamp, Stamps};
+use crate::stage::{Cell, GroupNumber, Stamp, Stamps, Trace, Who};
 
 /// Commands of one batch that share all stamps and their cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Timed {
     stamps: Stamps,
-    cell: CellIndex,
+    /// None of those that came to no device.
+    cell: Option<CellIndex>,
+    group: GroupNumber,
     count: u32,
 }
 
@@ -32,12 +35,25 @@ impl Notes {
         self.0.len() >= self.0.capacity()
     }
 
-    /// An answer is in the batch.
+    /// An answer is in the batch; the group that it is traced with.
     #[inline]
-    pub(super) fn note(&mut self, stamps: &Stamps, cell: CellIndex) {
+    pub(super) fn note(
+        &mut self,
+        stamps: &Stamps,
+        cell: Option<CellIndex>,
+        trace: &mut Trace,
+        who: Option<&Rc<Who>>,
+    ) -> GroupNumber {
         match self.0.last_mut() {
-            Some(last) if last.cell == cell && last.stamps.is_of_one_batch(stamps) => last.count += 1,
-            _ => self.0.push(Timed { stamps: *stamps, cell, count: 1 }),
+            Some(last) if last.cell == cell && last.stamps.is_of_one_batch(stamps) => {
+                last.count += 1;
+                last.group
+            }
+            _ => {
+                let group = trace.group(stamps, who);
+                self.0.push(Timed { stamps: *stamps, cell, group, count: 1 });
+                group
+            }
         }
     }
 
@@ -81,17 +97,20 @@ impl Cells {
     }
 
     /// The batch with these commands was sent.
-    pub(super) fn count(&self, notes: &Notes, sent: Stamp) {
-        for Timed { stamps, cell, count } in &notes.0 {
-            if let Some(cell) = self.cells.get(*cell as usize) {
+    pub(super) fn count(&self, notes: &Notes, sent: Stamp, trace: &mut Trace) {
+        for Timed { stamps, cell, group, count } in &notes.0 {
+            if let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) {
                 cell.record(stamps, sent, u64::from(*count));
             }
+            trace.sent(*group, sent);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nvme_spec::{Status, SubmissionQueueEntry};
+
     use super::*;
 
     fn stamps(ns: u64) -> Stamps {
@@ -104,15 +123,19 @@ mod tests {
         let (first, second) = (Arc::<Cell>::default(), Arc::<Cell>::default());
         let one = cells.add(ExportSlot(9), Arc::clone(&first)).expect("an index");
         let two = cells.add(ExportSlot(3), Arc::clone(&second)).expect("an index");
-        let mut notes = Notes::with_capacity(8);
-        for (at, cell) in [(1, one), (1, one), (1, two), (2, two), (2, one)] {
-            notes.note(&stamps(at), cell);
+        let (mut notes, mut trace) = (Notes::with_capacity(8), Trace::default());
+        let (one, two) = (Some(one), Some(two));
+        for (at, cell) in [(1, one), (1, one), (1, two), (2, two), (2, one), (2, None)] {
+            let group = notes.note(&stamps(at), cell, &mut trace, None);
+            trace.command(group, &SubmissionQueueEntry::default(), Status::SUCCESS);
         }
-        assert_eq!(notes.0.iter().map(|timed| timed.count).collect::<Vec<_>>(), [2, 1, 1, 1]);
-        cells.count(&notes, Stamp::from_ns(500));
+        assert_eq!(notes.0.iter().map(|timed| timed.count).collect::<Vec<_>>(), [2, 1, 1, 1, 1]);
+        cells.count(&notes, Stamp::from_ns(500), &mut trace);
+        let traced: Vec<_> = trace.copy(0).commands().map(|it| (it.stamps.done.ns(), it.sent.ns())).collect();
+        assert_eq!(traced, [(1, 500), (1, 500), (1, 500), (2, 500), (2, 500), (2, 500)]);
         assert_eq!((first.times().total.count(), second.times().total.count()), (3, 2));
         notes.clear();
-        cells.count(&notes, Stamp::from_ns(500));
+        cells.count(&notes, Stamp::from_ns(500), &mut trace);
         assert_eq!(first.times().total.count(), 3);
     }
 

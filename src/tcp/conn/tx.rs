@@ -1,6 +1,7 @@
 //! What a connection has to send: a queue of answers, turned into vectored sends, one in flight while the next fills.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Instant;
 
 use hugepage_alloc::DmaBuf;
@@ -11,6 +12,7 @@ use super::request::{Index, Requests, State};
 use super::times::Notes;
 use crate::fabrics::{Completion, QueueSession};
 use crate::ring::SendBatch;
+use crate::stage::{Stamps, Trace, Who};
 use crate::tcp::digest::Digest;
 use crate::tcp::pdu::{self, DataPdu, Digests, HEADER_MAX, IcResp, R2t, TERM_REQ_MAX, TermReq};
 
@@ -49,6 +51,8 @@ pub(super) struct Tx {
     /// The size for who has more to say than goes into a batch.
     most: TxSize,
     pub(super) hpda: u8,
+    /// Whose answers they are, once that is known.
+    pub(super) who: Option<Rc<Who>>,
 }
 
 /// How large the sending side is.
@@ -79,6 +83,7 @@ impl Tx {
             size,
             most: size,
             hpda: 0,
+            who: None,
         }
     }
 
@@ -144,7 +149,13 @@ impl Tx {
     }
 
     /// Puts answers into the batch as long as there is room.
-    pub(super) fn fill(&mut self, requests: &mut Requests, session: &QueueSession, digests: Digests) {
+    pub(super) fn fill(
+        &mut self,
+        requests: &mut Requests,
+        session: &QueueSession,
+        digests: Digests,
+        trace: &mut Trace,
+    ) {
         while self.filling.arena_room() >= ANSWER_BYTES_MAX
             && self.filling.parts_room() >= ANSWER_PARTS_MAX
             && !self.notes.is_full()
@@ -163,7 +174,7 @@ impl Tx {
                     self.bytes(header.get(..len));
                 }
                 Out::Refusal { cid, completion } => self.response(cid, completion, session, digests),
-                Out::Answer(index) => self.answer(index, requests, session, digests),
+                Out::Answer(index) => self.answer(index, requests, session, digests, trace),
             }
         }
         if !self.queue.is_empty() && self.size.arena_bytes < self.most.arena_bytes {
@@ -172,14 +183,24 @@ impl Tx {
         }
     }
 
-    fn answer(&mut self, index: Index, requests: &mut Requests, session: &QueueSession, digests: Digests) {
+    fn answer(
+        &mut self,
+        index: Index,
+        requests: &mut Requests,
+        session: &QueueSession,
+        digests: Digests,
+        trace: &mut Trace,
+    ) {
         let request = requests.at(index);
         let cid = request.sqe.cid.get();
         let buf = request.buf.take();
         let State::Answer(completion) = request.state else { return };
-        if let Some(cell) = request.cell {
-            self.notes.note(&request.stamps, cell);
+        if request.cell.is_none() {
+            // Whatever came to a device in this place was another command.
+            request.stamps = Stamps { arrived: request.stamps.arrived, ..Stamps::NONE };
         }
+        let group = self.notes.note(&request.stamps, request.cell, trace, self.who.as_ref());
+        trace.command(group, &request.sqe, completion.status);
         requests.remove(index);
         let mut answered = false;
         if let Some(buf) = buf {
