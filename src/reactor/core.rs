@@ -208,9 +208,9 @@ impl Core {
         let mut work = self.ring.turn(wait)?;
         self.cx.engine.disarm();
         let now = self.pause.look(&self.cx.engine)?;
-        self.cx.now = now.instant;
-        self.cx.stages.turn(now.stamp);
-        self.cx.engine.turned(submits.stamp, now.stamp);
+        self.cx.now = now.instant();
+        self.cx.stages.turn(now);
+        self.cx.engine.turned(submits, now);
         let own = self.own_completions();
         let sockets = self.socket_completions() + self.polled_sockets();
         let devices = self.device_completions();
@@ -226,7 +226,6 @@ impl Core {
             self.cx.engine.launch();
         }
         let slept = matches!(wait, Wait::UpTo(_)).then(|| self.woken_by(own, sockets, devices));
-        let (submits, now) = (submits.stamp, now.stamp);
         self.activity.turn(TurnTaken { submits, now, slept, has_work: work > 0 });
         if self.cx.now >= self.next_tick {
             self.tick();

@@ -167,8 +167,15 @@ impl IoEngine {
 
     /// When a command that has just ended passed its stages. Its arrival nobody knows here: it is that of its beginning.
     #[must_use]
-    pub fn stamps(&self, done: &IoDone) -> Stamps {
-        self.batches.stamps(done.timing, self.now)
+    pub fn stamps(&self, timing: Timing) -> Stamps {
+        self.batches.stamps(timing, self.now)
+    }
+
+    /// When this turn began, or devices were told last: what has ended is found complete at this moment.
+    #[must_use]
+    #[inline]
+    pub const fn now(&self) -> Stamp {
+        self.now
     }
 
     /// Makes room for the commands of one more connection, which has `commands` in flight at the most. To be given
@@ -264,7 +271,7 @@ impl IoEngine {
     /// is fetched all at once by then: in a map of many extents each would wait for memory by itself.
     pub fn launch(&mut self) {
         let Some(batch) = self.batch.take() else { return };
-        self.batches.parsed(batch, Stamp::now());
+        self.batches.parsed(batch, Stamp::now(), self.fresh.len());
         if self.done.is_empty() {
             self.batches.collected();
         }
@@ -293,7 +300,7 @@ impl IoEngine {
             IoKind::Flush | IoKind::DatasetManagement { .. } => (0, 0),
         };
         let stage = if matches!(command.kind, IoKind::Flush) { Stage::FlushDue } else { Stage::Transfer };
-        let batch = self.join_batch();
+        let batch = self.batch();
         let job = Job {
             owner,
             request,
@@ -320,17 +327,15 @@ impl IoEngine {
             Err(job) => {
                 // Connections reserve a job for each command they may have, so this is a shortage, not a habit.
                 let status = Status::COMMAND_INTERRUPTED;
-                self.batches.leave(batch);
                 self.done.push_back(IoDone { owner, request, status, buf: job.buf, timing: Timing::NONE });
             }
         }
     }
 
-    /// The batch of this turn, with one command more.
+    /// The batch of those that are fresh.
     #[inline]
-    fn join_batch(&mut self) -> u32 {
+    fn batch(&mut self) -> u32 {
         if let Some(batch) = self.batch {
-            self.batches.join(batch);
             return batch;
         }
         let begun = if self.handled <= HANDLED_FREE { self.now } else { Stamp::now() };

@@ -68,30 +68,16 @@ pub(super) struct PauseWatch {
     seen: Stamp,
 }
 
-/// A moment, twice.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
-    pub(super) instant: Instant,
-    pub(super) stamp: Stamp,
-}
-
-impl Moment {
-    pub(super) fn now() -> Self {
-        let instant = Instant::now();
-        Self { instant, stamp: Stamp::of(instant) }
-    }
-}
-
 impl PauseWatch {
     pub(super) fn new(oversight: Option<Arc<Oversight>>) -> Self {
         Self { oversight, seen: Stamp::now() }
     }
 
     /// Looks at the clock, and makes sure of the files when much time has passed. Returns the time.
-    pub(super) fn look(&mut self, engine: &IoEngine) -> Result<Moment, CoreFailure> {
-        let now = Moment::now();
-        let away = Duration::from_nanos(now.stamp.ns_since(self.seen));
-        self.seen = now.stamp;
+    pub(super) fn look(&mut self, engine: &IoEngine) -> Result<Stamp, CoreFailure> {
+        let now = Stamp::now();
+        let away = Duration::from_nanos(now.ns_since(self.seen));
+        self.seen = now;
         if away <= PAUSE_MIN {
             return Ok(now);
         }
@@ -99,12 +85,13 @@ impl PauseWatch {
     }
 
     #[cold]
-    fn make_sure(&mut self, now: Moment, away: Duration, engine: &IoEngine) -> Result<Moment, CoreFailure> {
+    fn make_sure(&mut self, now: Stamp, away: Duration, engine: &IoEngine) -> Result<Stamp, CoreFailure> {
         let away_ms = away.as_millis();
         let Some(oversight) = &self.oversight else { return Ok(now) };
         let is_long = away >= lease_break_time().mul_f64(PATIENCE_SHARE);
         let patience = if is_long { PROOF_PATIENCE } else { PROOF_PATIENCE_SHORT };
-        let is_proven = oversight.prove_since(now.instant, now.instant + patience);
+        let since = Instant::now();
+        let is_proven = oversight.prove_since(since, since + patience);
         if is_long && !is_proven {
             return Err(CoreFailure::Unproven { away_ms });
         }
@@ -112,8 +99,8 @@ impl PauseWatch {
             return Err(CoreFailure::RecalledMeanwhile { away_ms });
         }
         tracing::warn!(away_ms, is_proven, "a core was away, and has the files looked at before it goes on");
-        let now = Moment::now();
-        self.seen = now.stamp;
+        let now = Stamp::now();
+        self.seen = now;
         Ok(now)
     }
 }

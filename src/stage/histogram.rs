@@ -25,10 +25,10 @@ pub const BUCKETS: usize = SUBS * (OCTAVES + 1);
 #[inline]
 fn bucket_of(ns: u64) -> usize {
     let units = ns >> UNIT_SHIFT;
-    let Some(log) = units.checked_ilog2().filter(|log| *log >= SUB_SHIFT) else { return units as usize };
-    let sub = (units >> (log - SUB_SHIFT)) as usize & (SUBS - 1);
-    let bucket = ((log - SUB_SHIFT + 1) as usize * SUBS) + sub;
-    if bucket < BUCKETS { bucket } else { BUCKETS - 1 }
+    // Octaves above the first, which has one bucket a unit like the second: so both need no shift.
+    let octave = (units | SUBS as u64).ilog2() - SUB_SHIFT;
+    let bucket = octave as usize * SUBS + (units >> octave) as usize;
+    bucket.min(BUCKETS - 1)
 }
 
 /// The first number of nanoseconds that does not belong to a bucket any more, nor to one before it.

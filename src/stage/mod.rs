@@ -103,14 +103,6 @@ impl Stamps {
         done: Stamp::NONE,
     };
 
-    /// Whether they are those of a command that went all the way with this one: arrived, given to its device and completed with it.
-    /// What is between these they have in common then, but for one that waited for room on the device.
-    #[must_use]
-    #[inline]
-    pub fn is_of_one_batch(&self, other: &Self) -> bool {
-        (self.arrived, self.handed, self.done) == (other.arrived, other.handed, other.done)
-    }
-
     /// How long each stage of [`Stage::ALL`] took, in nanoseconds, when the answer was sent at `sent`.
     #[must_use]
     pub const fn stages_ns(&self, sent: Stamp) -> [u64; Stage::ALL.len()] {

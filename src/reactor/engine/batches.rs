@@ -1,7 +1,7 @@
 //! The commands of one turn have most of their stamps in common: these are kept once a batch, and a command has its number.
 //!
 //! ```text
-//!   open (first command of a turn) -> join, join ... -> parsed (launch) -> rung, submitted -> leave, leave ... -> free
+//!   open (first command of a turn) -> parsed (launch: so many commands) -> rung, submitted -> leave, leave ... -> free
 //! ```
 //!
 //! A batch whose last command has left is free only when all that ended was collected: whoever collects looks it up.
@@ -26,7 +26,7 @@ struct Batch {
     /// When the ring submitted, and when doorbells were rung.
     submitted: Stamp,
     rung: Stamp,
-    commands: u32,
+    commands: usize,
 }
 
 /// The batches of one core.
@@ -64,15 +64,9 @@ impl Batches {
         number
     }
 
-    /// The batch of a turn, with its first command.
+    /// The batch of a turn, whose first command begins.
     pub(super) fn open(&mut self, begun: Stamp) -> u32 {
-        self.take(Batch { begun, commands: 1, ..Batch::default() })
-    }
-
-    /// One more command.
-    #[inline]
-    pub(super) fn join(&mut self, number: u32) {
-        self.all[number as usize].commands += 1;
+        self.take(Batch { begun, ..Batch::default() })
     }
 
     /// A command ended.
@@ -90,10 +84,17 @@ impl Batches {
         self.free.append(&mut self.ended);
     }
 
-    /// All commands of the batch are begun, and are looked up now.
-    pub(super) fn parsed(&mut self, number: u32, at: Stamp) {
-        self.all[number as usize].parsed = at;
-        self.untold(number);
+    /// All commands of the batch are begun, so many, and are looked up now.
+    pub(super) fn parsed(&mut self, number: u32, at: Stamp, commands: usize) {
+        let batch = &mut self.all[number as usize];
+        batch.parsed = at;
+        batch.commands = commands;
+        if commands == 0 {
+            // None of them found a place.
+            self.ended.push(number);
+        } else {
+            self.untold(number);
+        }
     }
 
     /// A command found no room on its device, and tries again: by itself from now on. Gives its batch.
@@ -163,7 +164,7 @@ impl Batch {
 
 impl Timing {
     /// Of a command that never came to a device.
-    pub(super) const NONE: Self = Self { batch: u32::MAX, with_ring: false };
+    pub const NONE: Self = Self { batch: u32::MAX, with_ring: false };
 
     pub(super) const fn new(batch: u32, with_ring: bool) -> Self {
         Self { batch, with_ring }
@@ -188,8 +189,7 @@ mod tests {
     fn commands_of_a_turn_share_their_stamps_and_the_way_to_the_device_tells_when_it_was_told() {
         let mut batches = Batches::new();
         let batch = batches.open(at(10));
-        batches.join(batch);
-        batches.parsed(batch, at(20));
+        batches.parsed(batch, at(20), 2);
         assert!(batches.are_untold());
         batches.rung(at(30));
         batches.submitted(at(40));
@@ -205,8 +205,7 @@ mod tests {
     fn one_that_waits_for_room_leaves_its_batch_and_is_told_later() {
         let mut batches = Batches::new();
         let batch = batches.open(at(10));
-        batches.join(batch);
-        batches.parsed(batch, at(20));
+        batches.parsed(batch, at(20), 2);
         batches.rung(at(30));
         batches.submitted(at(40));
         let alone = batches.again(batch);
@@ -223,19 +222,23 @@ mod tests {
     fn a_batch_is_used_again_only_when_what_ended_was_collected() {
         let mut batches = Batches::new();
         let first = batches.open(at(10));
+        batches.parsed(first, at(11), 1);
         batches.leave(first);
         let second = batches.open(at(20));
         assert_ne!(first, second);
         assert_eq!(batches.stamps(Timing::new(first, true), at(30)).begun, at(10));
         batches.collected();
         assert_eq!(batches.open(at(30)), first);
+        batches.parsed(second, at(31), 0);
+        batches.collected();
+        assert_eq!(batches.open(at(40)), second, "nothing is left to leave it");
     }
 
     #[test]
     fn stamps_never_go_back() {
         let mut batches = Batches::new();
         let batch = batches.open(at(10));
-        batches.parsed(batch, at(50));
+        batches.parsed(batch, at(50), 1);
         let early = batches.stamps(Timing::new(batch, true), at(45));
         assert_eq!(
             [early.looked_up, early.handed, early.done],

@@ -5,7 +5,7 @@ use nvme_spec::{Status, SubmissionQueueEntry};
 use zerocopy::FromBytes;
 
 use super::TcpConnection;
-use super::request::{CellIndex, Index, NoPlace, Purpose, State};
+use super::request::{Index, NoPlace, Purpose, State};
 use super::rx::{Incoming, RxState};
 use super::tx::Out;
 use crate::fabrics::{Begin, Completion, DataLocation, IoCommand, IoKind, data_location};
@@ -43,7 +43,7 @@ impl TcpConnection {
             // More commands than queue entries: nothing that is sent can be trusted to belong together.
             Err(NoPlace::QueueOverrun) => return Err(PduError::Sequence { pdu_type: PduType::CAPSULE_CMD }),
         };
-        self.requests.at(index).stamps.arrived = self.arrived;
+        self.requests.at(index).passed.stamps.arrived = self.arrived;
         match self.session.begin(&sqe, cx.now) {
             Begin::Io(command) if matches!(command.kind, IoKind::Write) => {
                 self.want_data(cx, plan, index, Purpose::Device(command));
@@ -151,23 +151,10 @@ impl TcpConnection {
         reads: bool,
     ) {
         let Some(key) = self.key else { return };
-        let cell = self.cells.find(command.slot).or_else(|| self.new_cell(cx, index, &command));
         let request = self.requests.at(index);
         request.state = State::Device { reads };
-        request.cell = cell;
         self.on_device += 1;
         cx.engine.start(key, u32::from(index), command, buf);
-    }
-
-    /// Where commands of this connection to a namespace are counted, when the first of them comes.
-    #[cold]
-    fn new_cell(&mut self, cx: &CoreContext, index: Index, command: &IoCommand) -> Option<CellIndex> {
-        let nsid = self.requests.at(index).sqe.nsid().0;
-        let cell = match self.session.names() {
-            Some((host, subsystem)) => cx.stages.cell(host, subsystem, nsid),
-            None => cx.stages.others(),
-        };
-        self.cells.add(command.slot, cell)
     }
 
     /// Serves those that wait for buffers, oldest first.

@@ -34,6 +34,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nvme_spec::Nsid;
 use rustix::net::Shutdown;
 
 pub use self::counters::{Counter, TcpCounters, TcpStats};
@@ -41,13 +42,13 @@ pub use self::fuzz::fuzz_connection;
 use self::request::{Index, Requests, State};
 use self::rx::{Rx, RxState, Step};
 pub use self::timeouts::TcpTimeouts;
-use self::times::Cells;
+use self::times::{CellIndex, Common, Times};
 use self::tx::{Out, Tx, TxSize};
 use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules, Phase, Receiver, TermReq};
 use crate::fabrics::{Completion, QueueSession, SessionEvent};
-use crate::reactor::{Connection, CoreContext, Heard, IoDone, Key, Polled, Turn};
+use crate::reactor::{Connection, CoreContext, Heard, IoDone, Key, Polled, Timing, Turn};
 use crate::ring::{RingDone, RingResource, Socket};
-use crate::stage::{Stamp, Stamps, Who};
+use crate::stage::{Stamp, Who};
 
 /// MAXH2CDATA: data in one H2CData PDU at the most. As large as the largest transfer, so that one R2T and one PDU
 /// carry any write.
@@ -129,7 +130,7 @@ pub struct TcpConnection {
     heard: Heard,
     /// When the bytes that are parsed now were received.
     arrived: Stamp,
-    cells: Cells,
+    times: Times,
 }
 
 impl TcpConnection {
@@ -169,8 +170,8 @@ impl TcpConnection {
             polled: false,
             receives: false,
             heard: Heard::new(now),
-            arrived: Stamp::of(now),
-            cells: Cells::default(),
+            arrived: Stamp::NONE,
+            times: Times::default(),
         }
     }
 
@@ -357,6 +358,36 @@ impl TcpConnection {
         }
     }
 
+    /// A command is back from its device, at this moment of the engine.
+    #[inline]
+    fn passed(&mut self, cx: &CoreContext, index: Index, timing: Timing) {
+        let request = self.requests.at(index);
+        let (arrived, nsid) = (request.passed.stamps.arrived, request.sqe.nsid());
+        let common = Common { timing, arrived, done: cx.engine.now(), nsid };
+        if let Some(passed) = self.times.joins(&common) {
+            request.passed = *passed;
+        } else if !timing.is_none() {
+            self.passed_alone(cx, index, common);
+        }
+    }
+
+    #[inline(never)]
+    fn passed_alone(&mut self, cx: &CoreContext, index: Index, common: Common) {
+        let cell = self.times.cell(common.nsid).unwrap_or_else(|| self.new_cell(cx, common.nsid));
+        let stamps = cx.engine.stamps(common.timing);
+        self.requests.at(index).passed = *self.times.begin(common, cell, stamps);
+    }
+
+    /// Where commands of this connection to a namespace are counted, when the first of them has ended.
+    #[cold]
+    fn new_cell(&mut self, cx: &CoreContext, nsid: Nsid) -> CellIndex {
+        let cell = match self.session.names() {
+            Some((host, subsystem)) => cx.stages.cell(host, subsystem, nsid.0),
+            None => cx.stages.others(),
+        };
+        self.times.add(nsid, cell)
+    }
+
     fn answer(&mut self, index: Index, completion: Completion) {
         self.requests.at(index).state = State::Answer(completion);
         self.tx.push(Out::Answer(index));
@@ -411,15 +442,12 @@ impl Connection for TcpConnection {
             self.session.note_error(&sqe, done.status, None);
         }
         let request = self.requests.at(index);
-        request.stamps = Stamps { arrived: request.stamps.arrived, ..cx.engine.stamps(&done) };
-        if done.timing.is_none() {
-            request.cell = None;
-        }
         let answers = matches!(request.state, State::Device { reads: true }) && done.status.is_success();
         request.buf = if answers { done.buf } else { None };
         if self.stage == Stage::Draining || self.terminating {
             return self.requests.remove(index);
         }
+        self.passed(cx, index, done.timing);
         self.answer(index, Completion::of(done.status));
     }
 

@@ -5,11 +5,8 @@ use std::time::Instant;
 use hugepage_alloc::DmaBuf;
 use nvme_spec::SubmissionQueueEntry;
 
+use super::times::{GroupId, Passed};
 use crate::fabrics::{Completion, IoCommand};
-use crate::stage::Stamps;
-
-/// Index of a cell in its connection's list.
-pub(super) type CellIndex = u32;
 
 /// Index of a request in its connection's table; also the TTAG of its R2T.
 pub(super) type Index = u16;
@@ -68,10 +65,8 @@ pub(super) struct Request {
     pub(super) received: u32,
     /// The data did not fit its digest.
     pub(super) spoilt: bool,
-    /// When it passed its stages: the first until it goes to the device, all when it is back.
-    pub(super) stamps: Stamps,
-    /// Where they are counted; nowhere unless it was on a device.
-    pub(super) cell: Option<CellIndex>,
+    /// When it passed its stages: only that it arrived until it is back from the device.
+    pub(super) passed: Passed,
 }
 
 impl Request {
@@ -86,8 +81,7 @@ impl Request {
             charge: 0,
             received: 0,
             spoilt: false,
-            stamps: Stamps::NONE,
-            cell: None,
+            passed: Passed::NONE,
         }
     }
 
@@ -217,7 +211,7 @@ impl Requests {
         slot.spoilt = false;
         slot.owed_since = None;
         slot.asked = false;
-        slot.cell = None;
+        slot.passed.group = GroupId::NONE;
         Ok(index)
     }
 

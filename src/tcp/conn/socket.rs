@@ -31,7 +31,7 @@ impl TcpConnection {
             // what is wrong, if something is.
             let sent = self.socket.send_now(&mut batch).map_or(0, |sent| sent as usize);
             if sent == batch.bytes_len() {
-                self.cells.count(self.tx.flying(), Stamp::now(), &mut cx.trace);
+                self.times.count(self.tx.flying(), Stamp::now(), &mut cx.trace);
                 self.tx.give_back(batch);
                 continue;
             }
@@ -103,7 +103,7 @@ impl TcpConnection {
                 }
             }
             Ok(_) => {
-                self.cells.count(self.tx.flying(), cx.stages.now(), &mut cx.trace);
+                self.times.count(self.tx.flying(), cx.stages.now(), &mut cx.trace);
                 self.tx.give_back(batch);
             }
             Err(_) => {

@@ -1,109 +1,185 @@
 //! How long commands took: noted when their answers are put into a batch, counted and traced as sent when the batch is.
 //!
-//! Commands that went through all stages together are one entry: a busy connection counts some times a batch, not some times
-//! a command.
+//! ```text
+//!   device done -> Groups: the group of what ended together --> request -> answer -> Notes: a count a group -> sent: Cells, Trace
+//! ```
+//!
+//! Commands that went through all stages together are one group: a busy connection counts some times a batch, not some times
+//! a command. A command has little more to do than to compare its group with that of the one before.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::request::CellIndex;
-use crate::fabrics::ExportSlot;
+use nvme_spec::Nsid;
+
+use crate::reactor::Timing;
 use crate::stage::{Cell, GroupNumber, Stamp, Stamps, Trace, Who};
 
-/// Commands of one batch that share all stamps and their cell.
+/// Index of a cell in its connection's list.
+pub(super) type CellIndex = u32;
+
+/// Which commands of a connection went together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Timed {
-    stamps: Stamps,
-    /// None of those that came to no device.
-    cell: Option<CellIndex>,
-    group: GroupNumber,
-    count: u32,
+pub(super) struct GroupId(u64);
+
+impl GroupId {
+    /// Of those that came to no device: each goes by itself.
+    pub(super) const NONE: Self = Self(0);
+    /// Of no command.
+    const NOBODY: Self = Self(u64::MAX);
 }
 
-/// The commands whose answers are in a batch.
+/// When a command passed its stages, with whom, and where that is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Passed {
+    pub(super) group: GroupId,
+    cell: CellIndex,
+    pub(super) stamps: Stamps,
+}
+
+impl Passed {
+    /// Of one that came to no device yet.
+    pub(super) const NONE: Self = Self { group: GroupId::NONE, cell: CellIndex::MAX, stamps: Stamps::NONE };
+}
+
+/// What commands have in common that went together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Common {
+    pub(super) timing: Timing,
+    pub(super) arrived: Stamp,
+    /// When they were found complete.
+    pub(super) done: Stamp,
+    pub(super) nsid: Nsid,
+}
+
+/// When the commands of a connection passed their stages: what is known of the last ones that ended, and where that is counted.
 #[derive(Debug)]
-pub(super) struct Notes(Vec<Timed>);
-
-impl Notes {
-    /// With room for `most` entries.
-    pub(super) fn with_capacity(most: usize) -> Self {
-        Self(Vec::with_capacity(most))
-    }
-
-    /// Whether one more may need room that is not there.
-    pub(super) const fn is_full(&self) -> bool {
-        self.0.len() >= self.0.capacity()
-    }
-
-    /// An answer is in the batch; the group that it is traced with.
-    #[inline]
-    pub(super) fn note(
-        &mut self,
-        stamps: &Stamps,
-        cell: Option<CellIndex>,
-        trace: &mut Trace,
-        who: Option<&Rc<Who>>,
-    ) -> GroupNumber {
-        match self.0.last_mut() {
-            Some(last) if last.cell == cell && last.stamps.is_of_one_batch(stamps) => {
-                last.count += 1;
-                last.group
-            }
-            _ => {
-                let group = trace.group(stamps, who);
-                self.0.push(Timed { stamps: *stamps, cell, group, count: 1 });
-                group
-            }
-        }
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
-    }
-}
-
-/// The cells of the namespaces that the connection's commands went to.
-#[derive(Debug, Default)]
-pub(super) struct Cells {
+pub(super) struct Times {
     cells: Vec<Arc<Cell>>,
-    /// Sorted by slot.
-    slots: Vec<(ExportSlot, CellIndex)>,
-    /// What was found last.
-    last: Option<(ExportSlot, CellIndex)>,
+    /// Which cell is whose, sorted.
+    of_nsid: Vec<(Nsid, CellIndex)>,
+    /// The last group.
+    common: Option<Common>,
+    last: Passed,
 }
 
-impl Cells {
-    /// The cell of an export, if it has been added.
+impl Default for Times {
+    fn default() -> Self {
+        Self { cells: Vec::new(), of_nsid: Vec::new(), common: None, last: Passed::NONE }
+    }
+}
+
+impl Times {
+    /// The group of a command, when it ended with the one before.
     #[inline]
-    pub(super) fn find(&mut self, slot: ExportSlot) -> Option<CellIndex> {
-        if let Some((last, cell)) = self.last
-            && last == slot
-        {
-            return Some(cell);
-        }
-        let at = self.slots.binary_search_by_key(&slot, |(slot, _)| *slot).ok()?;
-        self.last = self.slots.get(at).copied();
-        self.last.map(|(_, cell)| cell)
+    pub(super) fn joins(&self, common: &Common) -> Option<&Passed> {
+        (self.common.as_ref() == Some(common)).then_some(&self.last)
     }
 
-    /// Keeps the cell of an export that has none.
+    /// A command ended with nobody before it.
+    pub(super) fn begin(&mut self, common: Common, cell: CellIndex, stamps: Stamps) -> &Passed {
+        self.common = Some(common);
+        // 580 years of a command a nanosecond.
+        let group = GroupId(self.last.group.0 + 1);
+        self.last = Passed { group, cell, stamps: Stamps { arrived: common.arrived, ..stamps } };
+        &self.last
+    }
+
+    /// The cell of a namespace, if it has been added.
+    pub(super) fn cell(&self, nsid: Nsid) -> Option<CellIndex> {
+        let at = self.of_nsid.binary_search_by_key(&nsid, |(nsid, _)| *nsid).ok()?;
+        self.of_nsid.get(at).map(|(_, cell)| *cell)
+    }
+
+    /// Keeps the cell of a namespace that has none.
     #[cold]
-    pub(super) fn add(&mut self, slot: ExportSlot, cell: Arc<Cell>) -> Option<CellIndex> {
-        let index = CellIndex::try_from(self.cells.len()).ok()?;
+    pub(super) fn add(&mut self, nsid: Nsid, cell: Arc<Cell>) -> CellIndex {
+        let index = CellIndex::try_from(self.cells.len()).unwrap_or(CellIndex::MAX);
         self.cells.push(cell);
-        let at = self.slots.partition_point(|(other, _)| *other < slot);
-        self.slots.insert(at, (slot, index));
-        Some(index)
+        let at = self.of_nsid.partition_point(|(other, _)| *other < nsid);
+        self.of_nsid.insert(at, (nsid, index));
+        index
     }
 
     /// The batch with these commands was sent.
     pub(super) fn count(&self, notes: &Notes, sent: Stamp, trace: &mut Trace) {
-        for Timed { stamps, cell, group, count } in &notes.0 {
-            if let Some(cell) = cell.and_then(|cell| self.cells.get(cell as usize)) {
-                cell.record(stamps, sent, u64::from(*count));
+        for Timed { stamps, cell, traced, count } in &notes.entries {
+            // Those that came to no device have none.
+            if let Some(cell) = self.cells.get(*cell as usize) {
+                cell.record(stamps, sent, *count);
             }
-            trace.sent(*group, sent);
+            trace.sent(*traced, sent);
         }
+    }
+}
+
+/// Commands of one batch and one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Timed {
+    stamps: Stamps,
+    cell: CellIndex,
+    /// The group that they are traced with.
+    traced: GroupNumber,
+    count: u64,
+}
+
+/// The commands whose answers are in a batch.
+#[derive(Debug)]
+pub(super) struct Notes {
+    entries: Vec<Timed>,
+    /// Of the last entry: its group, and what it will have when it is complete.
+    group: GroupId,
+    traced: GroupNumber,
+    count: u64,
+}
+
+impl Notes {
+    /// With room for `most` entries.
+    pub(super) fn with_capacity(most: usize) -> Self {
+        let entries = Vec::with_capacity(most);
+        Self { entries, group: GroupId::NOBODY, traced: GroupNumber::default(), count: 0 }
+    }
+
+    /// Whether one more may need room that is not there.
+    pub(super) const fn is_full(&self) -> bool {
+        self.entries.len() >= self.entries.capacity()
+    }
+
+    /// An answer is in the batch; the group that it is traced with.
+    #[inline]
+    pub(super) fn note(&mut self, passed: &Passed, trace: &mut Trace, who: Option<&Rc<Who>>) -> GroupNumber {
+        if passed.group == self.group {
+            self.count += 1;
+            return self.traced;
+        }
+        self.begin(passed, trace, who)
+    }
+
+    #[inline(never)]
+    fn begin(&mut self, passed: &Passed, trace: &mut Trace, who: Option<&Rc<Who>>) -> GroupNumber {
+        self.complete();
+        let Passed { mut group, mut cell, mut stamps } = *passed;
+        if group == GroupId::NONE {
+            // Whatever came to a device in its place was another command.
+            (group, cell) = (GroupId::NOBODY, CellIndex::MAX);
+            stamps = Stamps { arrived: stamps.arrived, ..Stamps::NONE };
+        }
+        let traced = trace.group(&stamps, who);
+        self.entries.push(Timed { stamps, cell, traced, count: 1 });
+        (self.group, self.traced, self.count) = (group, traced, 1);
+        traced
+    }
+
+    /// Nothing more is put into the batch.
+    pub(super) fn complete(&mut self) {
+        if let Some(last) = self.entries.last_mut() {
+            last.count = self.count;
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        self.group = GroupId::NOBODY;
     }
 }
 
@@ -113,48 +189,86 @@ mod tests {
 
     use super::*;
 
-    fn stamps(ns: u64) -> Stamps {
-        Stamps { done: Stamp::from_ns(ns), ..Stamps::NONE }
+    fn common(done: u64, nsid: u32) -> Common {
+        Common {
+            timing: Timing::NONE,
+            arrived: Stamp::from_ns(1),
+            done: Stamp::from_ns(done),
+            nsid: Nsid(nsid),
+        }
+    }
+
+    /// The group of a command that ended at a time.
+    fn passed(times: &mut Times, done: u64, nsid: u32) -> Passed {
+        let common = common(done, nsid);
+        if let Some(passed) = times.joins(&common) {
+            return *passed;
+        }
+        let cell = times.cell(Nsid(nsid)).expect("added");
+        let stamps = Stamps { done: Stamp::from_ns(done), ..Stamps::NONE };
+        *times.begin(common, cell, stamps)
     }
 
     #[test]
     fn commands_that_went_together_are_counted_together_and_others_apart() {
-        let mut cells = Cells::default();
-        let (first, second) = (Arc::<Cell>::default(), Arc::<Cell>::default());
-        let one = cells.add(ExportSlot(9), Arc::clone(&first)).expect("an index");
-        let two = cells.add(ExportSlot(3), Arc::clone(&second)).expect("an index");
+        let mut times = Times::default();
+        let (one, two) = (Arc::<Cell>::default(), Arc::<Cell>::default());
+        times.add(Nsid(9), Arc::clone(&one));
+        times.add(Nsid(3), Arc::clone(&two));
         let (mut notes, mut trace) = (Notes::with_capacity(8), Trace::default());
-        let (one, two) = (Some(one), Some(two));
-        for (at, cell) in [(1, one), (1, one), (1, two), (2, two), (2, one), (2, None)] {
-            let group = notes.note(&stamps(at), cell, &mut trace, None);
+        let mut ended: Vec<_> = [(2, 9), (2, 9), (2, 3), (3, 3), (3, 9)]
+            .map(|(done, nsid)| passed(&mut times, done, nsid))
+            .into();
+        let nowhere = Passed { group: GroupId::NONE, ..ended[0] };
+        ended.extend([nowhere, nowhere]);
+        for passed in &ended {
+            let group = notes.note(passed, &mut trace, None);
             trace.command(group, &SubmissionQueueEntry::default(), Status::SUCCESS);
         }
-        assert_eq!(notes.0.iter().map(|timed| timed.count).collect::<Vec<_>>(), [2, 1, 1, 1, 1]);
-        cells.count(&notes, Stamp::from_ns(500), &mut trace);
+        notes.complete();
+        assert_eq!(notes.entries.iter().map(|timed| timed.count).collect::<Vec<_>>(), [2, 1, 1, 1, 1, 1]);
+        times.count(&notes, Stamp::from_ns(500), &mut trace);
         let traced: Vec<_> = trace.copy(0).commands().map(|it| (it.stamps.done.ns(), it.sent.ns())).collect();
-        assert_eq!(traced, [(1, 500), (1, 500), (1, 500), (2, 500), (2, 500), (2, 500)]);
-        assert_eq!((first.times().total.count(), second.times().total.count()), (3, 2));
+        assert_eq!(traced, [(2, 500), (2, 500), (2, 500), (3, 500), (3, 500), (0, 500), (0, 500)]);
+        assert_eq!((one.times().total.count(), two.times().total.count()), (3, 2));
         notes.clear();
-        cells.count(&notes, Stamp::from_ns(500), &mut trace);
-        assert_eq!(first.times().total.count(), 3);
+        times.count(&notes, Stamp::from_ns(500), &mut trace);
+        assert_eq!(one.times().total.count(), 3);
     }
 
     #[test]
-    fn each_export_finds_its_own_cell() {
-        let mut cells = Cells::default();
-        assert_eq!(cells.find(ExportSlot(1)), None);
-        let slots = [5, 1, 9, 3];
-        for (index, slot) in slots.into_iter().enumerate() {
-            assert_eq!(cells.add(ExportSlot(slot), Arc::default()), CellIndex::try_from(index).ok());
+    fn a_group_that_is_sent_in_two_batches_is_counted_in_each() {
+        let mut times = Times::default();
+        let cell = Arc::<Cell>::default();
+        times.add(Nsid(1), Arc::clone(&cell));
+        let mut trace = Trace::default();
+        let command = passed(&mut times, 2, 1);
+        let mut sizes = Vec::new();
+        let mut notes = Notes::with_capacity(2);
+        for count in [3, 4] {
+            for _ in 0..count {
+                notes.note(&command, &mut trace, None);
+            }
+            notes.complete();
+            times.count(&notes, Stamp::from_ns(10 * count), &mut trace);
+            sizes.push(notes.entries.len());
+            notes.clear();
         }
-        for (index, slot) in slots.into_iter().enumerate() {
-            assert_eq!(cells.find(ExportSlot(slot)), CellIndex::try_from(index).ok());
-            assert_eq!(
-                cells.find(ExportSlot(slot)),
-                CellIndex::try_from(index).ok(),
-                "also when asked again"
-            );
+        assert_eq!((sizes, cell.times().total.count()), (vec![1, 1], 7));
+        assert_eq!(cell.times().total.sum_ns(), 3 * 29 + 4 * 39);
+    }
+
+    #[test]
+    fn each_namespace_finds_its_own_cell() {
+        let mut times = Times::default();
+        assert_eq!(times.cell(Nsid(1)), None);
+        let nsids = [5, 1, 9, 3].map(Nsid);
+        for (index, nsid) in nsids.into_iter().enumerate() {
+            assert_eq!(CellIndex::try_from(index), Ok(times.add(nsid, Arc::default())));
         }
-        assert_eq!(cells.find(ExportSlot(4)), None);
+        for (index, nsid) in nsids.into_iter().enumerate() {
+            assert_eq!(times.cell(nsid), CellIndex::try_from(index).ok());
+        }
+        assert_eq!(times.cell(Nsid(4)), None);
     }
 }

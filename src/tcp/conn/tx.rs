@@ -12,7 +12,7 @@ use super::request::{Index, Requests, State};
 use super::times::Notes;
 use crate::fabrics::{Completion, QueueSession};
 use crate::ring::SendBatch;
-use crate::stage::{Stamps, Trace, Who};
+use crate::stage::{Trace, Who};
 use crate::tcp::digest::Digest;
 use crate::tcp::pdu::{self, DataPdu, Digests, HEADER_MAX, IcResp, R2t, TERM_REQ_MAX, TermReq};
 
@@ -195,11 +195,7 @@ impl Tx {
         let cid = request.sqe.cid.get();
         let buf = request.buf.take();
         let State::Answer(completion) = request.state else { return };
-        if request.cell.is_none() {
-            // Whatever came to a device in this place was another command.
-            request.stamps = Stamps { arrived: request.stamps.arrived, ..Stamps::NONE };
-        }
-        let group = self.notes.note(&request.stamps, request.cell, trace, self.who.as_ref());
+        let group = self.notes.note(&request.passed, trace, self.who.as_ref());
         trace.command(group, &request.sqe, completion.status);
         requests.remove(index);
         let mut answered = false;
@@ -256,6 +252,7 @@ impl Tx {
         }
         let spare = self.spare.take()?;
         self.flight = Some((now, self.filling.bytes_len()));
+        self.notes.complete();
         std::mem::swap(&mut self.notes, &mut self.flying);
         Some(std::mem::replace(&mut self.filling, spare))
     }
