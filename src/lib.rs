@@ -14,7 +14,7 @@
 //!   block   extent      devices behind one trait                         | pins, frozen maps, lookup
 //!    |        |
 //!   ring    units       io_uring with operations that own their buffers | newtypes
-//!   stage               where the time of a command goes, in histograms
+//!   stage   probes      where the time of a command goes, in histograms    | places for tracers to attach
 //!           durable   chain                                              | files that survive a crash; errors on one line
 //!    |
 //!   spdk/async-nvme, spdk/nvme-model      our NVMe driver, and a controller in software for demo and tests
@@ -34,6 +34,7 @@ mod durable;
 pub mod extent;
 pub mod fabrics;
 pub mod initiator;
+mod probes;
 pub mod reactor;
 pub mod ring;
 pub mod stage;

@@ -6,6 +6,7 @@
 //!                   clear the recall that stands is cleared -> hosts are let in; a new one waits meanwhile, and fences after
 //! ```
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use super::event::Event;
 use crate::extent::{FrozenMap, Incident};
 use crate::fabrics::{Export, FenceReason, Target};
+use crate::probes;
 
 /// Which pin of a file: one that was let go and made again is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +77,7 @@ impl Tripwire {
         armed.recall = armed.recall.max(Some(incident.number));
         self.fence(&armed.exports);
         drop(armed);
+        probes::pin_recalled(self.path.as_os_str().as_bytes(), incident.reason.word());
         // The control thread is gone only when everything is being let go anyway.
         let _ = self.events.send(Event::Recalled { wire: Arc::clone(self), incident: incident.clone() });
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::status::of_grant;
 use crate::block::BlockDevice;
 use crate::extent::FrozenMap;
+use crate::probes;
 use crate::units::{BlockSize, ByteLen};
 
 /// An export's index in the tables that each core keeps. Never used twice in the life of a target: a command may wait
@@ -223,6 +224,7 @@ impl Export {
     pub(crate) fn fence(&self, reason: FenceReason) -> bool {
         let was_live = self.grant.fetch_or(reason.bit(), Ordering::AcqRel) == LIVE;
         if was_live {
+            probes::export_fenced(self.slot.0, self.nsid);
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             self.fenced_at_ms.store(u64::try_from(since.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }

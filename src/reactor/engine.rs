@@ -31,6 +31,7 @@ use super::slab::{Key, Slab};
 use crate::block::{BlockDevice, BlockDone, BlockError, BlockErrorKind, BlockQueue};
 use crate::extent::LookupCursor;
 use crate::fabrics::{Export, ExportSlot, IoCommand, IoKind, of_block_error};
+use crate::probes;
 use crate::ring::Ring;
 use crate::stage::{Stamp, Stamps};
 
@@ -424,6 +425,7 @@ impl IoEngine {
     }
 
     fn complete(&mut self, done: BlockDone) {
+        probes::device_done(done.token.0, done.result.is_err());
         let key = Key::from_bits(done.token.0);
         let Some(job) = self.jobs.get_mut(key) else { return };
         job.pending = job.pending.saturating_sub(1);

@@ -8,6 +8,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{CoreExport, Job, Stage, Stopped};
 use crate::block::{BlockOp, BlockOpKind, BlockQueue, OpToken};
 use crate::fabrics::{FenceReason, IoKind, of_lookup_error};
+use crate::probes;
 use crate::reactor::slab::Key;
 use crate::units::{ByteLen, ByteOffset};
 
@@ -143,6 +144,7 @@ impl Job {
         };
         let op = BlockOp { token: OpToken(key.to_bits()), kind, offset: device_offset, len, buf };
         queue.submit(op).map_err(|_| Stopped::QueueFull)?;
+        probes::device_submit(key.to_bits(), device_offset.0, len.0, self.command.kind.is_write());
         self.pending += 1;
         self.next += len.0;
         Ok(())

@@ -9,6 +9,7 @@ use super::request::{Index, NoPlace, Purpose, State};
 use super::rx::{Incoming, RxState};
 use super::tx::Out;
 use crate::fabrics::{Begin, Completion, DataLocation, IoCommand, IoKind, data_location};
+use crate::probes;
 use crate::reactor::CoreContext;
 use crate::tcp::pdu::{DataHeader, HeaderPlan, PduError, PduType};
 
@@ -44,6 +45,7 @@ impl TcpConnection {
             Err(NoPlace::QueueOverrun) => return Err(PduError::Sequence { pdu_type: PduType::CAPSULE_CMD }),
         };
         self.requests.at(index).passed.stamps.arrived = self.arrived;
+        probes::command_begin(&sqe);
         match self.session.begin(&sqe, cx.now) {
             Begin::Io(command) if matches!(command.kind, IoKind::Write) => {
                 self.want_data(cx, plan, index, Purpose::Device(command));

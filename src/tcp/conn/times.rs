@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use nvme_spec::Nsid;
 
+use crate::probes;
 use crate::reactor::Timing;
 use crate::stage::{Cell, GroupNumber, Stamp, Stamps, Trace, Who};
 
@@ -109,6 +110,7 @@ impl Times {
                 cell.record(stamps, sent, *count);
             }
             trace.sent(*traced, sent);
+            probes::answers_sent(*count, stamps.arrived.ns());
         }
     }
 }

@@ -11,6 +11,7 @@ use zerocopy::IntoBytes;
 use super::request::{Index, Requests, State};
 use super::times::Notes;
 use crate::fabrics::{Completion, QueueSession};
+use crate::probes;
 use crate::ring::SendBatch;
 use crate::stage::{Trace, Who};
 use crate::tcp::digest::Digest;
@@ -197,6 +198,7 @@ impl Tx {
         let State::Answer(completion) = request.state else { return };
         let group = self.notes.note(&request.passed, trace, self.who.as_ref());
         trace.command(group, &request.sqe, completion.status);
+        probes::command_answered(&request.sqe, completion.status, request.passed.stamps.arrived.ns());
         requests.remove(index);
         let mut answered = false;
         if let Some(buf) = buf {
