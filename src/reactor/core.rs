@@ -220,7 +220,7 @@ impl Core {
         self.cx.engine.launch();
         // What a device answers at once leaves with what this turn submits, not a turn later.
         let answered = self.device_completions();
-        self.linger.turn(now.stamp, devices + answered > 0);
+        self.linger.turn(now, devices + answered > 0);
         if answered > 0 {
             work += answered + self.take_turns();
             self.cx.engine.launch();

@@ -82,6 +82,7 @@ impl Whole {
             share_buffers: false,
             idle: IdlePolicy::AlwaysPoll,
             connections_max: CONNECTIONS_MAX,
+            linger: Duration::ZERO,
             hold: None,
             oversight: None,
             stages: Arc::default(),
