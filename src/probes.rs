@@ -56,7 +56,7 @@ pub(crate) fn command_answered(sqe: &SubmissionQueueEntry, status: Status, arriv
 }
 
 /// See the table of the module.
-#[inline]
+#[inline(never)]
 pub(crate) fn answers_sent(count: u64, arrived_ns: u64) {
     probe_lazy!(fastice, answers_sent, count, arrived_ns);
 }
