@@ -93,6 +93,7 @@ fn by_perf(case: &Case, perf: &Perf, target: &mut Target, time: Duration) -> Res
     })
 }
 
+/// None also where the account did not move: it is brought up to date now and then, and a round may be shorter than that.
 fn per_command(before: Option<f64>, after: Option<f64>, commands: f64) -> Option<f64> {
-    Some((after? - before?) / commands)
+    Some((after? - before?) / commands).filter(|cost| *cost > 0.0)
 }
