@@ -247,9 +247,12 @@ impl Plan {
         wanted.push(("p99", "us", |round| Some(round.p99_us), bars.latency));
         wanted.push(("cpu", "us a command", |round| round.cpu_us, bars.cpu));
         for (label, unit, number, bar) in wanted {
-            let of = |rounds: &[Round]| rounds.iter().filter_map(number).collect::<Vec<_>>();
-            let (mut ours, mut theirs, mut unit) = (of(ours), of(theirs), unit);
-            if ours.is_empty() || theirs.is_empty() {
+            // Neighbours stay neighbours: of a pair both count, or none.
+            let pairs =
+                ours.iter().zip(theirs).filter_map(|(ours, theirs)| Some((number(ours)?, number(theirs)?)));
+            let (mut ours, mut theirs): (Vec<_>, Vec<_>) = pairs.unzip();
+            let mut unit = unit;
+            if ours.is_empty() {
                 continue;
             }
             let is_large = label == "iops" && case.work.len > 4096;

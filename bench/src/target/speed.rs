@@ -48,6 +48,8 @@ fn send(mut to: TcpStream, processor: usize, is_over: &AtomicBool) -> Result<()>
         match to.write(&piece) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+            // A receiver that has seen enough goes without reading the rest.
+            Err(_) if is_over.load(Ordering::Relaxed) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -80,6 +82,7 @@ mod tests {
 
     #[test]
     fn some_bytes_come_through() {
-        assert!(loopback_mib_s().unwrap() > 0.0);
+        // On a machine with more to do than it has processors, a look can be over before the sender had its turn.
+        assert!((0..100).any(|_| loopback_mib_s().unwrap() > 0.0));
     }
 }
