@@ -75,7 +75,7 @@ const DEMANDS: [Demand; 9] = [
     Demand {
         work: "against nvmet-tcp in the guest, fio 4 KiB read QD32 on the same namespace",
         bar: "at least 1.5",
-        rows: &["*nvmet*qd32*iops"],
+        rows: &["guest/nvme/randread/qd32/iops"],
     },
     Demand {
         work: "pinned file of 1 and of 10,000 extents, against the same blocks without a pin: IOPS",
