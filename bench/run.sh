@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All benches, into bench/report.json, and of that bench/REPORT.md and its plots: the driver here, its instructions, the target over TCP,
-# pins at scale, and in a guest the driver and the target, each beside the kernel's.
+# idle and as it grows, pins at scale, and in a guest the driver and the target, each beside the kernel's.
 # usage: run.sh [ARGUMENT]...      of `fastice-bench driver`, such as --rounds 15
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,6 +20,8 @@ else
     echo "SKIPPED: instructions: there is no valgrind" >&2
 fi
 "$bench" target
+"$bench" idle
+"$bench" growth
 if ((EUID == 0)); then
     "$bench" scale
 else

@@ -12,7 +12,7 @@
 //!   publish   bench/REPORT.md and its plots, made of the rows
 //!   rest      waits until the machine does nothing else
 //!   guard     what an I/O costs in instructions: no more than was recorded
-//!   target    the whole target over TCP, beside the ceiling of the kernel's TCP
+//!   target    the whole target over TCP, beside the ceiling of the kernel's TCP; idle, and as it grows
 //!   guest     the target beside the kernel's own, with the kernel's initiator and fio
 //! ```
 //!

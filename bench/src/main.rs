@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use fastice_bench::chosen::Chosen;
 use fastice_bench::guard::figures::Verdict;
-use fastice_bench::report::Report;
+use fastice_bench::report::{Report, Row};
 use fastice_bench::suite::{KernelPeer, Plan};
 use fastice_bench::{count, guard, guest, machine, publish as published, scale, server, target};
 
@@ -88,6 +88,13 @@ enum Command {
         #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
         report: PathBuf,
     },
+    /// What a target costs that has nothing or little to do, and what it loses by going to sleep
+    Idle(Idle),
+    /// Start, memory, a thousand connections and namespaces, and how costs grow
+    Growth(Idle),
+    /// A target that sleeps until standard input ends; started by `idle` and `growth`
+    #[command(hide = true)]
+    ServeIdle(target::idle::Wanted),
     /// Instructions a read of the driver, counted by valgrind
     Instructions(Instructions),
     /// Puts the rows of a report that was made elsewhere, such as in a guest, into another
@@ -253,6 +260,28 @@ struct Guest {
 }
 
 #[derive(Debug, Args)]
+struct Idle {
+    /// Only parts whose name holds this, such as light
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Rounds of each side; an odd number has a middle one
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    rounds: usize,
+    /// Milliseconds of a round of full load
+    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    round_ms: u64,
+    /// Milliseconds of a round without load, and of light load
+    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    idle_ms: u64,
+    /// Most seconds beyond that for pairs of rounds that are not undisturbed
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    spare: u64,
+    /// Where the rows go, into what is there
+    #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+    report: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct Instructions {
     /// Queue depths
     #[arg(long, value_delimiter = ',', default_values_t = [1, 32, 128], value_name = "N,N")]
@@ -286,6 +315,9 @@ fn main() -> ExitCode {
         Command::ServeConfiguration { file } => guest::serve(&file),
         Command::Absent { peer, why, report } => absent(&peer, &why, &report),
         Command::ServeTarget { served, file } => target::serve(served, file.as_deref()),
+        Command::Idle(options) => idle(&options, target::idle::Plan::run),
+        Command::Growth(options) => idle(&options, target::idle::Plan::growth),
+        Command::ServeIdle(wanted) => target::idle::serve(wanted),
         Command::Instructions(options) => instructions(&options),
         Command::Merge { from, report } => merge(&from, &report),
         Command::ServeModel { socket } => server::serve(&socket),
@@ -402,6 +434,23 @@ fn absent(peer: &str, why: &str, path: &Path) -> Result<()> {
     let mut report = Report::load(path)?;
     report.name_absent(peer, why);
     Ok(report.save(path)?)
+}
+
+fn idle(options: &Idle, run: fn(&target::idle::Plan, &mut Vec<Row>) -> Result<()>) -> Result<()> {
+    let mut report = Report::load(&options.report)?;
+    let plan = target::idle::Plan {
+        only: options.only.clone(),
+        rounds: options.rounds,
+        idle: Duration::from_millis(options.idle_ms),
+        time: Duration::from_millis(options.round_ms),
+        spare: Duration::from_secs(options.spare),
+        machine: machine::describe(),
+        tell: say,
+    };
+    let mut rows = Vec::new();
+    run(&plan, &mut rows)?;
+    report.merge(rows);
+    Ok(report.save(&options.report)?)
 }
 
 fn instructions(options: &Instructions) -> Result<()> {

@@ -56,6 +56,28 @@ fn the_target_is_measured_beside_the_bare_responder() {
 }
 
 #[test]
+fn a_target_is_measured_that_has_little_to_do_and_one_that_grows() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("report.json");
+    let quick = ["--rounds", "1", "--round-ms", "1", "--idle-ms", "1"];
+    bench(&[&["idle"], &quick[..]].concat(), &path);
+    for part in ["scale/", "growth/namespaces", "growth/cores"] {
+        bench(&[&["growth", "--only", part], &quick[..]].concat(), &path);
+    }
+    let report = Report::load(&path).unwrap();
+    well_formed(&report);
+    let row =
+        |name: &str| report.rows.iter().find(|row| row.name == name).unwrap_or_else(|| panic!("{name}"));
+    for name in ["idle/100-connections/cpu", "idle/light/p99", "idle/full/iops", "scale/start/first-io"] {
+        assert!(row(name).ours > 0.0, "{name}");
+    }
+    for name in ["idle/100-connections/keep-alives", "scale/connections/served", "scale/namespaces/readable"]
+    {
+        assert_eq!(row(name).met, Some(true), "{name}");
+    }
+}
+
+#[test]
 fn the_driver_is_measured_and_the_report_is_well_formed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("report.json");

@@ -4,6 +4,7 @@
 //!   table      the rows that something is demanded of, then all others
 //!   demands    the table of what is demanded of the target, also for README.md (readme)
 //!   shortfalls what is not met, with the profiles that show why
+//!   growth     costs against connections, namespaces, extents and cores, and models fitted to them
 //!   plot       latency against rate, rate against depth and connections, cost by stage: SVG, one file each
 //! ```
 //!
@@ -11,6 +12,7 @@
 
 mod demands;
 mod draw;
+mod growth;
 mod plot;
 pub mod readme;
 mod shortfalls;
@@ -38,7 +40,7 @@ pub fn publish(report: &Report, directory: &Path) -> Result<()> {
     }
     fs::create_dir_all(&plots).with_context(|| format!("{} cannot be made", plots.display()))?;
     let mut shown = Vec::new();
-    for plot in plot::all(report) {
+    for plot in plot::all(report).into_iter().chain(growth::plots(report)) {
         let path = plots.join(format!("{}.svg", plot.name));
         let svg = plot.draw()?;
         fs::write(&path, svg).with_context(|| format!("{} cannot be written", path.display()))?;
@@ -46,6 +48,6 @@ pub fn publish(report: &Report, directory: &Path) -> Result<()> {
     }
     let path = directory.join("REPORT.md");
     let shortfalls = shortfalls::section(report, &shortfalls::profiles(directory)?);
-    fs::write(&path, table::document(report, &shown, &shortfalls))
-        .with_context(|| format!("{}", path.display()))
+    let text = table::document(report, &shown, &shortfalls) + &growth::text(report);
+    fs::write(&path, text).with_context(|| format!("{}", path.display()))
 }

@@ -30,7 +30,7 @@ const PARTITION: u64 = 1 << 20;
 /// Lookups of a turn.
 const TURN: usize = 32;
 /// What goes through the caches in a turn: 4 KiB a command.
-const TURN_BYTES: usize = 128 << 10;
+pub(crate) const TURN_BYTES: usize = 128 << 10;
 /// Lookups of a round of either kind.
 const LOOKUPS: u64 = 1 << 20;
 const ROUNDS_MIN: usize = 7;
@@ -146,7 +146,7 @@ fn in_a_loop(map: &FrozenMap) -> Result<f64> {
 }
 
 /// Nanoseconds a lookup, in turns that move data too.
-fn in_turns(map: &FrozenMap, data: &mut [u8]) -> Result<f64> {
+pub(crate) fn in_turns(map: &FrozenMap, data: &mut [u8]) -> Result<f64> {
     let (mut random, mut cursor, blocks) = (Random::new(), LookupCursor::default(), map.len().get() / BLOCK);
     let turns = LOOKUPS / TURN as u64 / 4;
     let mut ns = Vec::new();

@@ -26,25 +26,63 @@ use super::NQN;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Entries of the admin queue.
 const ADMIN_ENTRIES: u16 = 32;
+/// Of the Asynchronous Event Request; all other admin commands have CID 0.
+const EVENT_CID: u16 = 1;
 /// I/O queues of one association: what every target gives.
 pub(crate) const QUEUES_MAX: u16 = 32;
 
 /// An association: it ends with this.
 pub(crate) struct Association {
-    _admin: RawConnection,
+    admin: RawConnection,
     /// One socket an I/O queue, with the most data that an H2CData may have.
     pub(crate) queues: Vec<(TcpStream, u32)>,
 }
 
-/// Joins, as a host with `count` I/O queues of this depth.
+impl Association {
+    /// Sends a Keep Alive, and waits for its answer.
+    ///
+    /// # Errors
+    /// When the target does not answer it well.
+    pub(crate) fn keep_alive(&mut self) -> Result<()> {
+        ask(&mut self.admin, &command::command(AdminOpcode::KEEP_ALIVE.0, Nsid::NONE), &[]).map(drop)
+    }
+
+    /// Leaves an Asynchronous Event Request with the target, as every host does.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub(crate) fn await_event(&mut self) -> Result<()> {
+        let mut sqe = command::command(AdminOpcode::ASYNC_EVENT_REQUEST.0, Nsid::NONE);
+        (sqe.flags, sqe.cid) = (psdt::SGL << 6, EVENT_CID.into());
+        let bytes = <[u8; 64]>::read_from_bytes(sqe.as_bytes()).map_err(|_| anyhow::anyhow!("64 bytes"))?;
+        Ok(self.admin.send_capsule(&bytes, &[])?)
+    }
+}
+
+/// Joins, as a host with `count` I/O queues of this depth and no keep alive timer.
 ///
 /// # Errors
 /// When the target does not let it.
 pub(crate) fn join(address: SocketAddr, count: u16, depth: u16, wanted: Digests) -> Result<Association> {
+    join_alive(address, count, depth, wanted, Duration::ZERO)
+}
+
+/// The same, with a keep alive timer; zero is none.
+///
+/// # Errors
+/// When the target does not let it.
+pub(crate) fn join_alive(
+    address: SocketAddr,
+    count: u16,
+    depth: u16,
+    wanted: Digests,
+    keep_alive: Duration,
+) -> Result<Association> {
     ensure!((1..=QUEUES_MAX).contains(&count), "{count} queues of one association");
     let host = Host::random();
     let mut admin = RawConnection::connect(address)?;
-    let (result, _) = begin(&mut admin, &host, (Qid::ADMIN, ADMIN_ENTRIES), Cntlid::DYNAMIC, Digests::NONE)?;
+    let queue = (Qid::ADMIN, ADMIN_ENTRIES);
+    let (result, _) = begin(&mut admin, &host, queue, Cntlid::DYNAMIC, Digests::NONE, keep_alive)?;
     let [low, high, ..] = result.to_le_bytes();
     let cntlid = Cntlid(u16::from_le_bytes([low, high]));
     let cc = Cc::new().with_iosqes(6).with_iocqes(4).with_en(true).into_bits();
@@ -62,13 +100,14 @@ pub(crate) fn join(address: SocketAddr, count: u16, depth: u16, wanted: Digests)
     ensure!(given_z >= count_z, "the target gives {} of {count} queues", given_z + 1);
     let queues = (1..=count).map(|qid| {
         let mut queue = RawConnection::connect(address)?;
-        let (_, h2c_data_max) = begin(&mut queue, &host, (Qid(qid), depth + 1), cntlid, wanted)?;
+        let (_, h2c_data_max) =
+            begin(&mut queue, &host, (Qid(qid), depth + 1), cntlid, wanted, Duration::ZERO)?;
         ensure!(queue.digests() == wanted, "the target does not agree to the digests");
         let stream = queue.into_stream().context("the target speaks before it is asked")?;
         Ok((stream, h2c_data_max))
     });
     let queues = queues.collect::<Result<_>>()?;
-    Ok(Association { _admin: admin, queues })
+    Ok(Association { admin, queues })
 }
 
 /// ICReq and Connect; gives dword 0 of the completion, and MAXH2CDATA.
@@ -78,6 +117,7 @@ fn begin(
     (qid, entries): (Qid, u16),
     cntlid: Cntlid,
     wanted: Digests,
+    keep_alive: Duration,
 ) -> Result<(u32, u32)> {
     let h2c_data_max = connection.initialize(wanted)?.maxh2cdata;
     let mut data = ConnectData::new_zeroed();
@@ -85,7 +125,12 @@ fn begin(
     data.cntlid = cntlid.get().into();
     data.subnqn = nqn_field(NQN).context("a bad NQN")?;
     data.hostnqn = nqn_field(&host.nqn).context("a bad NQN")?;
-    let sqe = command::connect(qid, entries, cattr::DISABLE_SQ_FLOW_CONTROL, 0);
+    let sqe = command::connect(
+        qid,
+        entries,
+        cattr::DISABLE_SQ_FLOW_CONTROL,
+        u32::try_from(keep_alive.as_millis())?,
+    );
     Ok((ask(connection, &sqe, data.as_bytes())?, h2c_data_max))
 }
 

@@ -17,7 +17,7 @@ use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 
 use super::inbound::{Event, Inbound};
-use super::join::{Association, PATIENCE, QUEUES_MAX, join};
+use super::join::{Association, PATIENCE, QUEUES_MAX, join_alive};
 use super::places::{Places, Space};
 use super::work::{Asked, BLOCK_LEN, Work};
 
@@ -27,6 +27,8 @@ const PIECE_LEN: usize = 1 << 20;
 const LATENCY_MAX_NS: u64 = 20_000_000_000;
 /// The longest sleep of a host that sleeps.
 const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+/// Where a capsule has the namespace identifier: dword 1 of the command, behind the common header.
+const NSID_AT: usize = 8 + 4;
 /// Connections that are looked at after one look at epoll.
 const EVENTS_MAX: usize = 256;
 
@@ -41,6 +43,8 @@ pub struct Run {
     pub latencies_ns: Histogram<u64>,
     /// The connection with the fewest commands: its part of the mean.
     pub least_share: f64,
+    /// Connections whose commands were answered.
+    pub served: usize,
 }
 
 impl Run {
@@ -68,7 +72,7 @@ struct Queue {
 /// A host with its connections.
 pub struct LightHost {
     queues: Vec<Queue>,
-    _associations: Vec<Association>,
+    associations: Vec<Association>,
     work: Work,
     space: Vec<u8>,
     /// How long it sleeps at most while nothing comes; not at all where it is none.
@@ -87,18 +91,33 @@ impl LightHost {
         depth: u16,
         space: &Space,
     ) -> Result<Self> {
-        let (mut queues, mut associations, mut left) = (Vec::new(), Vec::new(), connections);
-        while left > 0 {
-            let count = left.min(QUEUES_MAX);
-            let mut association = join(address, count, depth, work.wanted())?;
+        let hosts = (0..connections).step_by(usize::from(QUEUES_MAX));
+        let hosts = hosts.map(|before| (connections - before).min(QUEUES_MAX)).collect::<Vec<_>>();
+        Self::join_as(address, work, &hosts, depth, space, Duration::ZERO)
+    }
+
+    /// Joins as several hosts, each with so many I/O queues and one admin queue more, and a keep alive timer unless it is zero.
+    ///
+    /// # Errors
+    /// When the target does not let them.
+    pub fn join_as(
+        address: SocketAddr,
+        work: Work,
+        hosts: &[u16],
+        depth: u16,
+        space: &Space,
+        keep_alive: Duration,
+    ) -> Result<Self> {
+        let (mut queues, mut associations) = (Vec::new(), Vec::new());
+        for &count in hosts {
+            let mut association = join_alive(address, count, depth, work.wanted(), keep_alive)?;
             for (stream, h2c_data_max) in association.queues.drain(..) {
                 let seed = u16::try_from(queues.len()).unwrap_or_default();
                 queues.push(Queue::new(stream, h2c_data_max, work, (depth, seed), space)?);
             }
             associations.push(association);
-            left -= count;
         }
-        Ok(Self { queues, _associations: associations, work, space: vec![0; PIECE_LEN], naps: None })
+        Ok(Self { queues, associations, work, space: vec![0; PIECE_LEN], naps: None })
     }
 
     /// Connects to the bare responder.
@@ -111,7 +130,7 @@ impl LightHost {
         let queue = Queue::new(stream, work.len, work, (depth, 0), space)?;
         Ok(Self {
             queues: vec![queue],
-            _associations: Vec::new(),
+            associations: Vec::new(),
             work,
             space: vec![0; PIECE_LEN],
             naps: None,
@@ -122,6 +141,59 @@ impl LightHost {
     #[must_use]
     pub fn sleeping(self) -> Self {
         Self { naps: Some(NAP), ..self }
+    }
+
+    /// Has each command ask for a namespace of its own, of so many, as far as there are commands.
+    ///
+    /// # Errors
+    /// When commands have digests: they would have to be made anew.
+    pub fn spread_over(&mut self, namespaces: u32) -> Result<()> {
+        ensure!(!self.work.digests && namespaces > 0, "commands with digests stay as they are");
+        for (number, capsule) in (0u32..).zip(self.queues.iter_mut().flat_map(|queue| &mut queue.capsules)) {
+            let nsid = (number % namespaces + 1).to_le_bytes();
+            capsule.get_mut(NSID_AT..NSID_AT + 4).context("a short capsule")?.copy_from_slice(&nsid);
+        }
+        Ok(())
+    }
+
+    /// Leaves an Asynchronous Event Request with the target for each host.
+    ///
+    /// # Errors
+    /// When a connection broke.
+    pub fn await_events(&mut self) -> Result<()> {
+        self.associations.iter_mut().try_for_each(Association::await_event)
+    }
+
+    /// A Keep Alive of one host, answered.
+    ///
+    /// # Errors
+    /// When it is not answered well.
+    pub fn keep_alive(&mut self, host: usize) -> Result<()> {
+        self.associations.get_mut(host).context("no such host")?.keep_alive()
+    }
+
+    /// One command after the other on the first connection, each begun when it is due: `pauses` after the one before was
+    /// begun. Spins meanwhile: no wait of this host is measured. How long they took, in nanoseconds.
+    ///
+    /// # Errors
+    /// As [`LightHost::measure`].
+    pub fn measure_paced(&mut self, pauses: impl Iterator<Item = Duration>) -> Result<Histogram<u64>> {
+        let mut latencies = Histogram::new_with_max(LATENCY_MAX_NS, 3)?;
+        let queue = self.queues.first_mut().context("no connection")?;
+        let mut due = Instant::now();
+        for pause in pauses {
+            due += pause;
+            while Instant::now() < due {
+                std::hint::spin_loop();
+            }
+            due = Instant::now();
+            queue.begin_one(self.work, due)?;
+            while queue.in_flight > 0 {
+                queue.serve(self.work, &mut self.space, (due, Duration::ZERO), &mut latencies)?;
+                ensure!(due.elapsed() < PATIENCE, "the target does not answer");
+            }
+        }
+        Ok(latencies)
     }
 
     /// Keeps all commands in flight for so long.
@@ -156,6 +228,7 @@ impl LightHost {
             iops: all as f64 / seconds,
             latencies_ns: latencies,
             least_share: least as f64 / mean,
+            served: counts.iter().filter(|count| **count > 0).count(),
         })
     }
 
@@ -212,6 +285,15 @@ impl Queue {
         self.in_flight = self.capsules.len();
         self.sent_at.fill(Instant::now());
         send_all(&mut self.stream, &self.capsules.concat())
+    }
+
+    /// Sends the first command.
+    fn begin_one(&mut self, work: Work, now: Instant) -> Result<()> {
+        let (capsule, sent_at) =
+            self.capsules.first_mut().zip(self.sent_at.first_mut()).context("no command")?;
+        work.move_to(capsule, self.places.next());
+        (self.in_flight, *sent_at) = (1, now);
+        send_all(&mut self.stream, capsule)
     }
 
     /// Reads once, and sends the commands that are answered again as long as the time runs. Whether something came.

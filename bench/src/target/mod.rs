@@ -10,6 +10,7 @@
 //! | `target/file-N-extents/...`, `map-N-extents/...` | a pinned file, or a map on the null device | the same blocks without a pin |
 //! | `target/curve/...` | rate and latency at many depths, within one short time ([`curve`]) | bare responder, SPDK's target |
 //! | `target/cost/...` | where the time of the target's core goes ([`cost`]) | SPDK's target |
+//! | `idle/...`, `growth/...` | of a target that sleeps, and as it grows ([`idle`]) | |
 //! | `target/round-trip` | nanoseconds of a cache line between the two processors | |
 //!
 //! Targets have the first processor, the host the last. The host is a light one: see [`light`]; in rows of `spdk-perf` it is
@@ -22,6 +23,7 @@ mod cost;
 mod curve;
 mod daemon;
 mod file;
+pub mod idle;
 pub(crate) mod inbound;
 pub(crate) mod join;
 pub mod light;

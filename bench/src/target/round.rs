@@ -11,7 +11,7 @@ use super::perf::Perf;
 use crate::clock::Stopwatch;
 
 /// Of a warming up, which is not counted; no longer than a round.
-const WARM_UP: Duration = Duration::from_millis(100);
+pub(super) const WARM_UP: Duration = Duration::from_millis(100);
 
 /// What a round gave.
 #[derive(Clone, Copy, Debug)]
