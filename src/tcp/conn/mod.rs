@@ -62,9 +62,11 @@ const TRANSFER_LOOK: Duration = Duration::from_secs(1);
 const IDLE_NS: u64 = 2_000_000_000;
 /// PDUs parsed in one turn, so that no connection starves its neighbours.
 const PDU_BUDGET: usize = 128;
-/// Receive buffers: at first, as an admin queue and of who is idle; and of an I/O queue, once more comes at a time.
+/// Receive buffers: at first and as an admin queue; of an I/O queue, once more comes at a time; and of one that was busy and is
+/// idle: as little as makes no difference for single commands, for all of it is touched then.
 const RX_BYTES_SMALL: usize = 16 * 1024;
 const RX_BYTES_IO: usize = 256 * 1024;
+const RX_BYTES_IDLE: usize = 4 * 1024;
 /// Send batches: at first, and of an I/O queue once one was full.
 const TX_SMALL: TxSize = TxSize { arena_bytes: 4096, parts: 128, queue: 64, notes: 32 };
 const TX_IO: TxSize = TxSize { arena_bytes: 32 * 1024, parts: 512, queue: 256, notes: 128 };
@@ -332,7 +334,7 @@ impl TcpConnection {
         if let Some(key) = self.key
             && is_idle
             && self.stage == Stage::Running
-            && self.rx.shrink(RX_BYTES_SMALL)
+            && self.rx.shrink(RX_BYTES_SMALL, RX_BYTES_IDLE)
         {
             cx.sockets.cancel(CoreContext::token(key, socket::RECV));
         }

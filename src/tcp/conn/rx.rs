@@ -124,10 +124,10 @@ impl Rx {
         }
     }
 
-    /// Whether the batch is in flight and large, for a connection that is idle: it is to be cancelled then, and comes back
-    /// to be exchanged for one of `bytes`.
-    pub(super) const fn shrink(&mut self, bytes: usize) -> bool {
-        let shrinks = self.batch.is_none() && self.wanted_bytes > bytes;
+    /// Whether the batch is in flight and larger than `most`, for a connection that is idle: it is to be cancelled then, and
+    /// comes back to be exchanged for one of `bytes`.
+    pub(super) const fn shrink(&mut self, most: usize, bytes: usize) -> bool {
+        let shrinks = self.batch.is_none() && self.wanted_bytes > most;
         if shrinks {
             (self.wanted_bytes, self.shrinks) = (bytes, true);
         }
@@ -312,13 +312,13 @@ mod tests {
         let mut requests = Requests::new(1);
         let mut rx = Rx::new(PduRules::initializing(Receiver::Controller), SMALL);
         (rx.most_bytes, rx.state) = (LARGE, RxState::Discard);
-        assert!(!rx.shrink(SMALL), "it is not in flight");
+        assert!(!rx.shrink(SMALL, SMALL), "it is not in flight");
         let batch = rx.take_batch(&mut requests).expect("a batch");
         rx.received(batch, 10, &mut requests);
         rx.discard();
         let batch = rx.take_batch(&mut requests).expect("a batch");
         assert_eq!(batch.capacity(), SMALL, "it was not full");
-        assert!(!rx.shrink(SMALL), "it is small");
+        assert!(!rx.shrink(SMALL, SMALL), "it is small");
         rx.received(batch, 16, &mut requests);
         rx.discard();
         let batch = rx.take_batch(&mut requests).expect("a batch");
@@ -326,8 +326,8 @@ mod tests {
 
         let cancelled = io::Error::from_raw_os_error(libc::ECANCELED);
         assert!(!rx.has_shrunk(&cancelled), "nobody asked for it");
-        assert!(rx.shrink(SMALL));
-        assert!(!rx.shrink(SMALL), "asked for once");
+        assert!(rx.shrink(SMALL, SMALL));
+        assert!(!rx.shrink(SMALL, SMALL), "asked for once");
         assert!(rx.has_shrunk(&cancelled));
         assert!(!rx.has_shrunk(&cancelled), "told once");
         rx.received(batch, 0, &mut requests);
@@ -339,7 +339,7 @@ mod tests {
         let mut requests = Requests::new(1);
         let mut rx = Rx::new(PduRules::initializing(Receiver::Controller), LARGE);
         let _in_flight = rx.take_batch(&mut requests);
-        assert!(rx.shrink(SMALL));
+        assert!(rx.shrink(SMALL, SMALL));
         assert!(!rx.has_shrunk(&io::Error::from_raw_os_error(libc::ECONNRESET)));
     }
 }
