@@ -3,6 +3,7 @@
 //! ```text
 //!   linear        a + b N
 //!   logarithmic   a + b log2 N       whichever leaves the smaller residuals
+//!   no growth     a                  where the line would fall
 //! ```
 //!
 //! A model is a statement, not a measurement: its text says how far it is off where there are measurements.
@@ -112,6 +113,8 @@ impl Model {
             return None;
         }
         let b = mean(&|point| (form.of(point.0) - x) * (point.1 - y)) / spread;
+        // What falls is not told to fall on: it would be nothing, and less, somewhere.
+        let b = b.max(0.0);
         let mut model = Self { form, a: y - b * x, b, residual: 0.0, residual_part: 0.0, squares: 0.0 };
         for (count, value) in points {
             let distance = (value - model.at(*count)).abs();
@@ -127,8 +130,11 @@ impl Model {
     }
 
     fn formula(&self) -> String {
+        if self.b == 0.0 {
+            return format!("{}, no growth", short(self.a));
+        }
         let of = if self.form == Form::Linear { "N" } else { "log2 N" };
-        format!("{} {} {} {of}", short(self.a), if self.b < 0.0 { '-' } else { '+' }, short(self.b.abs()))
+        format!("{} + {} {of}", short(self.a), short(self.b))
     }
 }
 
@@ -207,7 +213,8 @@ fn cores(report: &Report) -> String {
 const HEAD: &str = "
 ## Growth, and what lies beyond this machine
 
-The points are the `growth/` rows; each formula is a line fitted to them by least squares, in N or in log2 N, whichever leaves less. The
+The points are the `growth/` rows; each formula is a line fitted to them by least squares, in N or in log2 N, whichever leaves less; what
+falls within the points is told as their mean. The
 residual is the largest distance of a point from it. **What is told beyond the largest point is the formula, not a measurement.**
 
 | rows | unit | points | model | largest residual | beyond |
@@ -252,6 +259,12 @@ mod tests {
         assert_eq!(model.form, Form::Logarithmic);
         assert!((model.b - 2.0).abs() < 0.01 && model.residual < 0.01, "{model:?}");
         assert_eq!(model.formula(), "5.00 + 2.00 log2 N");
+    }
+
+    #[test]
+    fn what_falls_is_not_told_to_fall_on() {
+        let text = text(&report(|count| 20.0 - count / 100.0));
+        assert!(text.contains(", no growth |") && text.contains("17.2 at 10000 |"), "{text}");
     }
 
     #[test]
