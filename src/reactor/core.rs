@@ -96,7 +96,7 @@ const ACCEPT: u8 = 1;
 impl Core {
     /// How often deadlines are looked at by a core that works.
     pub const TICK: Duration = Duration::from_millis(20);
-    /// And by one that has had no work for so long. Keep-alive time-outs are exact to this much.
+    /// How often by one that has had no work for as long. Keep-alive time-outs are exact to this much.
     pub const TICK_ASLEEP: Duration = Duration::from_millis(100);
 
     /// A core that keeps the connections it accepts, on the calling thread and whatever CPU that runs on: for who
@@ -233,6 +233,8 @@ impl Core {
         self.answer_drains();
         if work > 0 {
             self.last_work = self.cx.now;
+            // Set while it was idle, the next look may be further away.
+            self.next_tick = self.next_tick.min(self.cx.now + Self::TICK);
         }
         Ok(work)
     }
