@@ -344,31 +344,38 @@ fn driver(options: &Driver) -> Result<()> {
         tell: say,
     };
     plan.check()?;
-    let mut report = Report::load(&options.report)?;
-    let mut rows = Vec::new();
     ensure!(
         options.kernel.is_none() || options.device.iter().any(Chosen::is_outside),
         "the kernel's driver can be compared with on a device outside only"
     );
     let kernel = options.kernel.as_ref();
     let kernel = kernel.map(|path| KernelPeer { path: path.clone(), polled: !options.kernel_interrupts });
-    for device in &options.device {
-        match device {
-            Chosen::Replay => plan.replay(&mut rows)?,
-            Chosen::Model => plan.model(&mut rows)?,
-            outside => {
-                let mut opened = outside.open_outside(options.nsid)?;
-                plan.outside(&mut rows, &mut opened.device, kernel.as_ref())?;
+    add(&options.report, |rows| {
+        for device in &options.device {
+            match device {
+                Chosen::Replay => plan.replay(rows)?,
+                Chosen::Model => plan.model(rows)?,
+                outside => {
+                    let mut opened = outside.open_outside(options.nsid)?;
+                    plan.outside(rows, &mut opened.device, kernel.as_ref())?;
+                }
             }
         }
-    }
+        Ok(())
+    })
+}
+
+/// Measures, and puts the rows into the report. A report that cannot be read is told of before hours of work.
+fn add(path: &Path, measure: impl FnOnce(&mut Vec<Row>) -> Result<()>) -> Result<()> {
+    let mut report = Report::load(path)?;
+    let mut rows = Vec::new();
+    measure(&mut rows)?;
     report.merge(rows);
-    Ok(report.save(&options.report)?)
+    Ok(report.save(path)?)
 }
 
 fn at_scale(options: &Scale) -> Result<()> {
     let Scale { extents, files, rounds, rest, .. } = *options;
-    let mut report = Report::load(&options.report)?;
     let plan = scale::Plan {
         extents,
         files,
@@ -377,10 +384,7 @@ fn at_scale(options: &Scale) -> Result<()> {
         machine: machine::describe(),
         tell: say,
     };
-    let mut rows = Vec::new();
-    plan.run(&mut rows)?;
-    report.merge(rows);
-    Ok(report.save(&options.report)?)
+    add(&options.report, |rows| plan.run(rows))
 }
 
 fn target_over_tcp(options: &Target) -> Result<()> {
@@ -408,7 +412,6 @@ fn target_over_tcp(options: &Target) -> Result<()> {
 }
 
 fn beside_nvmet(options: &Guest) -> Result<()> {
-    let mut report = Report::load(&options.report)?;
     let plan = guest::Plan {
         file: options.file.clone(),
         offset: options.offset,
@@ -424,10 +427,7 @@ fn beside_nvmet(options: &Guest) -> Result<()> {
         machine: machine::describe(),
         tell: say,
     };
-    let mut rows = Vec::new();
-    plan.run(&mut rows)?;
-    report.merge(rows);
-    Ok(report.save(&options.report)?)
+    add(&options.report, |rows| plan.run(rows))
 }
 
 fn absent(peer: &str, why: &str, path: &Path) -> Result<()> {
@@ -437,7 +437,6 @@ fn absent(peer: &str, why: &str, path: &Path) -> Result<()> {
 }
 
 fn idle(options: &Idle, run: fn(&target::idle::Plan, &mut Vec<Row>) -> Result<()>) -> Result<()> {
-    let mut report = Report::load(&options.report)?;
     let plan = target::idle::Plan {
         only: options.only.clone(),
         rounds: options.rounds,
@@ -447,23 +446,19 @@ fn idle(options: &Idle, run: fn(&target::idle::Plan, &mut Vec<Row>) -> Result<()
         machine: machine::describe(),
         tell: say,
     };
-    let mut rows = Vec::new();
-    run(&plan, &mut rows)?;
-    report.merge(rows);
-    Ok(report.save(&options.report)?)
+    add(&options.report, |rows| run(&plan, rows))
 }
 
 fn instructions(options: &Instructions) -> Result<()> {
-    let mut report = Report::load(&options.report)?;
     let program = std::env::current_exe().context("which program this is")?;
-    let mut rows = Vec::new();
-    for &depth in &options.depths {
-        let row = count::row(&program, depth, &machine::describe())?;
-        say(&row.to_string());
-        rows.push(row);
-    }
-    report.merge(rows);
-    Ok(report.save(&options.report)?)
+    add(&options.report, |rows| {
+        for &depth in &options.depths {
+            let row = count::row(&program, depth, &machine::describe())?;
+            say(&row.to_string());
+            rows.push(row);
+        }
+        Ok(())
+    })
 }
 
 /// The profile by which programs are counted, for its figures do not depend on code elsewhere; and that of this program.

@@ -39,6 +39,15 @@ pub(super) fn on_path(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
+/// What a program says when it is asked for its version. The error says why it cannot be used.
+pub(super) fn version_of(program: &Path) -> Result<String> {
+    let told = Command::new(program).arg("--version").output();
+    let told = told.with_context(|| format!("{} cannot be started", program.display()))?;
+    let why = String::from_utf8_lossy(&told.stderr);
+    ensure!(told.status.success(), "{} tells no version: {}", program.display(), why.trim());
+    Ok(String::from_utf8_lossy(&told.stdout).trim().to_owned())
+}
+
 impl Place {
     pub(super) fn new() -> Result<Self> {
         let (allowed, processors) = both_ends()?;

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::daemon::{Daemon, Place};
+use super::daemon::{Daemon, Place, version_of};
 use super::process::configuration;
 use super::{Served, process};
 
@@ -39,11 +39,8 @@ impl Previous {
                 })?
             }
         };
-        let told = Command::new(&program).arg("--version").output();
-        let told = told.with_context(|| format!("{} cannot be started", program.display()))?;
-        ensure!(told.status.success(), "{} tells no version", program.display());
         let commit = fs::read_to_string(program.with_extension("commit")).ok();
-        let name = name(&String::from_utf8_lossy(&told.stdout), commit.as_deref());
+        let name = name(&version_of(&program)?, commit.as_deref());
         Ok(Self { program, name })
     }
 

@@ -11,7 +11,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+
+use super::daemon::version_of;
 
 /// Samples a second.
 const RATE: &str = "1999";
@@ -120,14 +122,7 @@ pub(super) struct Recording {
 impl Recording {
     /// Whether it can be done here.
     pub(super) fn is_possible() -> Result<()> {
-        let told = Command::new("perf").arg("--version").output();
-        let told = told.context("there is no perf")?;
-        ensure!(
-            told.status.success(),
-            "perf does not work: {}",
-            String::from_utf8_lossy(&told.stderr).trim()
-        );
-        Ok(())
+        version_of(Path::new("perf")).map(drop)
     }
 
     /// Begins one of a process, which ends by itself.

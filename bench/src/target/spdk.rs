@@ -14,7 +14,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::daemon::{Daemon, PATIENCE, Place, on_path};
+use super::daemon::{Daemon, PATIENCE, Place, on_path, version_of};
 use super::work::BLOCK_LEN;
 use super::{LEN, NQN, Served};
 
@@ -39,10 +39,8 @@ impl Spdk {
                 on_path("nvmf_tgt").with_context(|| format!("it is not on PATH, nor named by {PROGRAM}"))?
             }
         };
-        let told = Command::new(&program).arg("--version").output();
-        let told = told.with_context(|| format!("{} cannot be started", program.display()))?;
-        let version = String::from_utf8_lossy(&told.stdout);
-        Ok(Self { program, name: format!("{NAME}, {}", version.trim()) })
+        let name = format!("{NAME}, {}", version_of(&program)?);
+        Ok(Self { program, name })
     }
 
     /// Starts it on the first processor; this thread then has the last.
