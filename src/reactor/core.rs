@@ -220,7 +220,12 @@ impl Core {
         self.cx.engine.launch();
         // What a device answers at once leaves with what this turn submits, not a turn later.
         let answered = self.device_completions();
-        self.linger.turn(now, devices + answered > 0);
+        let has_commands = devices + answered > 0;
+        self.linger.turn(now, has_commands);
+        if has_commands {
+            // Set while it was idle, the next look may be further away. Keep-alives alone do not make it look more often.
+            self.next_tick = self.next_tick.min(self.cx.now + Self::TICK);
+        }
         if answered > 0 {
             work += answered + self.take_turns();
             self.cx.engine.launch();
@@ -233,8 +238,6 @@ impl Core {
         self.answer_drains();
         if work > 0 {
             self.last_work = self.cx.now;
-            // Set while it was idle, the next look may be further away.
-            self.next_tick = self.next_tick.min(self.cx.now + Self::TICK);
         }
         Ok(work)
     }
