@@ -7,7 +7,7 @@ use super::pdu::{
 /// Feeds the PDU decoder. The first three bytes choose the rules, the rest is what a peer sent.
 ///
 /// # Panics
-/// When the decoder breaks one of its promises: it panics, its two steps disagree, its plan contradicts PLEN, or a
+/// When the decoder breaks one of its promises: it panics, its two steps or its short and long way disagree, its plan contradicts PLEN, or a
 /// header that it accepted is not what the encoder makes of the same fields.
 pub fn fuzz_pdu(data: &[u8]) {
     let Some((&[knobs, pda, limit], bytes)) = data.split_first_chunk::<3>() else { return };
@@ -28,14 +28,26 @@ pub fn fuzz_pdu(data: &[u8]) {
         Ok(plan) => plan,
         Err(error) => {
             assert_eq!(decoded, Err(error), "the two steps give different errors");
+            assert_eq!(
+                pdu::plain_command(&rules, bytes),
+                None,
+                "the short way takes what the long way refuses"
+            );
             return;
         }
     };
     let plen = u32::from_le_bytes([first8[4], first8[5], first8[6], first8[7]]);
     assert_eq!(plan.total_len(), plen as usize, "plan and PLEN differ");
     assert!(plan.header_len() <= HEADER_MAX && plan.header_len() <= plan.data_offset, "{plan:?}");
-    let Ok(decoded) = decoded else { return };
+    let plain = pdu::plain_command(&rules, bytes);
+    let Ok(decoded) = decoded else {
+        assert!(plain.is_none(), "the short way takes what the long way refuses");
+        return;
+    };
     assert_eq!(decoded.plan, plan, "the two steps give different plans");
+    if let Some((plain, sqe)) = plain {
+        assert_eq!((plain, PduHeader::CapsuleCmd(*sqe)), (plan, decoded.header), "the short way differs");
+    }
     // Padding, the PDO of PDUs without data and reserved bytes are free to the sender: only meaning is compared.
     let again = encode_again(&rules, &decoded);
     let decoded_again =

@@ -190,9 +190,9 @@ impl Queue {
         if available.len() < plan.header_len() {
             return Ok(false);
         }
-        let decoded = pdu::decode_header(&self.rules, available);
+        let header = pdu::decode_planned(&plan, available);
         self.rx.remember(plan.header_len());
-        let decoded = decoded.map_err(InitiatorError::pdu)?;
+        let decoded = Decoded { plan, header: header.map_err(InitiatorError::pdu)? };
         self.rx.consume(plan.header_len());
         self.handle_header(&decoded)?;
         Ok(true)

@@ -2,7 +2,6 @@
 
 use hugepage_alloc::DmaBuf;
 use nvme_spec::{Status, SubmissionQueueEntry};
-use zerocopy::FromBytes;
 
 use super::TcpConnection;
 use super::request::{Index, NoPlace, Purpose, State};
@@ -24,20 +23,18 @@ impl TcpConnection {
         &mut self,
         cx: &mut CoreContext,
         plan: &HeaderPlan,
-        sqe: [u8; 64],
+        sqe: &SubmissionQueueEntry,
     ) -> Result<(), PduError> {
-        // 64 bytes are 64 bytes; the error arm exists for the type only.
-        let Ok(sqe) = SubmissionQueueEntry::read_from_bytes(&sqe) else {
-            return Err(PduError::Sequence { pdu_type: PduType::CAPSULE_CMD });
-        };
-        // Whatever becomes of the command, the capsule's data has to pass.
-        self.expect(Incoming::skip(plan));
-        let index = match self.requests.insert(sqe) {
+        if plan.data_len > 0 {
+            // Whatever becomes of the command, the capsule's data has to pass.
+            self.expect(Incoming::skip(plan));
+        }
+        let index = match self.requests.insert(*sqe) {
             Ok(index) => index,
             Err(NoPlace::CidInUse) => {
                 self.counters.duplicate_cids.bump();
                 let completion = Completion::of(Status::COMMAND_ID_CONFLICT.with_dnr());
-                self.session.refused(&sqe, completion.status);
+                self.session.refused(sqe, completion.status);
                 self.tx.push(Out::Refusal { cid: sqe.cid.get(), completion });
                 return Ok(());
             }
@@ -45,11 +42,13 @@ impl TcpConnection {
             Err(NoPlace::QueueOverrun) => return Err(PduError::Sequence { pdu_type: PduType::CAPSULE_CMD }),
         };
         self.requests.at(index).passed.stamps.arrived = self.arrived;
-        probes::command_begin(&sqe);
-        match self.session.begin(&sqe, cx.now) {
-            Begin::Io(command) if matches!(command.kind, IoKind::Write) => {
-                self.want_data(cx, plan, index, Purpose::Device(command));
-            }
+        probes::command_begin(sqe);
+        match self.session.begin(sqe, cx.now) {
+            Begin::Io(command) => match command.kind {
+                IoKind::Read => self.read(cx, index, command),
+                IoKind::Write => self.want_data(cx, plan, index, Purpose::Device(command)),
+                _ => self.start(cx, index, command, None, false),
+            },
             Begin::NeedData { .. } => self.want_data(cx, plan, index, Purpose::Session),
             other => self.carry_out(cx, index, other, None),
         }
@@ -124,7 +123,7 @@ impl TcpConnection {
                 self.requests.at(index).state = State::BufferForAnswer(data, completion);
                 self.feed_one(cx, index);
             }
-            Begin::Io(command) => self.run(cx, index, command, data),
+            Begin::Io(command) => self.start(cx, index, command, data, false),
             Begin::Park => self.requests.at(index).state = State::Parked,
             Begin::RespondThenClose(completion) => {
                 self.answer(index, completion);
@@ -135,13 +134,18 @@ impl TcpConnection {
         }
     }
 
-    /// Hands a command to the engine, or waits for a buffer to read into.
-    fn run(&mut self, cx: &mut CoreContext, index: Index, command: IoCommand, data: Option<DmaBuf>) {
-        if matches!(command.kind, IoKind::Read) {
-            self.requests.at(index).state = State::BufferForRead(command);
-            return self.feed_one(cx, index);
+    /// Hands a read to the engine, or waits for a buffer to read into.
+    fn read(&mut self, cx: &mut CoreContext, index: Index, command: IoCommand) {
+        let len = u32::try_from(command.len.0).unwrap_or(u32::MAX);
+        if self.starving.is_empty()
+            && len > 0
+            && let Some(buf) = self.alloc(cx, len)
+        {
+            self.requests.charge(index, &buf);
+            return self.start(cx, index, command, Some(buf), true);
         }
-        self.start(cx, index, command, data, false);
+        self.requests.at(index).state = State::BufferForRead(command);
+        self.feed_one(cx, index);
     }
 
     fn start(

@@ -34,8 +34,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nvme_spec::Nsid;
+use nvme_spec::{Nsid, SubmissionQueueEntry};
 use rustix::net::Shutdown;
+use zerocopy::FromBytes;
 
 pub use self::counters::{Counter, TcpCounters, TcpStats};
 pub use self::fuzz::fuzz_connection;
@@ -197,6 +198,10 @@ impl TcpConnection {
             }
             match self.rx.step(&mut self.requests) {
                 Ok(Step::Starved) => return Parsed::All,
+                Ok(Step::Command(plan, sqe)) => match self.command(cx, &plan, &sqe) {
+                    Ok(()) => self.rx.header_done(&plan),
+                    Err(error) => self.protocol_error(cx, &error),
+                },
                 Ok(Step::Header(decoded)) => match self.header(cx, &decoded) {
                     Ok(()) => self.rx.header_done(&decoded.plan),
                     Err(error) => self.protocol_error(cx, &error),
@@ -218,7 +223,11 @@ impl TcpConnection {
                 self.initialize(ic_req);
                 Ok(())
             }
-            PduHeader::CapsuleCmd(sqe) => self.command(cx, &decoded.plan, sqe),
+            // 64 bytes are 64 bytes; the error exists for the type only.
+            PduHeader::CapsuleCmd(sqe) => match SubmissionQueueEntry::read_from_bytes(&sqe) {
+                Ok(sqe) => self.command(cx, &decoded.plan, &sqe),
+                Err(_) => Err(PduError::Sequence { pdu_type: decoded.plan.pdu_type }),
+            },
             PduHeader::H2cData(data) => self.data_header(&decoded.plan, data),
             PduHeader::TermReq(term) => {
                 self.terminated(cx, term);

@@ -172,10 +172,14 @@ impl Requests {
 
     /// Gives a command its buffer, and charges it until the command ends.
     pub(super) fn give(&mut self, index: Index, buf: DmaBuf) {
-        let slot = &mut self.slots[usize::from(index)];
-        slot.charge += buf.len();
+        self.charge(index, &buf);
+        self.slots[usize::from(index)].buf = Some(buf);
+    }
+
+    /// Charges a command for a buffer that is somewhere else.
+    pub(super) fn charge(&mut self, index: Index, buf: &DmaBuf) {
+        self.slots[usize::from(index)].charge += buf.len();
         self.held_bytes += buf.len();
-        slot.buf = Some(buf);
     }
 
     /// Since when the host owes data, for the command that waits longest.

@@ -12,6 +12,8 @@
 use std::io;
 
 use hugepage_alloc::DmaBuf;
+use nvme_spec::SubmissionQueueEntry;
+use zerocopy::FromBytes;
 
 use super::request::{Index, Requests};
 use super::tx::digest_of;
@@ -106,6 +108,8 @@ pub(super) struct Rx {
 pub(super) enum Step {
     /// A header; it stays in the batch until [`Rx::header_done`].
     Header(Decoded),
+    /// The header of a [plain command](pdu::plain_command); it stays as well.
+    Command(HeaderPlan, SubmissionQueueEntry),
     /// All data of a PDU is there. The flag tells whether its digest fits.
     DataDone(Incoming, bool),
     /// More bytes are needed.
@@ -145,6 +149,11 @@ impl Rx {
         match self.state {
             RxState::Header => {
                 let bytes = batch.filled();
+                if let Some((plan, sqe)) = pdu::plain_command(&self.rules, bytes)
+                    && let Ok(sqe) = SubmissionQueueEntry::read_from_bytes(sqe)
+                {
+                    return Ok(Step::Command(plan, sqe));
+                }
                 let Some((first8, _)) = bytes.split_first_chunk::<COMMON_HEADER_LEN>() else {
                     return Ok(Step::Starved);
                 };
@@ -152,7 +161,8 @@ impl Rx {
                 if bytes.len() < plan.header_len() {
                     return Ok(Step::Starved);
                 }
-                pdu::decode_header(&self.rules, bytes).map(Step::Header)
+                let header = pdu::decode_planned(&plan, bytes)?;
+                Ok(Step::Header(Decoded { plan, header }))
             }
             RxState::Data(mut incoming) => {
                 let done = take_data(batch, &mut incoming, requests);

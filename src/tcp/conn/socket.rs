@@ -119,9 +119,11 @@ impl TcpConnection {
         if goes_on && !self.receives {
             return Polled::Nothing;
         }
+        cx.polls.look();
         match self.rx.take_batch(&mut self.requests) {
             Some(mut batch) if goes_on => match self.socket.recv_now(&mut batch) {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                    cx.polls.missed(&mut self.heard);
                     self.rx.put_back(batch);
                     return Polled::Nothing;
                 }

@@ -52,6 +52,8 @@ pub(super) struct Tx {
     /// The size for who has more to say than goes into a batch.
     most: TxSize,
     pub(super) hpda: u8,
+    /// Where headers are written, each whole.
+    header: [u8; HEADER_MAX],
     /// Whose answers they are, once that is known.
     pub(super) who: Option<Rc<Who>>,
 }
@@ -84,6 +86,7 @@ impl Tx {
             size,
             most: size,
             hpda: 0,
+            header: [0; HEADER_MAX],
             who: None,
         }
     }
@@ -162,17 +165,17 @@ impl Tx {
             && !self.notes.is_full()
         {
             let Some(out) = self.queue.pop_front() else { break };
-            let mut header = [0; HEADER_MAX];
             match out {
                 Out::IcResp(ic_resp) => {
-                    let len = pdu::ic_resp(&mut header, &ic_resp);
-                    self.bytes(header.get(..len));
+                    let len = pdu::ic_resp(&mut self.header, &ic_resp);
+                    self.push_header(len);
                 }
                 Out::R2t(index) => {
                     let request = requests.at(index);
                     let (cccid, len) = (request.sqe.cid.get(), request.expected());
-                    let len = pdu::r2t(&mut header, digests, &R2t { cccid, ttag: index, offset: 0, len });
-                    self.bytes(header.get(..len));
+                    let r2t = R2t { cccid, ttag: index, offset: 0, len };
+                    let len = pdu::r2t(&mut self.header, digests, &r2t);
+                    self.push_header(len);
                 }
                 Out::Refusal { cid, completion } => self.response(cid, completion, session, digests),
                 Out::Answer(index) => self.answer(index, requests, session, digests, trace),
@@ -214,14 +217,14 @@ impl Tx {
 
     fn data(&mut self, cccid: u16, buf: DmaBuf, success: bool, digests: Digests) {
         let Ok(data_len) = u32::try_from(buf.len()) else { return };
-        let mut header = [0; HEADER_MAX];
         let data = DataPdu { cccid, ttag: 0, data_offset: 0, data_len, last: true, success };
-        let len = pdu::c2h_data(&mut header, digests, self.hpda, &data);
-        self.bytes(header.get(..len));
+        let len = pdu::c2h_data(&mut self.header, digests, self.hpda, &data);
+        self.push_header(len);
         let digest = digests.data.then(|| digest_of(&buf, 0, buf.len(), Digest::new()));
         let _ = self.filling.push_buf(buf);
         if let Some(digest) = digest {
-            self.bytes(Some(&digest.to_wire()));
+            let pushed = self.filling.push_bytes(&digest.to_wire());
+            debug_assert!(pushed, "room was checked");
         }
     }
 
@@ -236,14 +239,13 @@ impl Tx {
         };
         let mut bytes = [0; 16];
         bytes.copy_from_slice(cqe.as_bytes());
-        let mut header = [0; HEADER_MAX];
-        let len = pdu::capsule_resp(&mut header, digests, &bytes);
-        self.bytes(header.get(..len));
+        let len = pdu::capsule_resp(&mut self.header, digests, &bytes);
+        self.push_header(len);
     }
 
-    /// Copies bytes into the batch; `fill` made sure that there is room.
-    fn bytes(&mut self, bytes: Option<&[u8]>) {
-        let pushed = self.filling.push_bytes(bytes.unwrap_or_default());
+    /// Copies the header that was written last into the batch; `fill` made sure that there is room.
+    fn push_header(&mut self, len: usize) {
+        let pushed = self.filling.push_bytes(self.header.get(..len).unwrap_or_default());
         debug_assert!(pushed, "room was checked");
     }
 

@@ -2,8 +2,8 @@
 
 use super::{
     COMMON_HEADER_LEN, DataHeader, Decoded, Digests, FatalErrorStatus, HeaderPlan, IcReq, IcResp,
-    MAXH2CDATA_MIN, PDA_MAX, PduError, PduHeader, PduRules, PduType, R2t, TermReq, field, flags,
-    header_len_needed,
+    MAXH2CDATA_MIN, PDA_MAX, PduError, PduHeader, PduRules, PduType, Phase, R2t, Receiver, TermReq, field,
+    flags, header_len_needed,
 };
 use crate::tcp::digest;
 
@@ -18,6 +18,41 @@ pub fn decode_header(rules: &PduRules, bytes: &[u8]) -> Result<Decoded, PduError
         return Err(PduError::Incomplete { needed: COMMON_HEADER_LEN });
     };
     let plan = header_len_needed(rules, first8)?;
+    let header = decode_planned(&plan, bytes)?;
+    Ok(Decoded { plan, header })
+}
+
+/// A command capsule of the kind that nearly all are: no digests, and either no data or data right behind its header. Its
+/// plan and its submission queue entry, as [`header_len_needed`] and [`decode_header`] give them. `None` when `bytes` begins
+/// with anything else, right or wrong, or does not hold the whole header: those tell what it is.
+#[must_use]
+#[inline]
+pub fn plain_command<'b>(rules: &PduRules, bytes: &'b [u8]) -> Option<(HeaderPlan, &'b [u8; 64])> {
+    const HLEN: usize = 72;
+    let (first8, rest) = bytes.split_first_chunk::<COMMON_HEADER_LEN>()?;
+    let sqe = rest.first_chunk()?;
+    let [pdu_type, flags, hlen, pdo, plen @ ..] = *first8;
+    let is_plain = [pdu_type, flags, hlen] == [PduType::CAPSULE_CMD.0, 0, 72]
+        && !rules.digests.header
+        && rules.phase == Phase::Running
+        && rules.receiver == Receiver::Controller;
+    let data_len = (u32::from_le_bytes(plen) as usize).checked_sub(HLEN).filter(|_| is_plain)?;
+    // Without data PDO has no meaning.
+    let has_plain_data = usize::from(pdo) == HLEN && rules.pda == 0 && !rules.digests.data;
+    if data_len > 0 && !(has_plain_data && data_len <= rules.in_capsule_len_max as usize) {
+        return None;
+    }
+    let pdu_type = PduType::CAPSULE_CMD;
+    let plan =
+        HeaderPlan { pdu_type, flags, hlen: HLEN, hdgst_len: 0, data_offset: HLEN, data_len, ddgst: false };
+    Some((plan, sqe))
+}
+
+/// Decodes a header that [`header_len_needed`] has planned with.
+///
+/// # Errors
+/// As [`decode_header`].
+pub fn decode_planned(plan: &HeaderPlan, bytes: &[u8]) -> Result<PduHeader, PduError> {
     let incomplete = PduError::Incomplete { needed: plan.header_len() };
     let (header, rest) = bytes.split_at_checked(plan.hlen).ok_or(incomplete)?;
     if plan.hdgst_len != 0 {
@@ -28,21 +63,20 @@ pub fn decode_header(rules: &PduRules, bytes: &[u8]) -> Result<Decoded, PduError
             return Err(PduError::HeaderDigest { received, computed });
         }
     }
-    let header = match plan.pdu_type {
+    Ok(match plan.pdu_type {
         PduType::IC_REQ => PduHeader::IcReq(decode_ic_req(header)?),
         PduType::IC_RESP => PduHeader::IcResp(decode_ic_resp(header)?),
         PduType::CAPSULE_CMD => PduHeader::CapsuleCmd(tail(header).ok_or(incomplete)?),
         PduType::CAPSULE_RESP => PduHeader::CapsuleResp(tail(header).ok_or(incomplete)?),
-        PduType::H2C_DATA => PduHeader::H2cData(decode_data(&plan, header)?),
-        PduType::C2H_DATA => PduHeader::C2hData(decode_data(&plan, header)?),
+        PduType::H2C_DATA => PduHeader::H2cData(decode_data(plan, header)?),
+        PduType::C2H_DATA => PduHeader::C2hData(decode_data(plan, header)?),
         PduType::R2T => PduHeader::R2t(decode_r2t(header)?),
         _ => PduHeader::TermReq(TermReq {
             fes: FatalErrorStatus(le16(header, 8)),
             // FEI is no multiple of four bytes away from the start: bytes 10 to 13.
             fei: le32(header, 10),
         }),
-    };
-    Ok(Decoded { plan, header })
+    })
 }
 
 /// What follows the common header, when it has exactly `N` bytes.

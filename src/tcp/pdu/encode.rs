@@ -52,6 +52,13 @@ fn seal(out: &mut [u8; HEADER_MAX], hlen: usize, digests: Digests) -> usize {
     hlen + Digest::LEN
 }
 
+/// Zeros between a header and its data: nearly always there is nothing between them.
+fn pad(out: &mut [u8; HEADER_MAX], end: usize, pdo: usize) {
+    if end < pdo {
+        out[end..pdo].fill(0);
+    }
+}
+
 /// PDO: the first multiple of `(pda + 1) * 4` after a header of `hlen` bytes and its digest.
 const fn data_offset(hlen: usize, digests: Digests, pda: u8) -> usize {
     let pda = if pda > PDA_MAX { PDA_MAX } else { pda };
@@ -120,7 +127,7 @@ pub fn capsule_cmd(
     let plen = plen_with_data(pdo, data_len, digests);
     common(out, PduType::CAPSULE_CMD, digest_flags(digests, true), HLEN, pdo, plen);
     let end = seal(out, HLEN, digests);
-    out[end..pdo].fill(0);
+    pad(out, end, pdo);
     pdo
 }
 
@@ -162,7 +169,7 @@ fn data_pdu(
     out[16..20].copy_from_slice(&pdu.data_len.to_le_bytes());
     out[20..24].fill(0);
     let end = seal(out, 24, digests);
-    out[end..pdo].fill(0);
+    pad(out, end, pdo);
     pdo
 }
 

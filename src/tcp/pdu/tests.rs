@@ -246,6 +246,30 @@ proptest! {
         prop_assert_eq!(decoded.header, PduHeader::CapsuleResp(cqe));
     }
 
+    /// The two ways are compared by `fuzz_pdu`: here a good capsule is changed in one place of its common header or not at all,
+    /// and cut short or not.
+    #[test]
+    fn a_plain_command_is_taken_the_short_way(
+        sqe: [u8; 32], len in prop_oneof![Just(0), 0u32..=8192], pda in 0u8..3, knobs: u8, at in 0usize..16, value: u8,
+        cut in prop_oneof![Just(0), 0usize..72],
+    ) {
+        let digests = Digests { header: knobs & 4 != 0, data: knobs & 8 != 0 };
+        let mut whole = [0; 64];
+        whole[..32].copy_from_slice(&sqe);
+        let mut out = [0xFF; HEADER_MAX];
+        let header_len = capsule_cmd(&mut out, digests, pda, &whole, len);
+        let rules = PduRules { pda, ..running(Receiver::Controller, digests) };
+        let is_plain = !digests.header && (len == 0 || (!digests.data && pda == 0));
+        let plain = plain_command(&rules, &out[..header_len]);
+        prop_assert_eq!(plain.map(|(plan, sqe)| (plan.data_len, *sqe)), is_plain.then_some((len as usize, whole)));
+        let mut bytes = vec![knobs & 12, pda, 64];
+        bytes.extend_from_slice(&out[..header_len.saturating_sub(cut)]);
+        if at < 8 && let Some(byte) = bytes.get_mut(3 + at) {
+            *byte = value;
+        }
+        crate::tcp::fuzz::fuzz_pdu(&bytes);
+    }
+
     #[test]
     fn any_bytes_decode_or_fail_cleanly(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         crate::tcp::fuzz::fuzz_pdu(&bytes);
