@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use hugepage_alloc::{BUFFER_LEN_MAX, BufferPool};
+use hugepage_alloc::{BUFFER_LEN_MAX, BufferPool, DmaBuf};
 
 use super::{
     BlockDevice, BlockDone, BlockError, BlockOp, BlockOpKind, BlockQueue, DeviceInfo, OpenError, check, drain,
@@ -11,8 +11,8 @@ use super::{
 use crate::ring::Ring;
 use crate::units::{BlockSize, ByteLen};
 
-/// A device that forgets every write and reads as zeros. The buffer of a read is zeroed each time: what lies in it
-/// is another host's data.
+/// A device that forgets every write and reads as zeros. What lies in the buffer of a read is another host's data: it is
+/// exchanged for a part of the pool's [zeroes](BufferPool::zeroes), or zeroed where these are shorter.
 #[derive(Debug)]
 pub struct NullDevice {
     info: Arc<DeviceInfo>,
@@ -46,27 +46,37 @@ impl BlockDevice for NullDevice {
         &self.info
     }
 
-    fn open_queue(&self, _: &Ring, _: &BufferPool, depth: usize) -> Result<Box<dyn BlockQueue>, BlockError> {
-        Ok(Box::new(NullQueue { info: Arc::clone(&self.info), ready: VecDeque::with_capacity(depth), depth }))
+    fn open_queue(
+        &self,
+        _: &Ring,
+        pool: &BufferPool,
+        depth: usize,
+    ) -> Result<Box<dyn BlockQueue>, BlockError> {
+        let (info, zeroes) = (Arc::clone(&self.info), pool.zeroes());
+        Ok(Box::new(NullQueue { info, zeroes, ready: VecDeque::with_capacity(depth), depth }))
     }
 }
 
 struct NullQueue {
     info: Arc<DeviceInfo>,
+    zeroes: Option<DmaBuf>,
     ready: VecDeque<BlockDone>,
     depth: usize,
 }
 
 impl BlockQueue for NullQueue {
-    fn submit(&mut self, op: BlockOp) -> Result<(), BlockOp> {
+    fn submit(&mut self, mut op: BlockOp) -> Result<(), BlockOp> {
         if self.ready.len() >= self.depth {
             return Err(op);
         }
         let result = check::check(&self.info, &op).map_err(BlockError::new);
         if op.kind == BlockOpKind::Read
-            && let Some(buf) = &op.buf
+            && let Some(buf) = &mut op.buf
         {
-            buf.zero();
+            match self.zeroes.as_ref().and_then(|zeroes| zeroes.try_slice(0, buf.len())) {
+                Some(zeroes) => *buf = zeroes,
+                None => buf.zero(),
+            }
         }
         self.ready.push_back(BlockDone { token: op.token, result, buf: op.buf });
         Ok(())

@@ -30,7 +30,7 @@ pub use self::batches::Timing;
 use super::slab::{Key, Slab};
 use crate::block::{BlockDevice, BlockDone, BlockError, BlockErrorKind, BlockQueue};
 use crate::extent::LookupCursor;
-use crate::fabrics::{Export, ExportSlot, IoCommand, IoKind, of_block_error};
+use crate::fabrics::{Export, ExportSlot, IoCommand, of_block_error};
 use crate::probes;
 use crate::ring::Ring;
 use crate::stage::{Stamp, Stamps};
@@ -90,6 +90,7 @@ struct Job {
     owner: Key,
     request: u32,
     command: IoCommand,
+    /// The command's. An operation for all of it takes it along.
     buf: Option<DmaBuf>,
     /// Next byte of the namespace to submit, and where the current range ends.
     next: u64,
@@ -286,49 +287,32 @@ impl IoEngine {
     /// `buf` holds the data of a write (or the ranges of a Dataset Management), or takes that of a read; its
     /// length is the command's. The fence is looked at once more: data of a write may have travelled while it fell.
     pub fn start(&mut self, owner: Key, request: u32, command: IoCommand, buf: Option<DmaBuf>) {
-        let status = match self.exports.get_mut(command.slot.0 as usize).and_then(Option::as_mut) {
+        let batch = self.batch();
+        let Self { exports, jobs, done, fresh, .. } = self;
+        let held = exports.get_mut(command.slot.0 as usize).and_then(Option::as_mut);
+        let refusal = match &held {
             None => Some(Status::INVALID_NAMESPACE.with_dnr()),
             Some(held) => held.export.refusal(command.kind.is_write()),
         };
-        if let Some(status) = status {
-            self.done.push_back(IoDone { owner, request, status, buf, timing: Timing::NONE });
+        let (Some(held), None) = (held, refusal) else {
+            let status = refusal.unwrap_or(Status::INTERNAL_ERROR);
+            done.push_back(IoDone { owner, request, status, buf, timing: Timing::NONE });
             return;
-        }
-        let (next, end) = match command.kind {
-            IoKind::Read | IoKind::Write | IoKind::WriteZeroes { .. } => {
-                (command.start.0, command.start.0.saturating_add(command.len.0))
-            }
-            IoKind::Flush | IoKind::DatasetManagement { .. } => (0, 0),
         };
-        let stage = if matches!(command.kind, IoKind::Flush) { Stage::FlushDue } else { Stage::Transfer };
-        let batch = self.batch();
-        let job = Job {
-            owner,
-            request,
-            command,
-            buf,
-            next,
-            end,
-            next_range: 0,
-            pending: 0,
-            status: Status::SUCCESS,
-            stage,
-            batch,
-        };
-        match self.jobs.insert(job) {
+        let job = Job::new(owner, request, command, buf, batch);
+        let (next, end) = (job.next, job.end);
+        match jobs.insert(job) {
             Ok(key) => {
-                if let Some(Some(held)) = self.exports.get_mut(command.slot.0 as usize) {
-                    held.in_flight += 1;
-                    if let Some(map) = held.export.map.as_ref().filter(|_| next < end) {
-                        map.prefetch(command.start);
-                    }
+                held.in_flight += 1;
+                if let Some(map) = held.export.map.as_ref().filter(|_| next < end) {
+                    map.prefetch(command.start);
                 }
-                self.fresh.push_back(key);
+                fresh.push_back(key);
             }
             Err(job) => {
                 // Connections reserve a job for each command they may have, so this is a shortage, not a habit.
                 let status = Status::COMMAND_INTERRUPTED;
-                self.done.push_back(IoDone { owner, request, status, buf: job.buf, timing: Timing::NONE });
+                done.push_back(IoDone { owner, request, status, buf: job.buf, timing: Timing::NONE });
             }
         }
     }
@@ -429,6 +413,7 @@ impl IoEngine {
         let key = Key::from_bits(done.token.0);
         let Some(job) = self.jobs.get_mut(key) else { return };
         job.pending = job.pending.saturating_sub(1);
+        job.take_back(done.buf);
         if let Err(error) = done.result {
             tracing::warn!(request = job.request, kind = ?job.command.kind, %error, "device operation failed");
             job.fail(of_block_error(error.kind));

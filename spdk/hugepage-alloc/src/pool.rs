@@ -24,6 +24,10 @@ const BUFFER_NONE: u16 = u16::MAX;
 /// The list of free pages, after those of the classes.
 const LIST_FREE: usize = CLASS_SHIFTS.len();
 
+/// Of [`BufferPool::zeroes`]: a size class; and of how many pages a pool must be to spare it.
+const ZEROES_LEN: u32 = 1 << 18;
+const ZEROES_PAGES_MIN: usize = 8;
+
 /// What a pool shall be, in short: [`RegionOptions`] say more.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {
@@ -113,11 +117,35 @@ impl BufferPool {
         Some(DmaBuf::new(self.inner.clone(), ptr, len, slot))
     }
 
+    /// A buffer that is all zeros and the same for all who ask, for what reads as zeros without a device: 256 KiB of the
+    /// pool, from the first call on. Whoever gets it only reads it. `None` when the pool is too small to spare that much, or
+    /// exhausted.
+    #[must_use]
+    pub fn zeroes(&self) -> Option<DmaBuf> {
+        let inner = &self.inner.0;
+        if inner.pages.len() < ZEROES_PAGES_MIN {
+            return None;
+        }
+        if let Some((ptr, slot)) = inner.zeroes.get() {
+            self.inner.retain(slot);
+            return Some(DmaBuf::new(self.inner.clone(), ptr, ZEROES_LEN, slot));
+        }
+        let (ptr, slot) = inner.take(ZEROES_LEN)?;
+        let zeroes = DmaBuf::new(self.inner.clone(), ptr, ZEROES_LEN, slot);
+        zeroes.zero();
+        // The pool's own count, which it keeps. No buffer in use: of these an idle pool has none.
+        self.inner.retain(slot);
+        inner.bytes_in_use.set(inner.bytes_in_use.get() - ZEROES_LEN as usize);
+        inner.zeroes.set(Some((ptr, slot)));
+        Some(zeroes)
+    }
+
     /// Bytes that no buffer holds. Not all of them need be fit for a buffer of any size: pages are carved by class.
     #[must_use]
     pub fn bytes_free(&self) -> usize {
         let inner = &self.inner.0;
-        inner.pages.len() * BUFFER_LEN_MAX - inner.bytes_in_use.get()
+        let zeroes_len = inner.zeroes.get().map_or(0, |_| ZEROES_LEN as usize);
+        inner.pages.len() * BUFFER_LEN_MAX - inner.bytes_in_use.get() - zeroes_len
     }
 
     /// Address and length of each region, for registration with io_uring or DMA mapping. The order is that of
@@ -241,6 +269,8 @@ struct Inner {
     pages_free: Cell<usize>,
     bytes_in_use: Cell<usize>,
     exhausted_count: Cell<u64>,
+    /// See [`BufferPool::zeroes`].
+    zeroes: Cell<Option<(*mut u8, Slot)>>,
 }
 
 impl Inner {
@@ -271,6 +301,7 @@ impl Inner {
             pages_free: Cell::new(0),
             bytes_in_use: Cell::new(0),
             exhausted_count: Cell::new(0),
+            zeroes: Cell::new(None),
         };
         // The lowest page comes out first.
         for page in (0u32..).take(inner.pages.len()).collect::<Vec<_>>().into_iter().rev() {

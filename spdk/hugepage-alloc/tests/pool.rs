@@ -118,6 +118,37 @@ proptest! {
 }
 
 #[test]
+fn the_zeroes_of_a_pool_are_the_same_for_all_and_never_handed_out_as_a_buffer() {
+    let pool = small_pool(8);
+    let dirty = pool.alloc(1 << 18).expect("room");
+    dirty.write_from(0, &vec![0xA5; dirty.len()]);
+    drop(dirty);
+    let free_before = pool.bytes_free();
+    let zeroes = pool.zeroes().expect("a pool of eight pages spares some");
+    let mut bytes = vec![1; zeroes.len()];
+    zeroes.read_into(0, &mut bytes);
+    assert!(bytes.iter().all(|&byte| byte == 0));
+    let at = zeroes.as_ptr();
+    drop(zeroes);
+    assert_eq!(pool.zeroes().map(|again| again.as_ptr()), Some(at));
+    assert_eq!(pool.stats().bytes_in_use, 0, "they are no buffer in use");
+    assert_eq!(free_before - pool.bytes_free(), bytes.len());
+
+    let all: Vec<DmaBuf> = std::iter::from_fn(|| pool.alloc(1 << 18)).collect();
+    assert_eq!(all.len(), 8 * PAGE_LEN / (1 << 18) - 1);
+    assert!(all.iter().all(|buf| buf.as_ptr() != at));
+    assert_eq!(pool.bytes_free(), 0);
+}
+
+#[test]
+fn a_small_pool_spares_no_zeroes() {
+    assert!(small_pool(7).zeroes().is_none());
+    let pool = small_pool(8);
+    let _all: Vec<DmaBuf> = std::iter::from_fn(|| pool.alloc(2 << 20)).collect();
+    assert!(pool.zeroes().is_none(), "nothing is left");
+}
+
+#[test]
 fn an_exhausted_pool_says_so_and_recovers() {
     let pool = small_pool(1);
     let mut bufs: Vec<DmaBuf> = (0..512).map_while(|_| pool.alloc(4096)).collect();

@@ -7,12 +7,26 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{CoreExport, Job, Stage, Stopped};
 use crate::block::{BlockOp, BlockOpKind, BlockQueue, OpToken};
-use crate::fabrics::{FenceReason, IoKind, of_lookup_error};
+use crate::fabrics::{FenceReason, IoCommand, IoKind, of_lookup_error};
 use crate::probes;
 use crate::reactor::slab::Key;
 use crate::units::{ByteLen, ByteOffset};
 
 impl Job {
+    /// A command of which nothing is submitted yet.
+    #[inline]
+    pub(super) fn new(owner: Key, request: u32, command: IoCommand, buf: Option<DmaBuf>, batch: u32) -> Self {
+        let (next, end) = match command.kind {
+            IoKind::Read | IoKind::Write | IoKind::WriteZeroes { .. } => {
+                (command.start.0, command.start.0.saturating_add(command.len.0))
+            }
+            IoKind::Flush | IoKind::DatasetManagement { .. } => (0, 0),
+        };
+        let stage = if matches!(command.kind, IoKind::Flush) { Stage::FlushDue } else { Stage::Transfer };
+        let status = Status::SUCCESS;
+        Self { owner, request, command, buf, next, end, next_range: 0, pending: 0, status, stage, batch }
+    }
+
     pub(super) fn fail(&mut self, status: Status) {
         if self.status.is_success() {
             self.status = status;
@@ -139,15 +153,32 @@ impl Job {
             IoKind::Flush => BlockOpKind::Flush,
         };
         let buf = match kind {
+            // The device has it until the operation ends: a count less, of what is nearly all commands.
+            BlockOpKind::Read | BlockOpKind::Write { .. } if self.is_whole(from, len) => self.buf.take(),
             BlockOpKind::Read | BlockOpKind::Write { .. } => Some(self.slice_for(from, len)?),
             _ => None,
         };
         let op = BlockOp { token: OpToken(key.to_bits()), kind, offset: device_offset, len, buf };
-        queue.submit(op).map_err(|_| Stopped::QueueFull)?;
+        if let Err(op) = queue.submit(op) {
+            self.take_back(op.buf);
+            return Err(Stopped::QueueFull);
+        }
         probes::device_submit(key.to_bits(), device_offset.0, len.0, self.command.kind.is_write());
         self.pending += 1;
         self.next += len.0;
         Ok(())
+    }
+
+    /// Whether a segment is all that the buffer is for.
+    fn is_whole(&self, from: ByteOffset, len: ByteLen) -> bool {
+        from == self.command.start && self.buf.as_ref().is_some_and(|buf| buf.len() as u64 == len.0)
+    }
+
+    /// The buffer of an operation is no longer the device's: if it was that of the command, it is again.
+    pub(super) fn take_back(&mut self, buf: Option<DmaBuf>) {
+        if self.buf.is_none() {
+            self.buf = buf;
+        }
     }
 
     /// The part of the command's buffer that belongs to a segment.

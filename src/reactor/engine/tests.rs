@@ -11,7 +11,8 @@ use crate::extent::{
     DeviceNumber, DiskIdentity, Extent, FilesystemIdentity, FilesystemKind, FrozenMap, MapIdentity,
 };
 use crate::fabrics::{
-    FencePolicy, FenceReason, HostPolicy, Identity, NamespaceSpec, SubsystemSpec, Target, TargetOptions,
+    FencePolicy, FenceReason, HostPolicy, Identity, IoKind, NamespaceSpec, SubsystemSpec, Target,
+    TargetOptions,
 };
 use crate::ring::RingOptions;
 use crate::units::{BlockSize, ByteLen, ByteOffset};
