@@ -157,6 +157,7 @@ pub struct SendBatch {
     /// Bytes of the first part that are sent.
     first_sent: usize,
     bytes_len: usize,
+    /// One a part, as long as nothing was sent.
     pub(super) iovecs: Vec<libc::iovec>,
     pub(super) header: libc::msghdr,
 }
@@ -192,14 +193,19 @@ impl SendBatch {
         if bytes.len() > self.arena_room() {
             return false;
         }
-        let at = self.arena.len();
-        if let Some(Part::Bytes { len, .. }) = self.parts.last_mut() {
-            // The arena holds only what was pushed, in order: this continues the last part.
-            *len += bytes.len();
-        } else if self.parts_room() == 0 {
-            return false;
-        } else {
-            self.parts.push(Part::Bytes { at, len: bytes.len() });
+        let (at, has_part) = (self.arena.len(), self.parts_room() > 0);
+        match (self.parts.last_mut(), self.iovecs.last_mut()) {
+            (Some(Part::Bytes { len, .. }), Some(iovec)) => {
+                // The arena holds only what was pushed, in order: this continues the last part.
+                *len += bytes.len();
+                iovec.iov_len += bytes.len();
+            }
+            _ if has_part => {
+                let start = self.arena.as_ptr().wrapping_add(at);
+                self.parts.push(Part::Bytes { at, len: bytes.len() });
+                self.iovecs.push(libc::iovec { iov_base: start.cast_mut().cast(), iov_len: bytes.len() });
+            }
+            _ => return false,
         }
         self.arena.extend_from_slice(bytes);
         self.bytes_len += bytes.len();
@@ -217,6 +223,7 @@ impl SendBatch {
             return false;
         }
         self.bytes_len += buf.len();
+        self.iovecs.push(libc::iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() });
         self.parts.push(Part::Buf(buf));
         true
     }
@@ -273,12 +280,17 @@ impl SendBatch {
     /// Drops all buffers and forgets all bytes.
     pub fn clear(&mut self) {
         self.parts.clear();
+        self.iovecs.clear();
         self.arena.clear();
         (self.first, self.first_sent, self.bytes_len) = (0, 0, 0);
     }
 
     /// Writes the io vectors of what is left to be sent.
     pub(super) fn fill_iovecs(&mut self) {
+        if (self.first, self.first_sent) == (0, 0) {
+            // As they were pushed.
+            return;
+        }
         self.iovecs.clear();
         let mut skip = self.first_sent;
         for part in self.parts.iter().skip(self.first) {
