@@ -1,6 +1,7 @@
 //! One core: the loop itself.
 
 mod setup;
+mod sockets;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,15 +14,13 @@ use super::gauges::{CoreGauges, CoreStats};
 use super::linger::Linger;
 use super::mailbox::{Accepted, Letter, Mailbox};
 use super::pause::{CoreFailure, PauseWatch};
-use super::polls::{POLLED_MAX, Polled, SocketPolls};
+use super::polls::{POLLED_MAX, SocketPolls};
 use super::slab::{Key, Slab};
 use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
 use crate::fabrics::{ExportSlot, PortId};
-use crate::ring::{FileRef, Ring, RingClient, RingResource, Socket, Wait};
+use crate::ring::{FileRef, Ring, RingClient, RingResource, Socket, Turned, Wait};
 use crate::stage::{CoreStages, Trace};
 
-/// Socket completions handed out in one turn.
-const RING_BUDGET: usize = 256;
 /// Turns of ready connections in one turn of the core.
 const TURN_BUDGET: usize = 256;
 /// Listeners of one core.
@@ -70,6 +69,8 @@ pub struct Core {
     ready: VecDeque<Key>,
     /// Those whose sockets are looked at in every turn.
     polled: Vec<Key>,
+    /// Where in that list the turn before began.
+    poll_start: usize,
     listeners: Slab<Listener>,
     /// Letters that wait for the last command of an export. No turn waits for them: what ends a command wakes the core.
     drains: Vec<(ExportSlot, Box<dyn FnOnce() + Send>)>,
@@ -156,6 +157,7 @@ impl Core {
             seats,
             ready: VecDeque::with_capacity(connections_max),
             polled: Vec::with_capacity(POLLED_MAX),
+            poll_start: 0,
             listeners,
             drains: Vec::new(),
             letters: Vec::new(),
@@ -205,9 +207,10 @@ impl Core {
         self.arm();
         let wait = self.wait();
         let submits = self.pause.look(&self.cx.engine)?;
-        let mut work = self.ring.turn(wait)?;
+        let Turned { completed: mut work, entered } = self.ring.turn_told(wait)?;
         self.cx.engine.disarm();
-        let now = self.pause.look(&self.cx.engine)?;
+        // Without a system call it is still the same moment.
+        let now = if entered { self.pause.look(&self.cx.engine)? } else { submits };
         self.cx.now = now.instant();
         self.cx.stages.turn(now);
         self.cx.engine.turned(submits, now);
@@ -408,45 +411,6 @@ impl Core {
             seat.ready = true;
             ready.push_back(key);
         }
-    }
-
-    fn socket_completions(&mut self) -> usize {
-        for work in 0..RING_BUDGET {
-            let Some(done) = self.cx.sockets.pop() else { return work };
-            let key = Key::from_bits(done.token);
-            let kind = (done.token >> 56) as u8;
-            if let Some(seat) = self.seats.get_mut(key) {
-                seat.connection.on_ring(&mut self.cx, kind, done);
-                Self::mark_ready(&mut self.ready, seat, key);
-            }
-        }
-        RING_BUDGET
-    }
-
-    /// Looks at the sockets that the core reads by itself.
-    fn polled_sockets(&mut self) -> usize {
-        let (mut work, mut at) = (0, 0);
-        while let Some(key) = self.polled.get(at).copied() {
-            let polled = match self.seats.get_mut(key) {
-                Some(seat) => {
-                    let polled = seat.connection.poll(&mut self.cx);
-                    seat.polled = polled != Polled::Cold;
-                    if polled != Polled::Nothing {
-                        Self::mark_ready(&mut self.ready, seat, key);
-                    }
-                    polled
-                }
-                None => Polled::Cold,
-            };
-            work += usize::from(polled == Polled::Data);
-            if polled == Polled::Cold {
-                self.polled.swap_remove(at);
-            } else {
-                at += 1;
-            }
-        }
-        self.cx.polls.set_polled(self.polled.len());
-        work
     }
 
     fn device_completions(&mut self) -> usize {
