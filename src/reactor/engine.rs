@@ -119,7 +119,7 @@ pub struct IoEngine {
     /// Commands that the connections of this core may have in flight.
     reserved: usize,
     /// Begun in this turn, and not looked up yet.
-    fresh: VecDeque<Key>,
+    fresh: Vec<Key>,
     stalled: VecDeque<Key>,
     done: VecDeque<IoDone>,
     batches: Batches,
@@ -144,7 +144,7 @@ impl IoEngine {
             queues: Vec::new(),
             jobs: Slab::default(),
             reserved: 0,
-            fresh: VecDeque::new(),
+            fresh: Vec::new(),
             stalled: VecDeque::new(),
             done: VecDeque::new(),
             batches: Batches::new(),
@@ -277,9 +277,11 @@ impl IoEngine {
         if self.done.is_empty() {
             self.batches.collected();
         }
-        while let Some(key) = self.fresh.pop_front() {
+        for at in 0..self.fresh.len() {
+            let Some(&key) = self.fresh.get(at) else { break };
             self.advance(key);
         }
+        self.fresh.clear();
     }
 
     /// Begins a command, which goes to its device with the next [`IoEngine::launch`]. Its end, also an immediate one, arrives by [`IoEngine::next_done`].
@@ -307,7 +309,7 @@ impl IoEngine {
                 if let Some(map) = held.export.map.as_ref().filter(|_| next < end) {
                     map.prefetch(command.start);
                 }
-                fresh.push_back(key);
+                fresh.push(key);
             }
             Err(job) => {
                 // Connections reserve a job for each command they may have, so this is a shortage, not a habit.
@@ -361,7 +363,6 @@ impl IoEngine {
                 Stage::Ending => {}
             }
         }
-        let Some(job) = self.jobs.remove(key) else { return };
         let mut goes_with_ring = false;
         if let Some(Some(held)) = self.exports.get_mut(job.command.slot.0 as usize) {
             held.in_flight -= 1;
@@ -372,9 +373,11 @@ impl IoEngine {
             owner: job.owner,
             request: job.request,
             status: job.status,
-            buf: job.buf,
+            buf: job.buf.take(),
             timing: Timing::new(job.batch, goes_with_ring),
         });
+        // Not taken out: what is left of it is of no use, and not worth a copy.
+        self.jobs.free(key);
     }
 
     /// Launches what is left, rings the doorbells, takes completions, and goes on with what had to wait. Returns how much was done.

@@ -100,6 +100,16 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// Drops the entry where it is; its key is stale from here on.
+    pub fn free(&mut self, key: Key) {
+        let Some(slot) = self.slots.get_mut(key.index()) else { return };
+        if slot.generation == key.generation && slot.value.is_some() {
+            slot.value = None;
+            slot.generation = slot.generation.wrapping_add(1) & GENERATION_MASK;
+            self.free.push(key.index);
+        }
+    }
+
     /// How many slots there are, taken or not: the bound for walking the table with [`Slab::key_at`].
     #[must_use]
     pub fn slots(&self) -> usize {
@@ -144,6 +154,14 @@ mod tests {
         assert_eq!(slab.get_mut(first), None);
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.get(second), Some(&"second"));
+        slab.free(first);
+        assert_eq!(slab.get(second), Some(&"second"));
+        slab.free(second);
+        slab.free(second);
+        assert_eq!((slab.get(second), slab.len()), (None, 0));
+        let third = slab.insert("third").expect("freed");
+        assert_ne!(third, second);
+        assert_eq!(slab.insert("none left"), Err("none left"), "it was freed once");
     }
 
     #[test]

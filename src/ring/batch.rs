@@ -184,8 +184,16 @@ impl SendBatch {
         }
     }
 
+    /// As [`SendBatch::push_bytes`], of bytes whose number is known when this is compiled: no call for so few.
+    #[must_use]
+    #[inline]
+    pub fn push_array<const N: usize>(&mut self, bytes: &[u8; N]) -> bool {
+        self.push_bytes(bytes)
+    }
+
     /// Copies `bytes` to the end. False, and nothing copied, when there is no room.
     #[must_use]
+    #[inline]
     pub fn push_bytes(&mut self, bytes: &[u8]) -> bool {
         if bytes.is_empty() {
             return true;

@@ -20,6 +20,8 @@ use crate::tcp::pdu::{self, DataPdu, Digests, HEADER_MAX, IcResp, R2t, TERM_REQ_
 /// Arena and parts that the longest answer takes: a data header with its padding, a digest, a response.
 const ANSWER_BYTES_MAX: usize = 3 * HEADER_MAX;
 const ANSWER_PARTS_MAX: usize = 3;
+/// What nearly all headers have, without digests.
+const PLAIN_HEADER_LEN: usize = 24;
 /// Data is hashed in pieces of this size, copied out of memory that a device may share.
 const DIGEST_PIECE: usize = 2048;
 
@@ -245,7 +247,10 @@ impl Tx {
 
     /// Copies the header that was written last into the batch; `fill` made sure that there is room.
     fn push_header(&mut self, len: usize) {
-        let pushed = self.filling.push_bytes(self.header.get(..len).unwrap_or_default());
+        let pushed = match self.header.first_chunk() {
+            Some(header) if len == PLAIN_HEADER_LEN => self.filling.push_array::<PLAIN_HEADER_LEN>(header),
+            _ => self.filling.push_bytes(self.header.get(..len).unwrap_or_default()),
+        };
         debug_assert!(pushed, "room was checked");
     }
 
