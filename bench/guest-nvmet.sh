@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bench=target/release/fastice-bench
+bench=${FASTICE_BENCH_PROGRAM:-target/release/fastice-bench}
 [[ -x $bench ]] || { echo "guest-nvmet.sh: build it first: cargo build --release -p fastice-bench" >&2; exit 1; }
 report=${REPORT:-bench/report.json}
 rows=$(mktemp "${TMPDIR:-/tmp}/fastice-bench.XXXXXX")

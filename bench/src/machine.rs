@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// Processor, number of processors, kernel, and whether there is a hypervisor.
+/// Processor, number of processors, kernel, whether there is a hypervisor, and whether this program was built by a profile.
 #[must_use]
 pub fn describe() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -11,7 +11,9 @@ pub fn describe() -> String {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let place = if guest { "virtual machine" } else { "bare metal" };
-    format!("{processor}, {processors} processors, {place}, Linux {}", kernel.trim())
+    // Set by bench/tuned.sh.
+    let build = if option_env!("FASTICE_TUNED").is_some() { ", profile-guided build" } else { "" };
+    format!("{processor}, {processors} processors, {place}, Linux {}{build}", kernel.trim())
 }
 
 /// The instruction sets by which libraries choose how they copy and add up: the best one that is there.
