@@ -34,7 +34,7 @@ rm -f "$raw"/*
 
 echo "== serves, to be counted"
 export FASTICE_BENCH_NVMF_TGT=/nonexistent FASTICE_BENCH_SPDK_NVME_PERF=/nonexistent FASTICE_BENCH_PREVIOUS=/nonexistent
-for work in null/randread null/randwrite/ null/randrw null/read null/write digests 64x4 map-; do
+for work in null/randread null/randwrite/ null/randrw 128k digests 64x4 map-; do
     LLVM_PROFILE_FILE=$raw/%p-%m.profraw "$place/counting/release/fastice-bench" target --only "$work" --depths 1,32,128 \
         --rounds 3 --round-ms 200 --spare 0 --report "$place/unused.json" >"$place/served.log" 2>&1 ||
         { cat "$place/served.log" >&2; exit 1; }

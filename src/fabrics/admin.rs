@@ -304,6 +304,18 @@ impl AdminQueue {
         Ok(Begin::Park)
     }
 
+    /// The host uses the identifier of a parked request for a register: see [`QueueSession::gives_up_event_request`].
+    ///
+    /// [`QueueSession::gives_up_event_request`]: super::QueueSession::gives_up_event_request
+    pub(super) fn gives_up_event_request(&mut self, sqe: &SubmissionQueueEntry) -> bool {
+        let is_register = sqe.opcode == AdminOpcode::FABRICS.0
+            && matches!(
+                FabricsCommandType(sgl::fctype(sqe)),
+                FabricsCommandType::PROPERTY_GET | FabricsCommandType::PROPERTY_SET
+            );
+        is_register && self.events.forget(sqe.cid())
+    }
+
     /// Abort (section 5.1.1) reaches parked requests only: everything else is on its way already.
     fn abort(&mut self, sqe: &SubmissionQueueEntry) -> Begin {
         self.target.counters.aborts.bump();

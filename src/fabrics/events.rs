@@ -159,6 +159,13 @@ impl Events {
         true
     }
 
+    /// The host has forgotten a parked request: it will never complete. `false` when there is none of that identifier.
+    pub(super) fn forget(&mut self, cid: Cid) -> bool {
+        let Some(at) = self.parked.iter().position(|&parked| parked == cid) else { return false };
+        self.parked.remove(at);
+        true
+    }
+
     /// Controller Level Reset: nothing is enabled or pending any more, and parked requests end.
     pub(super) fn reset(&mut self) {
         let ended = self.parked.drain(..).map(|cid| (cid, Status::ABORTED_SQ_DELETION));

@@ -191,6 +191,17 @@ impl QueueSession {
         }
     }
 
+    /// Whether a command may have the identifier of a parked Asynchronous Event Request, which is forgotten then and never
+    /// completes. SPDK's initiator gives up its event requests before it shuts the controller down, without a word to it, and uses
+    /// their identifiers for the registers that it needs for that (`nvme_ctrlr.c`, 26.09-pre): as conflicts they would keep it
+    /// from shutting down in order.
+    pub fn gives_up_event_request(&mut self, sqe: &SubmissionQueueEntry) -> bool {
+        match &mut self.queue {
+            Queue::Admin(admin) => admin.gives_up_event_request(sqe),
+            _ => false,
+        }
+    }
+
     /// Records a command that the transport answers with `status` without asking [`QueueSession::begin`]. It took an
     /// entry of the queue all the same.
     pub fn refused(&mut self, sqe: &SubmissionQueueEntry, status: Status) {

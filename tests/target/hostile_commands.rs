@@ -225,6 +225,24 @@ fn a_cid_in_use_is_a_conflict_and_harms_nobody() {
 }
 
 #[test]
+fn a_register_may_have_the_cid_of_an_event_request_that_the_host_has_forgotten() {
+    let target = rude_target();
+    let mut host = RudeHost::connect(target.address());
+    let event = with(&command(AdminOpcode::ASYNC_EVENT_REQUEST.0, Nsid(0)), 30, SglDescriptor::default());
+    host.admin.send_capsule(&event, &[]).expect("sent");
+    let cc = with(&command::property_get(Property::CC, false), 30, SglDescriptor::default());
+    expect_status(&mut host.admin, &cc, &[], Status::SUCCESS);
+    // It is parked again, and anything but a register is a conflict still.
+    host.admin.send_capsule(&event, &[]).expect("sent");
+    let identify = with(&command(AdminOpcode::IDENTIFY.0, Nsid(0)), 30, SglDescriptor::transport(4096));
+    expect_status(&mut host.admin, &identify, &[], Status::COMMAND_ID_CONFLICT);
+    expect_status(&mut host.admin, &cc, &[], Status::SUCCESS);
+    assert_eq!(tcp_stats(&target).duplicate_cids, 1);
+    drop(host);
+    expect_no_leak(&target);
+}
+
+#[test]
 fn more_commands_than_entries_end_the_queue() {
     let target = rude_target();
     let host = RudeHost::connect(target.address());

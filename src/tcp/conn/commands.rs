@@ -29,7 +29,15 @@ impl TcpConnection {
             // Whatever becomes of the command, the capsule's data has to pass.
             self.expect(Incoming::skip(plan));
         }
-        let index = match self.requests.insert(*sqe) {
+        let mut inserted = self.requests.insert(*sqe);
+        if inserted == Err(NoPlace::CidInUse)
+            && let Some(parked) = self.requests.parked(sqe.cid.get())
+            && self.session.gives_up_event_request(sqe)
+        {
+            self.requests.remove(parked);
+            inserted = self.requests.insert(*sqe);
+        }
+        let index = match inserted {
             Ok(index) => index,
             Err(NoPlace::CidInUse) => {
                 self.counters.duplicate_cids.bump();
