@@ -22,32 +22,26 @@ trap 'rm -rf "$work"' EXIT
 processor=$(sed -n 's/^Cpus_allowed_list:[[:space:]]*\([0-9]*\).*/\1/p' /proc/self/status)
 # Samples of a clock: virtual machines show no counters of the processor.
 perf record -q -C "$processor" -e cpu-clock -F 1999 -o "$work/data" -- \
-    "$bench" target --only "$case" --depths "$depth" --rounds 5 --round-ms 1000 --spare 0 --report "$work/report.json" >"$work/run.log" 2>&1 ||
+    "$bench" target --only "$case" --depths "$depth" --rounds 3 --round-ms 2000 --spare 0 --report "$work/report.json" >"$work/run.log" 2>&1 ||
     { cat "$work/run.log" >&2; exit 1; }
 
-# A side is known by the name of its thread: core-N fastice, fastice-bench the bare responder, reactor_N SPDK's target.
-top() {
-    perf report -i "$work/data" --no-children --stdio -g none --percentage relative --comm "$1" --sort symbol 2>/dev/null |
-        sed -n 's/^ *\([0-9.]*%\) *\[\([.k]\)\] \(.*[^ ]\) *$/\1 \2 \3/p' | head -n "${2:-30}"
+# A side is known by the name of its thread. All of them in one table: perf shows a function that several have only once else.
+perf report -i "$work/data" --no-children --stdio -g none --sort comm,symbol 2>/dev/null |
+    sed -n 's/^ *\([0-9.]*\)% *\([^ ]*\) *\[\([.k]\)\] \(.*\)$/\1 \2 \3 \4/p' | sed 's/ *-  *- *$//; s/ *$//' >"$work/table.txt"
+side() {
+    awk -v comm="$1" '
+        $2 ~ comm { share = $1; kind = $3; $1 = $2 = $3 = ""; sub(/^ +/, ""); all += share; shares[++count] = share; names[count] = kind " " $0 }
+        END { for (at = 1; at <= count && at <= 30; at++) printf "%5.1f %% %s\n", 100 * shares[at] / all, names[at] }' "$work/table.txt"
 }
 {
     echo "# perf, samples of a clock, of the target's processor while $case is measured; per cent of each side's own samples."
+    echo "# Targets poll between the rounds as well: what is called for nothing then has a larger part than under load."
     echo "# k: in the kernel. On loopback what the kernel sends it also receives, in the same call."
     echo "# $(git describe --always --dirty 2>/dev/null || echo "no commit"), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)"
     echo "# rows: $rows"
-    echo
-    echo "## What was measured meanwhile"
-    grep -E '/(iops|rate|p50|p99|cpu) ' "$work/run.log" | cut -c 1-160 || true
-    comms=$(perf report -i "$work/data" --no-children --stdio -g none --sort comm 2>/dev/null | sed -n 's/^ *[0-9.]*% *\([^ ]*\) *$/\1/p')
-    for comm in $comms; do
-        case $comm in
-            core-*) side=fastice ;;
-            reactor_*) side="SPDK's target" ;;
-            fastice-bench) side="the bare responder" ;;
-            *) continue ;;
-        esac
-        printf '\n## %s\n' "$side"
-        top "$comm"
+    for pair in "fastice:^core-" "the bare responder:^bare$" "SPDK's target:^reactor_"; do
+        lines=$(side "${pair#*:}")
+        [[ -z $lines ]] || printf '\n## %s\n%s\n' "${pair%%:*}" "$lines"
     done
 } >"$work/profile.txt"
 mkdir -p bench/profiles

@@ -15,9 +15,18 @@ else
 fi
 bench=$built/fastice-bench
 export FASTICE_BENCH_PROGRAM=$bench
-# What the last run measured is a peer of this one, as soon as it is another program; of the same one there is nothing to learn.
+# What the last run measured is a peer of this one, as soon as it is of another commit, or another program where no commit is known: of
+# the same one there is nothing to learn, and a tuned build is never the same twice.
 kept=target/bench
-if [[ -f $kept/last/fastice ]] && ! cmp -s "$kept/last/fastice" "$built/fastice"; then
+commit=$(git rev-parse --short HEAD 2>/dev/null || true)
+is_other() {
+    if [[ -n $commit && -f $kept/last/fastice.commit ]]; then
+        [[ $(<"$kept/last/fastice.commit") != "$commit" ]]
+    else
+        ! cmp -s "$kept/last/fastice" "$built/fastice"
+    fi
+}
+if [[ -f $kept/last/fastice ]] && is_other; then
     rm -rf "$kept/previous"
     mv "$kept/last" "$kept/previous"
 fi
@@ -50,4 +59,5 @@ if grep -q '<!-- bench: begin -->' README.md; then
 fi
 mkdir -p "$kept/last"
 cp "$built/fastice" "$kept/last/fastice"
-git rev-parse --short HEAD >"$kept/last/fastice.commit" 2>/dev/null || rm -f "$kept/last/fastice.commit"
+rm -f "$kept/last/fastice.commit"
+[[ -z $commit ]] || echo "$commit" >"$kept/last/fastice.commit"

@@ -11,8 +11,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cargo=${CARGO:-cargo}
 place=$PWD/target/tuned
+if [[ $place == *[[:space:]]* ]]; then
+    echo "tuned.sh: RUSTFLAGS cannot name a path with blanks: $place" >&2
+    exit 1
+fi
 host=$(rustc --version --verbose | sed -n 's/^host: //p')
 merge=${LLVM_PROFDATA:-$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata}
+merge=$(command -v "$merge" || echo "$merge")
 if [[ ! -x $merge ]] && command -v rustup >/dev/null; then
     rustup component add llvm-tools
 fi
@@ -46,4 +51,5 @@ rm -rf "$raw"
 echo "== builds what the profile says"
 RUSTFLAGS="${RUSTFLAGS:-} -Cprofile-use=$place/profile" FASTICE_TUNED=1 \
     "$cargo" build --release --locked "${programs[@]}" --target-dir "$place/build"
-cp "$place/build/release/fastice" "$place/build/release/fastice-bench" "$place/"
+# One may be running.
+cp --remove-destination "$place/build/release/fastice" "$place/build/release/fastice-bench" "$place/"

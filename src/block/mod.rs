@@ -97,8 +97,8 @@ pub struct BlockDone {
     /// How it ended. After an error, the bytes of a write may or may not have reached the device, and the buffer
     /// of a read holds no meaningful data.
     pub result: Result<(), BlockError>,
-    /// The buffer of the operation. After a read it may be another one of the same length, which holds what was read and
-    /// which others read too: nobody writes to it.
+    /// The buffer of the operation. After a read of a buffer that the operation held [alone](DmaBuf::is_sole) it may be another
+    /// one of the same length, which holds what was read and which others read too: nobody writes to it.
     pub buf: Option<DmaBuf>,
 }
 

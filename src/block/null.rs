@@ -12,7 +12,7 @@ use crate::ring::Ring;
 use crate::units::{BlockSize, ByteLen};
 
 /// A device that forgets every write and reads as zeros. What lies in the buffer of a read is another host's data: it is
-/// exchanged for a part of the pool's [zeroes](BufferPool::zeroes), or zeroed where these are shorter.
+/// exchanged for a part of the pool's [zeroes](BufferPool::zeroes), or zeroed where these are shorter or others hold it too.
 #[derive(Debug)]
 pub struct NullDevice {
     info: Arc<DeviceInfo>,
@@ -74,8 +74,9 @@ impl BlockQueue for NullQueue {
             && let Some(buf) = &mut op.buf
         {
             match self.zeroes.as_ref().and_then(|zeroes| zeroes.try_slice(0, buf.len())) {
-                Some(zeroes) => *buf = zeroes,
-                None => buf.zero(),
+                // Who holds another part of the buffer looks there, not at what comes back.
+                Some(zeroes) if buf.is_sole() => *buf = zeroes,
+                _ => buf.zero(),
             }
         }
         self.ready.push_back(BlockDone { token: op.token, result, buf: op.buf });

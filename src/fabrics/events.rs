@@ -159,11 +159,13 @@ impl Events {
         true
     }
 
-    /// The host has forgotten a parked request: it will never complete. `false` when there is none of that identifier.
+    /// The host has forgotten a parked request, or one that a reset has ended and that is not answered yet: it will never
+    /// complete. `false` when there is none of that identifier.
     pub(super) fn forget(&mut self, cid: Cid) -> bool {
-        let Some(at) = self.parked.iter().position(|&parked| parked == cid) else { return false };
-        self.parked.remove(at);
-        true
+        let before = self.parked.len() + self.aborted.len();
+        self.parked.retain(|&parked| parked != cid);
+        self.aborted.retain(|&(aborted, _)| aborted != cid);
+        self.parked.len() + self.aborted.len() < before
     }
 
     /// Controller Level Reset: nothing is enabled or pending any more, and parked requests end.

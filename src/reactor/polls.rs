@@ -93,6 +93,12 @@ impl SocketPolls {
         self.looks = self.looks.wrapping_add(1);
     }
 
+    /// A socket is not read, for what it sent before is not dealt with: as good as nothing, so that a core is not kept awake by a
+    /// host that takes no answers.
+    pub const fn held(&self, heard: &mut Heard) {
+        heard.misses = heard.misses.saturating_add(1);
+    }
+
     /// A socket that was read by the core had nothing.
     pub const fn missed(&mut self, heard: &mut Heard) {
         self.misses = self.misses.wrapping_add(1);

@@ -101,6 +101,11 @@ impl Load {
         eventually("the load is refused something", || errors() > 0 || self.thread.is_finished());
     }
 
+    /// Waits until it ends without being told to.
+    pub(crate) fn is_cut_off(&self) {
+        eventually("the load is cut off", || self.thread.is_finished());
+    }
+
     /// Stops it: its report, and what it wrote.
     pub(crate) fn end(self) -> Result<(BenchReport, Ledger), InitiatorError> {
         self.stop.store(true, Ordering::Relaxed);

@@ -40,6 +40,12 @@ impl DmaBuf {
         self.len == 0
     }
 
+    /// Whether nobody else holds the buffer or a part of it: no clone and no other slice lives.
+    #[must_use]
+    pub fn is_sole(&self) -> bool {
+        self.pool.is_sole(self.slot)
+    }
+
     /// The `len` bytes from `offset` as a slice of their own.
     ///
     /// # Panics

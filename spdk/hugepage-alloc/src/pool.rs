@@ -224,6 +224,10 @@ impl PoolHandle {
         }
     }
 
+    pub(crate) fn is_sole(&self, slot: Slot) -> bool {
+        self.0.counts[slot.0 as usize].get() == 1
+    }
+
     pub(crate) fn region_of(&self, slot: Slot) -> u16 {
         self.0.pages[slot.page()].region
     }

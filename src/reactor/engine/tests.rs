@@ -6,7 +6,7 @@ use hugepage_alloc::PoolOptions;
 use nvme_spec::Nsid;
 
 use super::*;
-use crate::block::{BlockOp, DeviceInfo, MemDevice, MemOptions};
+use crate::block::{BlockOp, DeviceInfo, MemDevice, MemOptions, NullDevice};
 use crate::extent::{
     DeviceNumber, DiskIdentity, Extent, FilesystemIdentity, FilesystemKind, FrozenMap, MapIdentity,
 };
@@ -249,21 +249,17 @@ fn scattered(blocks: u64) -> FrozenMap {
     FrozenMap::from_extents(identity, 1, extents).expect("a good map")
 }
 
-#[test]
-fn a_range_over_many_extents_is_one_batch() {
-    const BLOCKS: u64 = 256;
-    let mut lab = Lab::new();
+/// An export of a map of [`scattered`] blocks on a device, open in the lab's engine.
+fn scattered_on(lab: &mut Lab, device: Arc<dyn BlockDevice>, blocks: u64) -> Arc<Export> {
     lab.engine.reserve(1);
-    let device = MemDevice::new(MemOptions::new(LEN, BlockSize::B512)).expect("memory");
-    let calls = Calls::default();
     let namespace = NamespaceSpec {
         nsid: Nsid(1),
-        map: Some(Arc::new(scattered(BLOCKS))),
-        device: Arc::new(Watched { device, calls: calls.clone() }),
+        map: Some(Arc::new(scattered(blocks))),
+        device,
         read_only: false,
         on_fence: FencePolicy::NotReady,
         block_size: BlockSize::B512,
-        len: ByteLen(BLOCKS * u64::from(BLOCK)),
+        len: ByteLen(blocks * u64::from(BLOCK)),
         identity: Identity::named("scattered"),
     };
     let subsystem = SubsystemSpec {
@@ -275,11 +271,27 @@ fn a_range_over_many_extents_is_one_batch() {
     };
     let export = lab.target.publish(vec![subsystem], vec![]).expect("a good configuration").added.remove(0);
     lab.engine.open(Arc::clone(&export)).expect("a queue");
-    let len = ByteLen(BLOCKS * u64::from(BLOCK));
-    let command = IoCommand { slot: export.slot, kind: IoKind::Read, start: ByteOffset(0), len, fua: false };
-    let buf = lab.pool.alloc(u32::try_from(len.0).expect("small"));
-    lab.engine.start(lab.owner, 1, command, buf);
+    export
+}
+
+/// Begins a read of some blocks of an export, into a buffer with somebody's old bytes.
+fn read_scattered(lab: &mut Lab, export: &Export, start: u64, blocks: u64) {
+    let (start, len) = (ByteOffset(start * u64::from(BLOCK)), ByteLen(blocks * u64::from(BLOCK)));
+    let command = IoCommand { slot: export.slot, kind: IoKind::Read, start, len, fua: false };
+    let buf = lab.pool.alloc(u32::try_from(len.0).expect("small")).expect("room");
+    buf.write_from(0, &vec![0xA5; buf.len()]);
+    lab.engine.start(lab.owner, 1, command, Some(buf));
     lab.engine.poll();
+}
+
+#[test]
+fn a_range_over_many_extents_is_one_batch() {
+    const BLOCKS: u64 = 256;
+    let mut lab = Lab::new();
+    let device = MemDevice::new(MemOptions::new(LEN, BlockSize::B512)).expect("memory");
+    let calls = Calls::default();
+    let export = scattered_on(&mut lab, Arc::new(Watched { device, calls: calls.clone() }), BLOCKS);
+    read_scattered(&mut lab, &export, 0, BLOCKS);
     let (calls, before_commit) = {
         let calls = calls.0.lock().expect("no panic");
         (calls.clone(), calls.iter().take_while(|call| **call == "submit").count())
@@ -287,4 +299,27 @@ fn a_range_over_many_extents_is_one_batch() {
     assert_eq!(before_commit, usize::try_from(BLOCKS).expect("small"), "all extents, then one commit");
     assert_eq!(calls.iter().filter(|call| **call == "commit").count(), 1);
     assert_eq!(lab.ends(), [(1, Status::SUCCESS)]);
+}
+
+#[test]
+fn old_bytes_are_shown_to_nobody_however_many_extents_a_read_crosses() {
+    let mut lab = Lab::new();
+    let memory = MemDevice::new(MemOptions::new(LEN, BlockSize::B512)).expect("memory");
+    let null = NullDevice::new(LEN, BlockSize::B512).expect("a size");
+    for device in [Arc::new(memory) as Arc<dyn BlockDevice>, Arc::new(null)] {
+        let export = scattered_on(&mut lab, device, 256);
+        for (start, blocks) in [(0, 1), (3, 2), (0, 256)] {
+            read_scattered(&mut lab, &export, start, blocks);
+            let done = lab.engine.next_done().expect("it ended");
+            assert_eq!(done.status, Status::SUCCESS);
+            let buf = done.buf.expect("its data");
+            let mut bytes = vec![1; buf.len()];
+            buf.read_into(0, &mut bytes);
+            assert_eq!(
+                bytes,
+                vec![0; usize::try_from(blocks).expect("small") * 512],
+                "{blocks} from {start} on"
+            );
+        }
+    }
 }

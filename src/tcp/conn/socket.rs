@@ -117,21 +117,24 @@ impl TcpConnection {
     pub(super) fn look(&mut self, cx: &mut CoreContext) -> Polled {
         let goes_on = cx.polls.goes_on(&self.heard, cx.now);
         if goes_on && !self.receives {
+            cx.polls.held(&mut self.heard);
             return Polled::Nothing;
         }
-        cx.polls.look();
         match self.rx.take_batch(&mut self.requests) {
-            Some(mut batch) if goes_on => match self.socket.recv_now(&mut batch) {
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                    cx.polls.missed(&mut self.heard);
-                    self.rx.put_back(batch);
-                    return Polled::Nothing;
+            Some(mut batch) if goes_on => {
+                cx.polls.look();
+                match self.socket.recv_now(&mut batch) {
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                        cx.polls.missed(&mut self.heard);
+                        self.rx.put_back(batch);
+                        return Polled::Nothing;
+                    }
+                    result => {
+                        self.received(cx, batch, result);
+                        return Polled::Data;
+                    }
                 }
-                result => {
-                    self.received(cx, batch, result);
-                    return Polled::Data;
-                }
-            },
+            }
             Some(batch) => self.rx.put_back(batch),
             None => {}
         }
