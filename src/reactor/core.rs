@@ -18,7 +18,7 @@ use super::polls::{POLLED_MAX, SocketPolls};
 use super::slab::{Key, Slab};
 use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
 use crate::fabrics::{ExportSlot, PortId};
-use crate::ring::{FileRef, Ring, RingClient, RingResource, Socket, Turned, Wait};
+use crate::ring::{FileRef, Ring, RingClient, RingResource, Socket, Wait};
 use crate::stage::{CoreStages, Trace};
 
 /// Turns of ready connections in one turn of the core.
@@ -207,10 +207,9 @@ impl Core {
         self.arm();
         let wait = self.wait();
         let submits = self.pause.look(&self.cx.engine)?;
-        let Turned { completed: mut work, entered } = self.ring.turn_told(wait)?;
+        let mut work = self.ring.turn(wait)?;
         self.cx.engine.disarm();
-        // Without a system call it is still the same moment.
-        let now = if entered { self.pause.look(&self.cx.engine)? } else { submits };
+        let now = self.pause.look(&self.cx.engine)?;
         self.cx.now = now.instant();
         self.cx.stages.turn(now);
         self.cx.engine.turned(submits, now);

@@ -14,7 +14,7 @@ use hugepage_alloc::BufferPool;
 use super::client::{Inbox, RingDone, RingResource};
 use super::handle::FileInner;
 use super::sys::{Ended, Loans, Request};
-use super::{RingError, RingOptions, Turned, Wait, setup};
+use super::{RingError, RingOptions, Wait, setup};
 
 /// How long a dying ring waits between two looks at the clock.
 const DROP_WAIT_STEP: Duration = Duration::from_millis(100);
@@ -111,15 +111,15 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn turn(&self, wait: Wait) -> Result<Turned, RingError> {
-        let entered = self.loans.borrow_mut().submit(wait)?;
-        let mut completed = 0;
+    pub(super) fn turn(&self, wait: Wait) -> Result<usize, RingError> {
+        self.loans.borrow_mut().submit(wait)?;
+        let mut count = 0;
         while let Some(ended) = self.next_ended() {
             let Ended { tag: Waiting { inbox, token }, result, resource, _file } = ended;
             inbox.deliver(RingDone { token, result, resource });
-            completed += 1;
+            count += 1;
         }
-        Ok(Turned { completed, entered })
+        Ok(count)
     }
 
     /// A function of its own, whose borrow has ended when it returns.

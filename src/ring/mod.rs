@@ -74,15 +74,6 @@ pub enum Wait {
     UpTo(Duration),
 }
 
-/// What a turn did.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Turned {
-    /// Completions that are in the inboxes now.
-    pub(crate) completed: usize,
-    /// The kernel was called.
-    pub(crate) entered: bool,
-}
-
 /// What goes wrong with a ring as a whole. A failed operation is a [`RingDone`] with an error instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -182,11 +173,6 @@ impl Ring {
     /// When the kernel refuses in a way that trying again cannot mend. Signals, a full completion queue and short
     /// memory are no errors: what was not submitted stays for the next turn.
     pub fn turn(&self, wait: Wait) -> Result<usize, RingError> {
-        self.engine.turn(wait).map(|turned| turned.completed)
-    }
-
-    /// As [`Ring::turn`], and tells whether time may have passed in the kernel.
-    pub(crate) fn turn_told(&self, wait: Wait) -> Result<Turned, RingError> {
         self.engine.turn(wait)
     }
 

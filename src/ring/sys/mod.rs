@@ -164,19 +164,18 @@ impl<T> Loans<T> {
         }
     }
 
-    /// Submits what is pending, and waits when nothing is complete. Whether the kernel was called for it.
-    pub(super) fn submit(&mut self, wait: Wait) -> Result<bool, RingError> {
+    /// Submits what is pending, and waits when nothing is complete.
+    pub(super) fn submit(&mut self, wait: Wait) -> Result<(), RingError> {
         let (_, sq, cq) = self.uring.split();
         let submit_len = u32::try_from(sq.len()).unwrap_or(u32::MAX);
         let kernel_waits = sq.taskrun() || sq.cq_overflow();
         let is_ready = !cq.is_empty();
         drop((sq, cq));
         match wait {
-            Wait::UpTo(timeout) if !is_ready && !kernel_waits => self.enter(submit_len, Some(timeout))?,
-            _ if submit_len > 0 || kernel_waits => self.enter(submit_len, None)?,
-            _ => return Ok(false),
+            Wait::UpTo(timeout) if !is_ready && !kernel_waits => self.enter(submit_len, Some(timeout)),
+            _ if submit_len > 0 || kernel_waits => self.enter(submit_len, None),
+            _ => Ok(()),
         }
-        Ok(true)
     }
 
     /// The next operation that is over.
