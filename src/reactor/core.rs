@@ -414,14 +414,21 @@ impl Core {
 
     fn device_completions(&mut self) -> usize {
         let mut work = self.cx.engine.poll();
-        while let Some(done) = self.cx.engine.next_done() {
-            work += 1;
-            let key = done.owner;
-            if let Some(seat) = self.seats.get_mut(key) {
-                seat.connection.on_io(&mut self.cx, done);
-                Self::mark_ready(&mut self.ready, seat, key);
+        let mut ended = self.cx.engine.take_done();
+        work += ended.len();
+        let mut all = ended.drain(..).peekable();
+        while let Some(first) = all.next() {
+            let key = first.owner;
+            let Some(seat) = self.seats.get_mut(key) else { continue };
+            seat.connection.on_io(&mut self.cx, first);
+            // Most have neighbours of the same connection.
+            while let Some(next) = all.next_if(|next| next.owner == key) {
+                seat.connection.on_io(&mut self.cx, next);
             }
+            Self::mark_ready(&mut self.ready, seat, key);
         }
+        drop(all);
+        self.cx.engine.give_back(ended);
         work
     }
 

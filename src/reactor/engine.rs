@@ -17,6 +17,7 @@
 //! Not here: parsing and validating commands (`fabrics`), moving data to and from the host (`tcp`).
 
 mod batches;
+mod flight;
 mod job;
 
 use std::collections::VecDeque;
@@ -27,10 +28,11 @@ use nvme_spec::Status;
 
 use self::batches::Batches;
 pub use self::batches::Timing;
+use self::flight::{Flight, Fresh, Whose, failed, whose};
 use super::slab::{Key, Slab};
 use crate::block::{BlockDevice, BlockDone, BlockError, BlockErrorKind, BlockQueue};
 use crate::extent::LookupCursor;
-use crate::fabrics::{Export, ExportSlot, IoCommand, of_block_error};
+use crate::fabrics::{Export, ExportSlot, IoCommand};
 use crate::probes;
 use crate::ring::Ring;
 use crate::stage::{Stamp, Stamps};
@@ -85,7 +87,7 @@ enum Stage {
     Ending,
 }
 
-/// A command under way.
+/// A command under way that takes several operations, or waits for room.
 struct Job {
     owner: Key,
     request: u32,
@@ -115,13 +117,15 @@ pub struct IoEngine {
     pool: BufferPool,
     exports: Vec<Option<CoreExport>>,
     queues: Vec<Option<DeviceQueue>>,
+    /// Commands on their devices with one operation, and all others that are launched.
+    flights: Slab<Flight>,
     jobs: Slab<Job>,
     /// Commands that the connections of this core may have in flight.
     reserved: usize,
     /// Begun in this turn, and not looked up yet.
-    fresh: Vec<Key>,
+    fresh: Vec<Fresh>,
     stalled: VecDeque<Key>,
-    done: VecDeque<IoDone>,
+    done: Vec<IoDone>,
     batches: Batches,
     /// The batch of those that are fresh.
     batch: Option<u32>,
@@ -142,11 +146,12 @@ impl IoEngine {
             pool,
             exports: Vec::new(),
             queues: Vec::new(),
+            flights: Slab::default(),
             jobs: Slab::default(),
             reserved: 0,
             fresh: Vec::new(),
             stalled: VecDeque::new(),
-            done: VecDeque::new(),
+            done: Vec::new(),
             batches: Batches::new(),
             batch: None,
             harvest: Vec::with_capacity(POLL_BUDGET),
@@ -184,6 +189,7 @@ impl IoEngine {
     /// back by [`IoEngine::unreserve`] when the connection ends.
     pub fn reserve(&mut self, commands: usize) {
         self.reserved += commands;
+        self.flights.reserve(self.reserved);
         self.jobs.reserve(self.reserved);
         self.fresh.reserve(self.reserved.saturating_sub(self.fresh.len()));
         self.stalled.reserve(self.reserved.saturating_sub(self.stalled.len()));
@@ -277,56 +283,44 @@ impl IoEngine {
         if self.done.is_empty() {
             self.batches.collected();
         }
-        for at in 0..self.fresh.len() {
-            let Some(&key) = self.fresh.get(at) else { break };
-            self.advance(key);
+        // Launching begins none.
+        let mut fresh = std::mem::take(&mut self.fresh);
+        for command in fresh.drain(..) {
+            self.launch_one(batch, command);
         }
-        self.fresh.clear();
+        self.fresh = fresh;
     }
 
-    /// Begins a command, which goes to its device with the next [`IoEngine::launch`]. Its end, also an immediate one, arrives by [`IoEngine::next_done`].
+    /// Begins a command, which goes to its device with the next [`IoEngine::launch`]. Its end, also an immediate one, arrives by
+    /// [`IoEngine::take_done`].
     ///
     /// `buf` holds the data of a write (or the ranges of a Dataset Management), or takes that of a read; its
-    /// length is the command's. The fence is looked at once more: data of a write may have travelled while it fell.
+    /// length is the command's. The fence is looked at when it is launched: data of a write may have travelled while it fell.
+    #[inline]
     pub fn start(&mut self, owner: Key, request: u32, command: IoCommand, buf: Option<DmaBuf>) {
-        let batch = self.batch();
-        let Self { exports, jobs, done, fresh, .. } = self;
-        let held = exports.get_mut(command.slot.0 as usize).and_then(Option::as_mut);
-        let refusal = match &held {
-            None => Some(Status::INVALID_NAMESPACE.with_dnr()),
-            Some(held) => held.export.refusal(command.kind.is_write()),
+        let Some(Some(held)) = self.exports.get_mut(command.slot.0 as usize) else {
+            let status = Status::INVALID_NAMESPACE.with_dnr();
+            return self.done.push(IoDone { owner, request, status, buf, timing: Timing::NONE });
         };
-        let (Some(held), None) = (held, refusal) else {
-            let status = refusal.unwrap_or(Status::INTERNAL_ERROR);
-            done.push_back(IoDone { owner, request, status, buf, timing: Timing::NONE });
-            return;
-        };
-        let job = Job::new(owner, request, command, buf, batch);
-        let (next, end) = (job.next, job.end);
-        match jobs.insert(job) {
-            Ok(key) => {
-                held.in_flight += 1;
-                if let Some(map) = held.export.map.as_ref().filter(|_| next < end) {
-                    map.prefetch(command.start);
-                }
-                fresh.push(key);
-            }
-            Err(job) => {
-                // Connections reserve a job for each command they may have, so this is a shortage, not a habit.
-                let status = Status::COMMAND_INTERRUPTED;
-                done.push_back(IoDone { owner, request, status, buf: job.buf, timing: Timing::NONE });
-            }
+        if self.fresh.len() == self.fresh.capacity() {
+            // Connections reserve room for each command they may have, so this is a shortage, not a habit.
+            let status = Status::COMMAND_INTERRUPTED;
+            return self.done.push(IoDone { owner, request, status, buf, timing: Timing::NONE });
+        }
+        held.in_flight += 1;
+        if let Some(map) = held.export.map.as_ref().filter(|_| command.len.0 > 0) {
+            map.prefetch(command.start);
+        }
+        self.fresh.push(Fresh { owner, request, command, buf });
+        if self.batch.is_none() {
+            self.begin_batch();
         }
     }
 
-    /// The batch of those that are fresh.
-    #[inline]
-    fn batch(&mut self) -> u32 {
-        if let Some(batch) = self.batch {
-            return batch;
-        }
+    #[inline(never)]
+    fn begin_batch(&mut self) {
         let begun = if self.handled <= HANDLED_FREE { self.now } else { Stamp::now() };
-        *self.batch.insert(self.batches.open(begun))
+        self.batch = Some(self.batches.open(begun));
     }
 
     /// Submits as much of a job as the device takes, and ends it when nothing is left and nothing is out.
@@ -363,21 +357,12 @@ impl IoEngine {
                 Stage::Ending => {}
             }
         }
-        let mut goes_with_ring = false;
-        if let Some(Some(held)) = self.exports.get_mut(job.command.slot.0 as usize) {
-            held.in_flight -= 1;
-            goes_with_ring = held.goes_with_ring;
-        }
-        self.batches.leave(job.batch);
-        self.done.push_back(IoDone {
-            owner: job.owner,
-            request: job.request,
-            status: job.status,
-            buf: job.buf.take(),
-            timing: Timing::new(job.batch, goes_with_ring),
-        });
+        let (owner, request, status, buf) = (job.owner, job.request, job.status, job.buf.take());
+        let (slot, batch) = (job.command.slot, job.batch);
         // Not taken out: what is left of it is of no use, and not worth a copy.
         self.jobs.free(key);
+        let timing = self.leave(slot, batch);
+        self.done.push(IoDone { owner, request, status, buf, timing });
     }
 
     /// Launches what is left, rings the doorbells, takes completions, and goes on with what had to wait. Returns how much was done.
@@ -411,22 +396,38 @@ impl IoEngine {
         work
     }
 
+    #[inline]
     fn complete(&mut self, done: BlockDone) {
         probes::device_done(done.token.0, done.result.is_err());
-        let key = Key::from_bits(done.token.0);
+        match whose(done.token) {
+            Whose::Flight(key) => self.land(key, done),
+            Whose::Job(key) => self.complete_job(key, done),
+        }
+    }
+
+    #[inline(never)]
+    fn complete_job(&mut self, key: Key, done: BlockDone) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         job.pending = job.pending.saturating_sub(1);
         job.take_back(done.buf);
         if let Err(error) = done.result {
-            tracing::warn!(request = job.request, kind = ?job.command.kind, %error, "device operation failed");
-            job.fail(of_block_error(error.kind));
+            job.fail(failed(job.request, &error));
         }
         self.settle(key);
     }
 
-    /// The next finished command.
-    pub fn next_done(&mut self) -> Option<IoDone> {
-        self.done.pop_front()
+    /// The commands that have ended. To be given back by [`IoEngine::give_back`], so that nothing is allocated.
+    #[inline]
+    pub fn take_done(&mut self) -> Vec<IoDone> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// What [`IoEngine::take_done`] gave, emptied.
+    #[inline]
+    pub fn give_back(&mut self, mut done: Vec<IoDone>) {
+        // Nothing ends meanwhile, but if it does it is not lost.
+        done.append(&mut self.done);
+        self.done = done;
     }
 
     /// Gets ready for the core to sleep on its ring. False when something is ready, or has to be polled for.
@@ -451,7 +452,7 @@ impl IoEngine {
     /// Commands in flight over all exports.
     #[must_use]
     pub fn jobs(&self) -> usize {
-        self.jobs.len()
+        self.fresh.len() + self.flights.len() + self.jobs.len()
     }
 }
 

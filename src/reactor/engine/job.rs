@@ -5,8 +5,9 @@ use nvme_spec::Status;
 use nvme_spec::nvm::DatasetManagementRange;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::flight::of_job;
 use super::{CoreExport, Job, Stage, Stopped};
-use crate::block::{BlockOp, BlockOpKind, BlockQueue, OpToken};
+use crate::block::{BlockOp, BlockOpKind, BlockQueue};
 use crate::fabrics::{FenceReason, IoCommand, IoKind, of_lookup_error};
 use crate::probes;
 use crate::reactor::slab::Key;
@@ -64,7 +65,7 @@ impl Job {
 
     fn submit_flush(&mut self, key: Key, queue: &mut dyn BlockQueue) -> Result<(), Stopped> {
         let op = BlockOp {
-            token: OpToken(key.to_bits()),
+            token: of_job(key),
             kind: BlockOpKind::Flush,
             offset: ByteOffset(0),
             len: ByteLen(0),
@@ -158,12 +159,12 @@ impl Job {
             BlockOpKind::Read | BlockOpKind::Write { .. } => Some(self.slice_for(from, len)?),
             _ => None,
         };
-        let op = BlockOp { token: OpToken(key.to_bits()), kind, offset: device_offset, len, buf };
+        let op = BlockOp { token: of_job(key), kind, offset: device_offset, len, buf };
         if let Err(op) = queue.submit(op) {
             self.take_back(op.buf);
             return Err(Stopped::QueueFull);
         }
-        probes::device_submit(key.to_bits(), device_offset.0, len.0, self.command.kind.is_write());
+        probes::device_submit(of_job(key).0, device_offset.0, len.0, self.command.kind.is_write());
         self.pending += 1;
         self.next += len.0;
         Ok(())

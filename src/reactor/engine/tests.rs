@@ -74,9 +74,7 @@ impl Lab {
         while self.engine.jobs() > 0 {
             self.engine.poll();
         }
-        while let Some(done) = self.engine.next_done() {
-            ends.push((done.request, done.status));
-        }
+        ends.extend(self.engine.take_done().into_iter().map(|done| (done.request, done.status)));
         ends.sort_by_key(|(request, _)| *request);
         ends
     }
@@ -310,7 +308,7 @@ fn old_bytes_are_shown_to_nobody_however_many_extents_a_read_crosses() {
         let export = scattered_on(&mut lab, device, 256);
         for (start, blocks) in [(0, 1), (3, 2), (0, 256)] {
             read_scattered(&mut lab, &export, start, blocks);
-            let done = lab.engine.next_done().expect("it ended");
+            let done = lab.engine.take_done().pop().expect("it ended");
             assert_eq!(done.status, Status::SUCCESS);
             let buf = done.buf.expect("its data");
             let mut bytes = vec![1; buf.len()];

@@ -49,7 +49,7 @@ impl TcpConnection {
             // More commands than queue entries: nothing that is sent can be trusted to belong together.
             Err(NoPlace::QueueOverrun) => return Err(PduError::Sequence { pdu_type: PduType::CAPSULE_CMD }),
         };
-        self.requests.at(index).passed.stamps.arrived = self.arrived;
+        self.requests.at(index).arrived = self.arrived;
         probes::command_begin(sqe);
         match self.session.begin(sqe, cx.now) {
             Begin::Io(command) => match command.kind {

@@ -43,8 +43,8 @@ pub use self::fuzz::fuzz_connection;
 use self::request::{Index, Requests, State};
 use self::rx::{Rx, RxState, Step};
 pub use self::timeouts::TcpTimeouts;
-use self::times::{CellIndex, Common, Times};
-use self::tx::{Out, Tx, TxSize};
+use self::times::{CellIndex, Common, Passed, Times};
+use self::tx::{Answer, Out, Tx, TxSize};
 use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules, Phase, Receiver, TermReq};
 use crate::fabrics::{Completion, QueueSession, SessionEvent};
 use crate::reactor::{Connection, CoreContext, Heard, IoDone, Key, Polled, Timing, Turn};
@@ -369,24 +369,24 @@ impl TcpConnection {
         }
     }
 
-    /// A command is back from its device, at this moment of the engine.
+    /// A command is back from its device, at this moment of the engine: when it passed its stages.
     #[inline]
-    fn passed(&mut self, cx: &CoreContext, index: Index, timing: Timing) {
+    fn passed(&mut self, cx: &CoreContext, index: Index, timing: Timing) -> Passed {
         let request = self.requests.at(index);
-        let (arrived, nsid) = (request.passed.stamps.arrived, request.sqe.nsid());
-        let common = Common { timing, arrived, done: cx.engine.now(), nsid };
-        if let Some(passed) = self.times.joins(&common) {
-            request.passed = *passed;
-        } else if !timing.is_none() {
-            self.passed_alone(cx, index, common);
+        let common =
+            Common { timing, arrived: request.arrived, done: cx.engine.now(), nsid: request.sqe.nsid() };
+        match self.times.joins(&common) {
+            Some(passed) => *passed,
+            None if timing.is_none() => Passed::arrived(common.arrived),
+            None => self.passed_alone(cx, common),
         }
     }
 
     #[inline(never)]
-    fn passed_alone(&mut self, cx: &CoreContext, index: Index, common: Common) {
+    fn passed_alone(&mut self, cx: &CoreContext, common: Common) -> Passed {
         let cell = self.times.cell(common.nsid).unwrap_or_else(|| self.new_cell(cx, common.nsid));
         let stamps = cx.engine.stamps(common.timing);
-        self.requests.at(index).passed = *self.times.begin(common, cell, stamps);
+        *self.times.begin(common, cell, stamps)
     }
 
     /// Where commands of this connection to a namespace are counted, when the first of them has ended.
@@ -399,8 +399,15 @@ impl TcpConnection {
         self.times.add(nsid, cell)
     }
 
+    /// A command ends that came to no device.
     fn answer(&mut self, index: Index, completion: Completion) {
-        self.requests.at(index).state = State::Answer(completion);
+        let arrived = self.requests.at(index).arrived;
+        self.answer_later(index, completion, Passed::arrived(arrived));
+    }
+
+    fn answer_later(&mut self, index: Index, completion: Completion, passed: Passed) {
+        let request = self.requests.at(index);
+        (request.state, request.passed) = (State::Answer(completion), passed);
         self.tx.push(Out::Answer(index));
     }
 
@@ -452,14 +459,21 @@ impl Connection for TcpConnection {
             let sqe = self.requests.at(index).sqe;
             self.session.note_error(&sqe, done.status, None);
         }
-        let request = self.requests.at(index);
-        let answers = matches!(request.state, State::Device { reads: true }) && done.status.is_success();
-        request.buf = if answers { done.buf } else { None };
+        let answers =
+            matches!(self.requests.at(index).state, State::Device { reads: true }) && done.status.is_success();
+        let buf = done.buf.filter(|_| answers);
         if self.stage == Stage::Draining || self.terminating {
             return self.requests.remove(index);
         }
-        self.passed(cx, index, done.timing);
-        self.answer(index, Completion::of(done.status));
+        let passed = self.passed(cx, index, done.timing);
+        let completion = Completion::of(done.status);
+        if self.tx.takes_now() {
+            let Self { tx, requests, session, digests, .. } = self;
+            let answer = Answer { index, completion, buf, passed: &passed };
+            return tx.answer(answer, requests, session, *digests, &mut cx.trace);
+        }
+        self.requests.at(index).buf = buf;
+        self.answer_later(index, completion, passed);
     }
 
     fn turn(&mut self, cx: &mut CoreContext) -> Turn {

@@ -5,8 +5,9 @@ use std::time::Instant;
 use hugepage_alloc::DmaBuf;
 use nvme_spec::SubmissionQueueEntry;
 
-use super::times::{GroupId, Passed};
+use super::times::Passed;
 use crate::fabrics::{Completion, IoCommand};
+use crate::stage::Stamp;
 
 /// Index of a request in its connection's table; also the TTAG of its R2T.
 pub(super) type Index = u16;
@@ -46,26 +47,29 @@ pub(super) enum State {
     Answer(Completion),
 }
 
-/// One command.
+/// One command. Laid out so that a read which is answered at once touches two cache lines of it.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Request {
     pub(super) sqe: SubmissionQueueEntry,
     pub(super) state: State,
+    /// When it arrived.
+    pub(super) arrived: Stamp,
+    /// Bytes of data that have arrived.
+    pub(super) received: u32,
+    /// Bytes of the pool that it keeps from others.
+    charge: u32,
+    /// An R2T was made: H2CData may come.
+    pub(super) asked: bool,
+    /// The data did not fit its digest.
+    pub(super) spoilt: bool,
     pub(super) buf: Option<DmaBuf>,
     /// In-capsule data for which there was no buffer when it came. The stream goes on behind it, and with it the data
     /// of commands that have buffers: they would never get free if it had to wait.
     pub(super) shelf: Vec<u8>,
-    /// Since when the host owes the rest of the data.
+    /// Since when the host owes the rest of the data. Of one in [`State::Data`] only.
     pub(super) owed_since: Option<Instant>,
-    /// An R2T was made: H2CData may come.
-    pub(super) asked: bool,
-    /// Bytes of the pool that it keeps from others.
-    charge: usize,
-    /// Bytes of data that have arrived.
-    pub(super) received: u32,
-    /// The data did not fit its digest.
-    pub(super) spoilt: bool,
-    /// When it passed its stages: only that it arrived until it is back from the device.
+    /// When it passed its stages: of one that waits to be answered.
     pub(super) passed: Passed,
 }
 
@@ -74,13 +78,14 @@ impl Request {
         Self {
             sqe,
             state: State::Free,
+            arrived: Stamp::NONE,
+            received: 0,
+            charge: 0,
+            asked: false,
+            spoilt: false,
             buf: None,
             shelf: Vec::new(),
             owed_since: None,
-            asked: false,
-            charge: 0,
-            received: 0,
-            spoilt: false,
             passed: Passed::NONE,
         }
     }
@@ -178,8 +183,10 @@ impl Requests {
 
     /// Charges a command for a buffer that is somewhere else.
     pub(super) fn charge(&mut self, index: Index, buf: &DmaBuf) {
-        self.slots[usize::from(index)].charge += buf.len();
-        self.held_bytes += buf.len();
+        // At most 2 MiB.
+        let len = u32::try_from(buf.len()).unwrap_or(u32::MAX);
+        self.slots[usize::from(index)].charge += len;
+        self.held_bytes += len as usize;
     }
 
     /// Since when the host owes data, for the command that waits longest.
@@ -213,9 +220,7 @@ impl Requests {
         slot.sqe = sqe;
         slot.received = 0;
         slot.spoilt = false;
-        slot.owed_since = None;
         slot.asked = false;
-        slot.passed.group = GroupId::NONE;
         Ok(index)
     }
 
@@ -239,10 +244,15 @@ impl Requests {
     /// Ends a command; its buffer goes back to the pool unless somebody else still holds it.
     pub(super) fn remove(&mut self, index: Index) {
         let slot = &mut self.slots[usize::from(index)];
+        if matches!(slot.state, State::Device { .. }) {
+            // Its buffer went to the device, and that was never on the shelf any more: these lines need not be touched.
+            debug_assert!(slot.buf.is_none() && slot.shelf.is_empty(), "both were taken");
+        } else {
+            slot.buf = None;
+            slot.shelf = Vec::new();
+        }
         slot.state = State::Free;
-        slot.buf = None;
-        slot.shelf = Vec::new();
-        self.held_bytes -= std::mem::take(&mut slot.charge);
+        self.held_bytes -= std::mem::take(&mut slot.charge) as usize;
         let (word, bit) = Self::bit(slot.sqe.cid.get());
         self.cids[word] &= !bit;
         self.free.push(index);
@@ -252,6 +262,13 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What [`Request`] says of its lines.
+    #[test]
+    fn a_read_touches_two_lines_of_its_request() {
+        assert_eq!(std::mem::offset_of!(Request, state), 64);
+        assert_eq!(std::mem::offset_of!(Request, buf), 128, "{}", size_of::<State>());
+    }
 
     fn command(cid: u16) -> SubmissionQueueEntry {
         SubmissionQueueEntry { cid: cid.into(), ..Default::default() }

@@ -33,7 +33,7 @@ impl GroupId {
 /// When a command passed its stages, with whom, and where that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Passed {
-    pub(super) group: GroupId,
+    group: GroupId,
     cell: CellIndex,
     pub(super) stamps: Stamps,
 }
@@ -41,6 +41,11 @@ pub(super) struct Passed {
 impl Passed {
     /// Of one that came to no device yet.
     pub(super) const NONE: Self = Self { group: GroupId::NONE, cell: CellIndex::MAX, stamps: Stamps::NONE };
+
+    /// The same of one that arrived at a time.
+    pub(super) const fn arrived(arrived: Stamp) -> Self {
+        Self { stamps: Stamps { arrived, ..Stamps::NONE }, ..Self::NONE }
+    }
 }
 
 /// What commands have in common that went together.

@@ -9,7 +9,7 @@ use nvme_spec::CompletionQueueEntry;
 use zerocopy::IntoBytes;
 
 use super::request::{Index, Requests, State};
-use super::times::Notes;
+use super::times::{Notes, Passed};
 use crate::fabrics::{Completion, QueueSession};
 use crate::probes;
 use crate::ring::SendBatch;
@@ -36,6 +36,15 @@ pub(super) enum Out {
     R2t(Index),
     /// A completion without a request: a command that got no place.
     Refusal { cid: u16, completion: Completion },
+}
+
+/// What a command ends with.
+pub(super) struct Answer<'a> {
+    pub(super) index: Index,
+    pub(super) completion: Completion,
+    /// Data for the host.
+    pub(super) buf: Option<DmaBuf>,
+    pub(super) passed: &'a Passed,
 }
 
 /// The sending side.
@@ -162,10 +171,7 @@ impl Tx {
         digests: Digests,
         trace: &mut Trace,
     ) {
-        while self.filling.arena_room() >= ANSWER_BYTES_MAX
-            && self.filling.parts_room() >= ANSWER_PARTS_MAX
-            && !self.notes.is_full()
-        {
+        while self.has_room() {
             let Some(out) = self.queue.pop_front() else { break };
             match out {
                 Out::IcResp(ic_resp) => {
@@ -180,7 +186,7 @@ impl Tx {
                     self.push_header(len);
                 }
                 Out::Refusal { cid, completion } => self.response(cid, completion, session, digests),
-                Out::Answer(index) => self.answer(index, requests, session, digests, trace),
+                Out::Answer(index) => self.queued(index, requests, session, digests, trace),
             }
         }
         if !self.queue.is_empty() && self.size.arena_bytes < self.most.arena_bytes {
@@ -189,7 +195,22 @@ impl Tx {
         }
     }
 
-    fn answer(
+    /// Whether the batch has room for one more answer.
+    #[inline]
+    fn has_room(&self) -> bool {
+        self.filling.arena_room() >= ANSWER_BYTES_MAX
+            && self.filling.parts_room() >= ANSWER_PARTS_MAX
+            && !self.notes.is_full()
+    }
+
+    /// Whether an answer may go into the batch past the queue: nothing waits there.
+    #[inline]
+    pub(super) fn takes_now(&self) -> bool {
+        self.queue.is_empty() && self.has_room()
+    }
+
+    /// An answer from the queue.
+    fn queued(
         &mut self,
         index: Index,
         requests: &mut Requests,
@@ -198,12 +219,27 @@ impl Tx {
         trace: &mut Trace,
     ) {
         let request = requests.at(index);
-        let cid = request.sqe.cid.get();
-        let buf = request.buf.take();
+        let (buf, passed) = (request.buf.take(), request.passed);
         let State::Answer(completion) = request.state else { return };
-        let group = self.notes.note(&request.passed, trace, self.who.as_ref());
-        trace.command(group, &request.sqe, completion.status);
-        probes::command_answered(&request.sqe, completion.status, request.passed.stamps.arrived.ns());
+        self.answer(Answer { index, completion, buf, passed: &passed }, requests, session, digests, trace);
+    }
+
+    /// Puts an answer into the batch, which has room. Its request ends.
+    #[inline]
+    pub(super) fn answer(
+        &mut self,
+        answer: Answer<'_>,
+        requests: &mut Requests,
+        session: &QueueSession,
+        digests: Digests,
+        trace: &mut Trace,
+    ) {
+        let Answer { index, completion, buf, passed } = answer;
+        let sqe = &requests.at(index).sqe;
+        let cid = sqe.cid.get();
+        let group = self.notes.note(passed, trace, self.who.as_ref());
+        trace.command(group, sqe, completion.status);
+        probes::command_answered(sqe, completion.status, passed.stamps.arrived.ns());
         requests.remove(index);
         let mut answered = false;
         if let Some(buf) = buf {

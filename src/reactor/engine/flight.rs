@@ -1,0 +1,159 @@
+//! Commands that one device operation does, which nearly all are: no more is kept of them than who is to hear of their end.
+//!
+//! ```text
+//!   start -> Fresh -> launch -+- one operation for all of it --> Flight --> the device --> IoDone
+//!                             '- several, a flush, no room ----> Job
+//! ```
+//!
+//! The buffer travels with the operation, so that a flight is half a cache line where a [`Job`] is three.
+
+use hugepage_alloc::DmaBuf;
+use nvme_spec::Status;
+
+use super::batches::Timing;
+use super::{CoreExport, IoDone, IoEngine, Job};
+use crate::block::{BlockDone, BlockError, BlockOp, BlockOpKind, OpToken};
+use crate::fabrics::{ExportSlot, IoCommand, IoKind, of_block_error};
+use crate::probes;
+use crate::reactor::slab::Key;
+use crate::units::ByteOffset;
+
+/// In the token of an operation: that its key is one of a job.
+const OF_JOB: u64 = 1 << 63;
+
+/// A command that was begun in this turn.
+pub(super) struct Fresh {
+    pub(super) owner: Key,
+    pub(super) request: u32,
+    pub(super) command: IoCommand,
+    pub(super) buf: Option<DmaBuf>,
+}
+
+/// A command on its device.
+pub(super) struct Flight {
+    owner: Key,
+    request: u32,
+    slot: ExportSlot,
+    batch: u32,
+}
+
+/// Whose an operation is.
+pub(super) enum Whose {
+    Flight(Key),
+    Job(Key),
+}
+
+/// The token of an operation of a job.
+pub(super) const fn of_job(key: Key) -> OpToken {
+    OpToken(key.to_bits() | OF_JOB)
+}
+
+/// Whose token it is.
+pub(super) const fn whose(token: OpToken) -> Whose {
+    let key = Key::from_bits(token.0);
+    if token.0 & OF_JOB == 0 { Whose::Flight(key) } else { Whose::Job(key) }
+}
+
+impl IoEngine {
+    /// Looks a command up that was begun in this turn, and submits it.
+    pub(super) fn launch_one(&mut self, batch: u32, fresh: Fresh) {
+        let Self { exports, queues, flights, .. } = self;
+        let slot = fresh.command.slot;
+        let Some(Some(held)) = exports.get_mut(slot.0 as usize) else { return };
+        let Some(Some(device)) = queues.get_mut(held.queue) else { return };
+        if let Some(status) = held.export.refusal(fresh.command.kind.is_write()) {
+            // The fence fell before it came to the device.
+            return self.refuse(batch, fresh, status);
+        }
+        let Some((kind, offset)) = held.in_one(&fresh) else { return self.begin_job(batch, fresh) };
+        let Fresh { owner, request, command, buf } = fresh;
+        let key = match flights.insert(Flight { owner, request, slot, batch }) {
+            Ok(key) => key,
+            Err(_) => {
+                return self.refuse(batch, Fresh { owner, request, command, buf }, Status::COMMAND_INTERRUPTED);
+            }
+        };
+        let token = OpToken(key.to_bits());
+        if let Err(op) = device.queue.submit(BlockOp { token, kind, offset, len: command.len, buf }) {
+            // It waits for room, as a job.
+            flights.free(key);
+            return self.begin_job(batch, Fresh { owner, request, command, buf: op.buf });
+        }
+        probes::device_submit(token.0, offset.0, command.len.0, command.kind.is_write());
+    }
+
+    /// A command that takes more than one operation, or has to wait.
+    #[inline(never)]
+    fn begin_job(&mut self, batch: u32, fresh: Fresh) {
+        let Fresh { owner, request, command, buf } = fresh;
+        match self.jobs.insert(Job::new(owner, request, command, buf, batch)) {
+            Ok(key) => self.advance(key),
+            Err(job) => {
+                self.refuse(batch, Fresh { owner, request, command, buf: job.buf }, Status::COMMAND_INTERRUPTED);
+            }
+        }
+    }
+
+    /// Ends a command that never came to its device.
+    #[cold]
+    fn refuse(&mut self, batch: u32, fresh: Fresh, status: Status) {
+        let Fresh { owner, request, command, buf } = fresh;
+        let timing = self.leave(command.slot, batch);
+        self.done.push(IoDone { owner, request, status, buf, timing });
+    }
+
+    /// The operation of a flight ended.
+    #[inline]
+    pub(super) fn land(&mut self, key: Key, done: BlockDone) {
+        let Some(&Flight { owner, request, slot, batch }) = self.flights.get(key) else { return };
+        self.flights.free(key);
+        let status = match done.result {
+            Ok(()) => Status::SUCCESS,
+            Err(error) => failed(request, &error),
+        };
+        let timing = self.leave(slot, batch);
+        self.done.push(IoDone { owner, request, status, buf: done.buf, timing });
+    }
+
+    /// A command of an export and of a batch ends: how it was given to its device.
+    #[inline]
+    pub(super) fn leave(&mut self, slot: ExportSlot, batch: u32) -> Timing {
+        let mut goes_with_ring = false;
+        if let Some(Some(held)) = self.exports.get_mut(slot.0 as usize) {
+            held.in_flight -= 1;
+            goes_with_ring = held.goes_with_ring;
+        }
+        self.batches.leave(batch);
+        Timing::new(batch, goes_with_ring)
+    }
+}
+
+/// What a host is told of a device's error.
+#[cold]
+pub(super) fn failed(request: u32, error: &BlockError) -> Status {
+    tracing::warn!(request, %error, "device operation failed");
+    of_block_error(error.kind)
+}
+
+impl CoreExport {
+    /// Where on the device all of a command's data is, when one operation does for it; none for all that a [`Job`] has to look into,
+    /// lookups that fail among it.
+    #[inline]
+    fn in_one(&mut self, fresh: &Fresh) -> Option<(BlockOpKind, ByteOffset)> {
+        let IoCommand { kind, start, len, fua, .. } = fresh.command;
+        let kind = match kind {
+            IoKind::Read => BlockOpKind::Read,
+            IoKind::Write => BlockOpKind::Write { fua },
+            IoKind::WriteZeroes { .. } | IoKind::Flush | IoKind::DatasetManagement { .. } => return None,
+        };
+        if fresh.buf.as_ref().is_none_or(|buf| buf.len() as u64 != len.0) {
+            return None;
+        }
+        let Some(map) = &self.export.map else { return Some((kind, start)) };
+        let segment = map.segments(&mut self.cursor, start, len).ok()?.next()?;
+        // The frozen map has the last word on every segment, whatever the lookup and its cache said.
+        map.check(&segment).ok()?;
+        let is_all = segment.len == len && map.served_offset(segment.file_offset) == Some(start);
+        is_all.then_some((kind, segment.device_offset))
+    }
+}
