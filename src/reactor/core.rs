@@ -414,6 +414,9 @@ impl Core {
 
     fn device_completions(&mut self) -> usize {
         let mut work = self.cx.engine.poll();
+        if !self.cx.engine.has_done() {
+            return work;
+        }
         let mut ended = self.cx.engine.take_done();
         work += ended.len();
         let mut all = ended.drain(..).peekable();

@@ -416,8 +416,16 @@ impl IoEngine {
         self.settle(key);
     }
 
+    /// Whether commands have ended.
+    #[inline]
+    #[must_use]
+    pub const fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     /// The commands that have ended. To be given back by [`IoEngine::give_back`], so that nothing is allocated.
     #[inline]
+    #[must_use]
     pub fn take_done(&mut self) -> Vec<IoDone> {
         std::mem::take(&mut self.done)
     }
