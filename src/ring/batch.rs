@@ -135,14 +135,6 @@ impl std::fmt::Debug for RecvBatch {
     }
 }
 
-/// One part of a send.
-enum Part {
-    /// Bytes of the arena.
-    Bytes { at: usize, len: usize },
-    /// A payload.
-    Buf(DmaBuf),
-}
-
 /// One vectored send: headers, copied into an arena, and payload buffers, in the order they were pushed.
 ///
 /// Nothing grows: pushing more than there is room for returns false.
@@ -150,15 +142,15 @@ pub struct SendBatch {
     /// Filled up to its capacity at most, so that it never moves.
     arena: Vec<u8>,
     arena_bytes_max: usize,
-    parts: Vec<Part>,
+    /// Where the bytes lie that are to be sent: in the arena, or in `bufs`, which are in the same order.
+    iovecs: Vec<libc::iovec>,
+    /// That the last of them ends where the arena does.
+    ends_in_arena: bool,
+    bufs: Vec<DmaBuf>,
     parts_max: usize,
     /// Parts before this one are sent.
     first: usize,
-    /// Bytes of the first part that are sent.
-    first_sent: usize,
     bytes_len: usize,
-    /// One a part, as long as nothing was sent.
-    pub(super) iovecs: Vec<libc::iovec>,
     pub(super) header: libc::msghdr,
 }
 
@@ -174,12 +166,12 @@ impl SendBatch {
         Self {
             arena: Vec::with_capacity(arena_bytes),
             arena_bytes_max: arena_bytes,
-            parts: Vec::with_capacity(parts_max),
+            iovecs: Vec::with_capacity(parts_max),
+            ends_in_arena: false,
+            bufs: Vec::with_capacity(parts_max),
             parts_max,
             first: 0,
-            first_sent: 0,
             bytes_len: 0,
-            iovecs: Vec::with_capacity(parts_max),
             header: super::sys::empty_msghdr(),
         }
     }
@@ -201,17 +193,14 @@ impl SendBatch {
         if bytes.len() > self.arena_room() {
             return false;
         }
-        let (at, has_part) = (self.arena.len(), self.parts_room() > 0);
-        match (self.parts.last_mut(), self.iovecs.last_mut()) {
-            (Some(Part::Bytes { len, .. }), Some(iovec)) => {
-                // The arena holds only what was pushed, in order: this continues the last part.
-                *len += bytes.len();
-                iovec.iov_len += bytes.len();
-            }
+        let has_part = self.parts_room() > 0;
+        match self.iovecs.last_mut() {
+            // The arena holds only what was pushed, in order: this continues the last part.
+            Some(last) if self.ends_in_arena => last.iov_len += bytes.len(),
             _ if has_part => {
-                let start = self.arena.as_ptr().wrapping_add(at);
-                self.parts.push(Part::Bytes { at, len: bytes.len() });
+                let start = self.arena.as_ptr().wrapping_add(self.arena.len());
                 self.iovecs.push(libc::iovec { iov_base: start.cast_mut().cast(), iov_len: bytes.len() });
+                self.ends_in_arena = true;
             }
             _ => return false,
         }
@@ -223,6 +212,7 @@ impl SendBatch {
     /// Appends a payload. False, and the buffer dropped, when there is no room: ask [`SendBatch::parts_room`]
     /// before.
     #[must_use]
+    #[inline]
     pub fn push_buf(&mut self, buf: DmaBuf) -> bool {
         if buf.is_empty() {
             return true;
@@ -232,7 +222,8 @@ impl SendBatch {
         }
         self.bytes_len += buf.len();
         self.iovecs.push(libc::iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() });
-        self.parts.push(Part::Buf(buf));
+        self.ends_in_arena = false;
+        self.bufs.push(buf);
         true
     }
 
@@ -245,7 +236,7 @@ impl SendBatch {
     /// Parts there is room for.
     #[must_use]
     pub const fn parts_room(&self) -> usize {
-        self.parts_max - self.parts.len()
+        self.parts_max - self.iovecs.len()
     }
 
     /// Bytes still to be sent.
@@ -272,55 +263,35 @@ impl SendBatch {
             self.clear();
             return;
         }
-        let mut left = sent + self.first_sent;
-        while let Some(part) = self.parts.get_mut(self.first) {
-            let len = part.len();
-            if left < len {
+        let mut left = sent;
+        while let Some(part) = self.iovecs.get_mut(self.first) {
+            if left < part.iov_len {
+                part.iov_base = part.iov_base.wrapping_byte_add(left);
+                part.iov_len -= left;
                 break;
             }
-            left -= len;
-            *part = Part::Bytes { at: 0, len: 0 };
+            left -= part.iov_len;
             self.first += 1;
         }
-        self.first_sent = left;
+        let arena = self.arena.as_ptr_range();
+        let is_payload = |part: &&libc::iovec| !arena.contains(&part.iov_base.cast_const().cast());
+        let unsent = self.iovecs.iter().skip(self.first).filter(is_payload).count();
+        self.bufs.drain(..self.bufs.len().saturating_sub(unsent));
     }
 
     /// Drops all buffers and forgets all bytes.
     pub fn clear(&mut self) {
-        self.parts.clear();
         self.iovecs.clear();
+        self.bufs.clear();
         self.arena.clear();
-        (self.first, self.first_sent, self.bytes_len) = (0, 0, 0);
+        (self.first, self.bytes_len, self.ends_in_arena) = (0, 0, false);
     }
 
-    /// Writes the io vectors of what is left to be sent.
-    pub(super) fn fill_iovecs(&mut self) {
-        if (self.first, self.first_sent) == (0, 0) {
-            // As they were pushed.
-            return;
-        }
-        self.iovecs.clear();
-        let mut skip = self.first_sent;
-        for part in self.parts.iter().skip(self.first) {
-            let start = match part {
-                Part::Bytes { at, .. } => self.arena.as_ptr().wrapping_add(*at),
-                Part::Buf(buf) => buf.as_ptr().cast_const(),
-            };
-            self.iovecs.push(libc::iovec {
-                iov_base: start.wrapping_add(skip).cast_mut().cast(),
-                iov_len: part.len() - skip,
-            });
-            skip = 0;
-        }
-    }
-}
-
-impl Part {
-    const fn len(&self) -> usize {
-        match self {
-            Self::Bytes { len, .. } => *len,
-            Self::Buf(buf) => buf.len(),
-        }
+    /// Points the header to what is left to be sent.
+    pub(super) fn fill_header(&mut self) {
+        let unsent = self.iovecs.get_mut(self.first..).unwrap_or_default();
+        self.header.msg_iov = unsent.as_mut_ptr();
+        self.header.msg_iovlen = unsent.len() as _;
     }
 }
 
@@ -328,7 +299,7 @@ impl std::fmt::Debug for SendBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SendBatch")
             .field("bytes_len", &self.bytes_len)
-            .field("parts", &(self.parts.len() - self.first))
+            .field("parts", &(self.iovecs.len() - self.first))
             .finish_non_exhaustive()
     }
 }

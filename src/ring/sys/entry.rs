@@ -107,9 +107,7 @@ fn prepare_recv(mut batch: Box<RecvBatch>, fd: Fd) -> (Payload, squeue::Entry) {
 }
 
 fn prepare_send(mut batch: Box<SendBatch>, fd: Fd) -> (Payload, squeue::Entry) {
-    batch.fill_iovecs();
-    batch.header.msg_iov = batch.iovecs.as_mut_ptr();
-    batch.header.msg_iovlen = batch.iovecs.len() as _;
+    batch.fill_header();
     let batch = Box::into_raw(batch);
     let header = batch.wrapping_byte_add(offset_of!(SendBatch, header)).cast_const().cast();
     let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();

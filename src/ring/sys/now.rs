@@ -13,9 +13,7 @@ use crate::ring::{RecvBatch, SendBatch};
 
 /// Sends what the socket takes at once: how many bytes.
 pub(in crate::ring) fn send(socket: BorrowedFd<'_>, batch: &mut SendBatch) -> io::Result<u32> {
-    batch.fill_iovecs();
-    batch.header.msg_iov = batch.iovecs.as_mut_ptr();
-    batch.header.msg_iovlen = batch.iovecs.len() as _;
+    batch.fill_header();
     // SAFETY: the header names the batch's own vector, whose entries lie in its arena and in buffers that it holds: all of
     // it lives, and is not moved, while the batch is borrowed. The kernel only reads.
     let sent = unsafe {
