@@ -133,19 +133,17 @@ impl BufferPool {
         let (ptr, slot) = inner.take(ZEROES_LEN)?;
         let zeroes = DmaBuf::new(self.inner.clone(), ptr, ZEROES_LEN, slot);
         zeroes.zero();
-        // The pool's own count, which it keeps. No buffer in use: of these an idle pool has none.
+        // The pool's own count, which it keeps. It is no buffer in use: of these an idle pool has none.
         self.inner.retain(slot);
-        inner.bytes_in_use.set(inner.bytes_in_use.get() - ZEROES_LEN as usize);
         inner.zeroes.set(Some((ptr, slot)));
         Some(zeroes)
     }
 
     /// Bytes that no buffer holds. Not all of them need be fit for a buffer of any size: pages are carved by class.
     #[must_use]
+    #[inline]
     pub fn bytes_free(&self) -> usize {
-        let inner = &self.inner.0;
-        let zeroes_len = inner.zeroes.get().map_or(0, |_| ZEROES_LEN as usize);
-        inner.pages.len() * BUFFER_LEN_MAX - inner.bytes_in_use.get() - zeroes_len
+        self.inner.0.bytes_free.get()
     }
 
     /// Address and length of each region, for registration with io_uring or DMA mapping. The order is that of
@@ -175,9 +173,10 @@ impl BufferPool {
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         let inner = &self.inner.0;
+        let zeroes_len = inner.zeroes.get().map_or(0, |_| ZEROES_LEN as usize);
         PoolStats {
             bytes_total: inner.pages.len() * BUFFER_LEN_MAX,
-            bytes_in_use: inner.bytes_in_use.get(),
+            bytes_in_use: inner.pages.len() * BUFFER_LEN_MAX - inner.bytes_free.get() - zeroes_len,
             pages_total: inner.pages.len(),
             pages_free: inner.pages_free.get(),
             exhausted_count: inner.exhausted_count.get(),
@@ -271,7 +270,7 @@ struct Inner {
     /// First page of each list.
     lists: [Cell<u32>; LIST_FREE + 1],
     pages_free: Cell<usize>,
-    bytes_in_use: Cell<usize>,
+    bytes_free: Cell<usize>,
     exhausted_count: Cell<u64>,
     /// See [`BufferPool::zeroes`].
     zeroes: Cell<Option<(*mut u8, Slot)>>,
@@ -303,7 +302,7 @@ impl Inner {
             links: vec![Cell::new(BUFFER_NONE); granules].into_boxed_slice(),
             lists: [const { Cell::new(PAGE_NONE) }; LIST_FREE + 1],
             pages_free: Cell::new(0),
-            bytes_in_use: Cell::new(0),
+            bytes_free: Cell::new(granules * BUFFER_ALIGN),
             exhausted_count: Cell::new(0),
             zeroes: Cell::new(None),
         };
@@ -316,8 +315,18 @@ impl Inner {
     }
 
     /// Takes a buffer for `len` bytes, with a count of one.
+    #[inline]
     fn take(&self, len: u32) -> Option<(*mut u8, Slot)> {
+        if len <= 1 << CLASS_SHIFTS[0] {
+            // Of nearly all: compiled for this class by itself.
+            return self.take_of(0);
+        }
         let class = CLASS_SHIFTS.iter().position(|&shift| len <= 1 << shift)?;
+        self.take_of(class)
+    }
+
+    #[inline(always)]
+    fn take_of(&self, class: usize) -> Option<(*mut u8, Slot)> {
         let mut page_index = self.lists[class].get();
         if page_index == PAGE_NONE {
             page_index = self.open_page(class)?;
@@ -341,12 +350,13 @@ impl Inner {
         let granule = (buffer as usize) << granules_shift;
         let slot = first + granule;
         self.counts[slot].set(1);
-        self.bytes_in_use.set(self.bytes_in_use.get() + (1 << CLASS_SHIFTS[class]));
+        self.bytes_free.set(self.bytes_free.get() - (1 << CLASS_SHIFTS[class]));
         let slot = Slot(u32::try_from(slot).ok()?);
         Some((page.base.wrapping_add(granule * BUFFER_ALIGN), slot))
     }
 
     /// Gives a free page to `class`.
+    #[inline(never)]
     fn open_page(&self, class: usize) -> Option<u32> {
         let index = self.lists[LIST_FREE].get();
         if index == PAGE_NONE {
@@ -364,13 +374,21 @@ impl Inner {
     }
 
     fn give_back(&self, slot: Slot) {
-        let Ok(page_index) = u32::try_from(slot.page()) else { return };
         let page = &self.pages[slot.page()];
-        let class = usize::from(page.class.get());
+        match usize::from(page.class.get()) {
+            // As in [`Inner::take`].
+            0 => self.give_back_to(0, slot, page),
+            class => self.give_back_to(class, slot, page),
+        }
+    }
+
+    #[inline(always)]
+    fn give_back_to(&self, class: usize, slot: Slot, page: &Page) {
+        let Ok(page_index) = u32::try_from(slot.page()) else { return };
         let granules_shift = CLASS_SHIFTS[class] - CLASS_SHIFTS[0];
         let was_full = usize::from(page.used.get()) == GRANULES_PER_PAGE >> granules_shift;
         page.used.set(page.used.get() - 1);
-        self.bytes_in_use.set(self.bytes_in_use.get() - (1 << CLASS_SHIFTS[class]));
+        self.bytes_free.set(self.bytes_free.get() + (1 << CLASS_SHIFTS[class]));
         if page.used.get() == 0 {
             if !was_full {
                 self.unlink(class, page_index);
@@ -388,6 +406,7 @@ impl Inner {
         }
     }
 
+    #[inline(never)]
     fn push(&self, list: usize, index: u32) {
         let head = &self.lists[list];
         let page = &self.pages[index as usize];
@@ -399,6 +418,7 @@ impl Inner {
         head.set(index);
     }
 
+    #[inline(never)]
     fn unlink(&self, list: usize, index: u32) {
         let page = &self.pages[index as usize];
         let (prev, next) = (page.prev.get(), page.next.get());
