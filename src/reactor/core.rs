@@ -72,6 +72,8 @@ pub struct Core {
     /// Where in that list the turn before began.
     poll_start: usize,
     listeners: Slab<Listener>,
+    /// When a listener wants an accept again; none when each has one.
+    accepts_at: Option<Instant>,
     /// Letters that wait for the last command of an export. No turn waits for them: what ends a command wakes the core.
     drains: Vec<(ExportSlot, Box<dyn FnOnce() + Send>)>,
     letters: Vec<Letter>,
@@ -159,6 +161,7 @@ impl Core {
             polled: Vec::with_capacity(POLLED_MAX),
             poll_start: 0,
             listeners,
+            accepts_at: None,
             drains: Vec::new(),
             letters: Vec::new(),
             factory,
@@ -214,7 +217,7 @@ impl Core {
         self.cx.stages.turn(now);
         self.cx.engine.turned(submits, now);
         let own = self.own_completions();
-        let sockets = self.socket_completions() + self.polled_sockets();
+        let sockets = self.socket_completions() + self.polled_sockets(own);
         let devices = self.device_completions();
         work += own + sockets + devices;
         self.cx.engine.handled(work);
@@ -284,15 +287,28 @@ impl Core {
         if !self.bell_armed {
             self.bell_armed = self.own.wait_readable(u64::from(BELL) << 56, &self.bell).is_ok();
         }
-        if self.listeners.is_empty() {
-            return;
+        if self.accepts_at.is_some_and(|at| self.cx.now >= at) {
+            self.accept();
         }
+    }
+
+    /// Gives each listener an accept that has none.
+    #[cold]
+    fn accept(&mut self) {
+        self.accepts_at = None;
         for index in 0..self.listeners.slots() {
             let Some(key) = self.listeners.key_at(index) else { continue };
             let Some(listener) = self.listeners.get_mut(key) else { continue };
-            if !listener.accepting && !listener.closing && self.cx.now >= listener.not_before {
+            if listener.accepting || listener.closing {
+                continue;
+            }
+            if self.cx.now >= listener.not_before {
                 let token = CoreContext::token(key, ACCEPT);
                 listener.accepting = self.own.accept(token, &listener.socket).is_ok();
+            }
+            if !listener.accepting {
+                let at = listener.not_before;
+                self.accepts_at = Some(self.accepts_at.map_or(at, |other| other.min(at)));
             }
         }
     }
@@ -309,6 +325,7 @@ impl Core {
             let key = Key::from_bits(done.token);
             let Some(listener) = self.listeners.get_mut(key) else { continue };
             listener.accepting = false;
+            self.accepts_at = Some(self.cx.now);
             if listener.closing {
                 self.listeners.remove(key);
                 continue;
@@ -350,6 +367,7 @@ impl Core {
                 if self.listeners.insert(listener).is_err() {
                     tracing::error!(port = port.0, "no room for another listener on this core");
                 }
+                self.accepts_at = Some(not_before);
             }
             Letter::Unlisten(port) => self.unlisten(|listener| listener.port == port),
             Letter::Open { exports, reply } => {

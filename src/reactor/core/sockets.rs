@@ -6,6 +6,8 @@ use crate::reactor::slab::Key;
 
 /// Socket completions handed out in one turn.
 const RING_BUDGET: usize = 256;
+/// Looks at sockets of a turn that has nothing else to do, beyond the first.
+const LOOKS_AGAIN: usize = 4;
 /// Turns after which all that are polled have been the first.
 const POLL_STEPS: usize = 8;
 
@@ -24,9 +26,25 @@ impl Core {
         RING_BUDGET
     }
 
-    /// Looks at the sockets that the core reads by itself. Each turn begins a little further on: a host whose own round were as long
+    /// Looks at the sockets that the core reads by itself: several times when there is nothing, nor anything else to do (`own`
+    /// completions of the core's own), for most of a turn is not looking, and what comes then waits for the rest of it.
+    pub(super) fn polled_sockets(&mut self, own: usize) -> usize {
+        let mut work = self.look_at_sockets();
+        let is_waiting = own == 0 && self.ready.is_empty() && self.cx.engine.jobs() == 0;
+        if is_waiting && !self.polled.is_empty() {
+            for _ in 0..LOOKS_AGAIN / self.polled.len() {
+                if work > 0 {
+                    break;
+                }
+                work = self.look_at_sockets();
+            }
+        }
+        work
+    }
+
+    /// Looks at each once. Each turn begins a little further on: a host whose own round were as long
     /// as ours would else always find the same of its connections just too late.
-    pub(super) fn polled_sockets(&mut self) -> usize {
+    fn look_at_sockets(&mut self) -> usize {
         let count = self.polled.len();
         if count == 0 {
             return 0;
