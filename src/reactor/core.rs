@@ -1,5 +1,6 @@
 //! One core: the loop itself.
 
+mod listeners;
 mod setup;
 mod sockets;
 
@@ -7,7 +8,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::setup::{introduce, memory};
+use self::listeners::Listener;
+use self::setup::memory;
 use super::activity::{Ledger, TurnTaken, Wake};
 use super::engine::IoEngine;
 use super::gauges::{CoreGauges, CoreStats};
@@ -17,17 +19,14 @@ use super::pause::{CoreFailure, PauseWatch};
 use super::polls::{POLLED_MAX, SocketPolls};
 use super::slab::{Key, Slab};
 use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
-use crate::fabrics::{ExportSlot, PortId};
-use crate::ring::{FileRef, Ring, RingClient, RingResource, Socket, Wait};
+use crate::fabrics::ExportSlot;
+use crate::ring::{FileRef, Ring, RingClient, Wait};
 use crate::stage::{CoreStages, Trace};
 
 /// Turns of ready connections in one turn of the core.
 const TURN_BUDGET: usize = 256;
 /// Listeners of one core.
 const LISTENERS_MAX: usize = 64;
-/// Pause of a listener after the kernel could not give a socket (descriptor limit, memory).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// What a core does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdlePolicy {
@@ -42,16 +41,8 @@ struct Seat {
     connection: Box<dyn Connection>,
     ready: bool,
     polled: bool,
-}
-
-struct Listener {
-    port: PortId,
-    socket: Socket,
-    /// An accept is in flight; cancelled listeners are dropped when it comes back.
-    accepting: bool,
-    closing: bool,
-    /// Not before this time, after a failure.
-    not_before: Instant,
+    /// Nothing came since it was found to be in no need of ticks.
+    steady: bool,
 }
 
 /// How accepted connections are spread.
@@ -83,6 +74,8 @@ pub struct Core {
     linger: Linger,
     stop_at: Option<Instant>,
     next_tick: Instant,
+    /// When the next tick is one for all.
+    next_review: Instant,
     last_work: Instant,
     /// The mailbox's eventfd, as the ring watches it.
     bell: FileRef,
@@ -101,6 +94,9 @@ impl Core {
     pub const TICK: Duration = Duration::from_millis(20);
     /// How often by one that has had no work for as long. Keep-alive time-outs are exact to this much.
     pub const TICK_ASLEEP: Duration = Duration::from_millis(100);
+    /// How often all connections are looked at, those included that were [steady](Connection::is_steady). To look at one that is
+    /// idle costs a dozen lines of memory that no cache has.
+    pub const REVIEW: Duration = Duration::from_secs(1);
 
     /// A core that keeps the connections it accepts, on the calling thread and whatever CPU that runs on: for who
     /// drives it by [`Core::step`], as tests do.
@@ -170,6 +166,7 @@ impl Core {
             linger: Linger::new(options.linger),
             stop_at: None,
             next_tick: now,
+            next_review: now,
             last_work: now,
             bell,
             bell_armed: false,
@@ -292,27 +289,6 @@ impl Core {
         }
     }
 
-    /// Gives each listener an accept that has none.
-    #[cold]
-    fn accept(&mut self) {
-        self.accepts_at = None;
-        for index in 0..self.listeners.slots() {
-            let Some(key) = self.listeners.key_at(index) else { continue };
-            let Some(listener) = self.listeners.get_mut(key) else { continue };
-            if listener.accepting || listener.closing {
-                continue;
-            }
-            if self.cx.now >= listener.not_before {
-                let token = CoreContext::token(key, ACCEPT);
-                listener.accepting = self.own.accept(token, &listener.socket).is_ok();
-            }
-            if !listener.accepting {
-                let at = listener.not_before;
-                self.accepts_at = Some(self.accepts_at.map_or(at, |other| other.min(at)));
-            }
-        }
-    }
-
     fn own_completions(&mut self) -> usize {
         let mut work = 0;
         while let Some(done) = self.own.pop() {
@@ -322,26 +298,7 @@ impl Core {
                 self.read_mail();
                 continue;
             }
-            let key = Key::from_bits(done.token);
-            let Some(listener) = self.listeners.get_mut(key) else { continue };
-            listener.accepting = false;
-            self.accepts_at = Some(self.cx.now);
-            if listener.closing {
-                self.listeners.remove(key);
-                continue;
-            }
-            match (done.result, done.resource) {
-                (Ok(_), RingResource::Accepted(socket)) => {
-                    if let Some(accepted) = introduce(socket, listener.port) {
-                        (self.spread)(accepted);
-                    }
-                }
-                (Err(error), _) => {
-                    listener.not_before = self.cx.now + ACCEPT_PAUSE;
-                    tracing::warn!(%error, "accepting a connection failed; trying again shortly");
-                }
-                (Ok(_), _) => {}
-            }
+            self.accepted(done);
         }
         work
     }
@@ -354,22 +311,14 @@ impl Core {
         }
         self.letters = letters;
         // A bell without a letter: some session has news from another thread.
-        self.next_tick = self.cx.now;
+        (self.next_tick, self.next_review) = (self.cx.now, self.cx.now);
     }
 
     fn open_letter(&mut self, letter: Letter) {
         match letter {
             Letter::Adopt(accepted) => self.adopt(accepted),
-            Letter::Listen { listener, port } => {
-                let socket = Socket::new(listener);
-                let not_before = self.cx.now;
-                let listener = Listener { port, socket, accepting: false, closing: false, not_before };
-                if self.listeners.insert(listener).is_err() {
-                    tracing::error!(port = port.0, "no room for another listener on this core");
-                }
-                self.accepts_at = Some(not_before);
-            }
-            Letter::Unlisten(port) => self.unlisten(|listener| listener.port == port),
+            Letter::Listen { listener, port } => self.listen(listener, port),
+            Letter::Unlisten(port) => self.unlisten(Some(port)),
             Letter::Open { exports, reply } => {
                 let opened = exports.into_iter().try_for_each(|export| {
                     let nsid = export.nsid;
@@ -396,7 +345,8 @@ impl Core {
         }
         let peer = accepted.peer;
         let Some(connection) = self.factory.clone().adopt(&mut self.cx, accepted) else { return };
-        let Ok(key) = self.seats.insert(Seat { connection, ready: false, polled: false }) else {
+        let Ok(key) = self.seats.insert(Seat { connection, ready: false, polled: false, steady: false })
+        else {
             tracing::warn!(%peer, "connection refused: this core serves as many as it may");
             return;
         };
@@ -406,24 +356,8 @@ impl Core {
         }
     }
 
-    fn unlisten(&mut self, which: impl Fn(&Listener) -> bool) {
-        for index in 0..self.listeners.slots() {
-            let Some(key) = self.listeners.key_at(index) else { continue };
-            let Some(listener) = self.listeners.get_mut(key) else { continue };
-            if !which(listener) {
-                continue;
-            }
-            listener.closing = true;
-            if listener.accepting {
-                // It goes when its accept comes back, so that the port is free only then.
-                self.own.cancel(CoreContext::token(key, ACCEPT));
-            } else {
-                self.listeners.remove(key);
-            }
-        }
-    }
-
     fn mark_ready(ready: &mut VecDeque<Key>, seat: &mut Seat, key: Key) {
+        seat.steady = false;
         if !seat.ready {
             seat.ready = true;
             ready.push_back(key);
@@ -482,13 +416,21 @@ impl Core {
         let is_idle = self.cx.now.saturating_duration_since(self.last_work) >= Self::TICK_ASLEEP;
         self.next_tick = self.cx.now + if is_idle { Self::TICK_ASLEEP } else { Self::TICK };
         self.cx.polls.tick();
+        let is_review = self.cx.now >= self.next_review;
+        if is_review {
+            self.next_review = self.cx.now + Self::REVIEW;
+        }
         for index in 0..self.seats.slots() {
             let Some(key) = self.seats.key_at(index) else { continue };
             // A turn for nothing would count as work, of which an idle core has none.
             if let Some(seat) = self.seats.get_mut(key)
-                && seat.connection.tick(&mut self.cx)
+                && (is_review || !seat.steady)
             {
-                Self::mark_ready(&mut self.ready, seat, key);
+                let wants_turn = seat.connection.tick(&mut self.cx);
+                seat.steady = seat.connection.is_steady();
+                if wants_turn {
+                    Self::mark_ready(&mut self.ready, seat, key);
+                }
             }
         }
         self.gauges.set(&self.stats(), self.activity.counted());
@@ -503,7 +445,7 @@ impl Core {
 
     fn begin_stop(&mut self, deadline: Instant) {
         self.stop_at = Some(deadline);
-        self.unlisten(|_| true);
+        self.unlisten(None);
         for index in 0..self.seats.slots() {
             let Some(key) = self.seats.key_at(index) else { continue };
             if let Some(seat) = self.seats.get_mut(key) {

@@ -106,8 +106,10 @@ pub trait Connection {
     /// Does a bounded amount of work: parses, answers, submits. Called after completions, and again on request.
     fn turn(&mut self, cx: &mut CoreContext) -> Turn;
     /// Looks at deadlines and at what other threads want of it; whether it wants a turn then. Called every [`Core::TICK`] and
-    /// after mail.
+    /// after mail; when it is [steady](Connection::is_steady), every [`Core::REVIEW`] and after mail.
     fn tick(&mut self, cx: &mut CoreContext) -> bool;
+    /// Whether it has no deadline that is nearer than some [`Core::REVIEW`]s, as long as nothing comes.
+    fn is_steady(&self) -> bool;
     /// Asks it to end: take no new commands, finish those under way, say goodbye, and report [`Turn::Finished`].
     fn stop(&mut self, cx: &mut CoreContext);
 }

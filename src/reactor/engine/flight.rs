@@ -70,7 +70,11 @@ impl IoEngine {
         let key = match flights.insert(Flight { owner, request, slot, batch }) {
             Ok(key) => key,
             Err(_) => {
-                return self.refuse(batch, Fresh { owner, request, command, buf }, Status::COMMAND_INTERRUPTED);
+                return self.refuse(
+                    batch,
+                    Fresh { owner, request, command, buf },
+                    Status::COMMAND_INTERRUPTED,
+                );
             }
         };
         let token = OpToken(key.to_bits());
@@ -89,7 +93,11 @@ impl IoEngine {
         match self.jobs.insert(Job::new(owner, request, command, buf, batch)) {
             Ok(key) => self.advance(key),
             Err(job) => {
-                self.refuse(batch, Fresh { owner, request, command, buf: job.buf }, Status::COMMAND_INTERRUPTED);
+                self.refuse(
+                    batch,
+                    Fresh { owner, request, command, buf: job.buf },
+                    Status::COMMAND_INTERRUPTED,
+                );
             }
         }
     }

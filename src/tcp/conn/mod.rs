@@ -19,6 +19,7 @@
 
 mod commands;
 mod counters;
+mod ended;
 mod fuzz;
 mod request;
 mod rx;
@@ -34,20 +35,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nvme_spec::{Nsid, SubmissionQueueEntry};
+use nvme_spec::SubmissionQueueEntry;
 use rustix::net::Shutdown;
 use zerocopy::FromBytes;
 
 pub use self::counters::{Counter, TcpCounters, TcpStats};
 pub use self::fuzz::fuzz_connection;
-use self::request::{Index, Requests, State};
+use self::request::{Index, Requests};
 use self::rx::{Rx, RxState, Step};
 pub use self::timeouts::TcpTimeouts;
-use self::times::{CellIndex, Common, Passed, Times};
-use self::tx::{Answer, Out, Tx, TxSize};
+use self::times::Times;
+use self::tx::{Out, Tx, TxSize};
 use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules, Phase, Receiver, TermReq};
-use crate::fabrics::{Completion, QueueSession, SessionEvent};
-use crate::reactor::{Connection, CoreContext, Heard, IoDone, Key, Polled, Timing, Turn};
+use crate::fabrics::{QueueSession, SessionEvent};
+use crate::reactor::{Connection, CoreContext, Heard, IoDone, Key, Polled, Turn};
 use crate::ring::{RingDone, RingResource, Socket};
 use crate::stage::{Stamp, Who};
 
@@ -369,48 +370,6 @@ impl TcpConnection {
         }
     }
 
-    /// A command is back from its device, at this moment of the engine: when it passed its stages.
-    #[inline]
-    fn passed(&mut self, cx: &CoreContext, index: Index, timing: Timing) -> Passed {
-        let request = self.requests.at(index);
-        let common =
-            Common { timing, arrived: request.arrived, done: cx.engine.now(), nsid: request.sqe.nsid() };
-        match self.times.joins(&common) {
-            Some(passed) => *passed,
-            None if timing.is_none() => Passed::arrived(common.arrived),
-            None => self.passed_alone(cx, common),
-        }
-    }
-
-    #[inline(never)]
-    fn passed_alone(&mut self, cx: &CoreContext, common: Common) -> Passed {
-        let cell = self.times.cell(common.nsid).unwrap_or_else(|| self.new_cell(cx, common.nsid));
-        let stamps = cx.engine.stamps(common.timing);
-        *self.times.begin(common, cell, stamps)
-    }
-
-    /// Where commands of this connection to a namespace are counted, when the first of them has ended.
-    #[cold]
-    fn new_cell(&mut self, cx: &CoreContext, nsid: Nsid) -> CellIndex {
-        let cell = match self.session.names() {
-            Some((host, subsystem)) => cx.stages.cell(host, subsystem, nsid.0),
-            None => cx.stages.others(),
-        };
-        self.times.add(nsid, cell)
-    }
-
-    /// A command ends that came to no device.
-    fn answer(&mut self, index: Index, completion: Completion) {
-        let arrived = self.requests.at(index).arrived;
-        self.answer_later(index, completion, Passed::arrived(arrived));
-    }
-
-    fn answer_later(&mut self, index: Index, completion: Completion, passed: Passed) {
-        let request = self.requests.at(index);
-        (request.state, request.passed) = (State::Answer(completion), passed);
-        self.tx.push(Out::Answer(index));
-    }
-
     /// Sizes everything for the queue, once Connect has told how large it is.
     fn connected(&mut self, cx: &mut CoreContext) {
         self.stage = Stage::Running;
@@ -453,27 +412,7 @@ impl Connection for TcpConnection {
     }
 
     fn on_io(&mut self, cx: &mut CoreContext, done: IoDone) {
-        self.on_device -= 1;
-        let Ok(index) = Index::try_from(done.request) else { return };
-        if !done.status.is_success() {
-            let sqe = self.requests.at(index).sqe;
-            self.session.note_error(&sqe, done.status, None);
-        }
-        let answers =
-            matches!(self.requests.at(index).state, State::Device { reads: true }) && done.status.is_success();
-        let buf = done.buf.filter(|_| answers);
-        if self.stage == Stage::Draining || self.terminating {
-            return self.requests.remove(index);
-        }
-        let passed = self.passed(cx, index, done.timing);
-        let completion = Completion::of(done.status);
-        if self.tx.takes_now() {
-            let Self { tx, requests, session, digests, .. } = self;
-            let answer = Answer { index, completion, buf, passed: &passed };
-            return tx.answer(answer, requests, session, *digests, &mut cx.trace);
-        }
-        self.requests.at(index).buf = buf;
-        self.answer_later(index, completion, passed);
+        self.ended(cx, done);
     }
 
     fn turn(&mut self, cx: &mut CoreContext) -> Turn {
@@ -538,6 +477,11 @@ impl Connection for TcpConnection {
         self.wind_up(cx);
         // All else that moves it on comes by a completion.
         !self.is_open() || self.tx.backlog() > 0
+    }
+
+    /// An I/O queue that waits for commands: keep-alives are the admin queue's, and who wants its end rings the bell.
+    fn is_steady(&self) -> bool {
+        self.stage == Stage::Running && self.session.is_io()
     }
 
     fn stop(&mut self, cx: &mut CoreContext) {
