@@ -154,6 +154,11 @@ impl Side {
         self.wall_us * self.of_thread as f64 / self.all.max(1) as f64 / self.commands.max(1.0)
     }
 
+    /// Microseconds of work a command, by its account.
+    fn work_us(&self) -> Option<f64> {
+        self.busy_us.map(|busy_us| busy_us / self.commands.max(1.0))
+    }
+
     /// The part of its thread's time in which it had nothing to do: by its account, else all looks.
     fn idle(&self) -> f64 {
         let ran_us = self.each_us() * self.commands;
@@ -259,16 +264,19 @@ fn at_depth_of_1(peer: &Side) -> String {
 }
 
 fn beside_unpinned(ours: &Side, peer: &Side) -> String {
+    // What polls while it waits for the device is no work for a command, and only its account leaves it out.
     let own = |side: &Side| side.each_us() * (1.0 - side.kernel());
-    let apart = own(ours) - own(peer);
+    let (worked, how) = match (ours.work_us(), peer.work_us()) {
+        (Some(with), Some(without)) => ((with, without), "by its account the core works"),
+        _ => ((own(ours), own(peer)), "the core is in our own code for"),
+    };
     format!(
-        "the pin is code of ours alone, and that takes {:.2} us of {:.2} a command with it and {:.2} of {:.2} without: {:+.1} % for the pin. \
-         The kernel, its loop device and whoever else has this processor make up the rest of what is between both",
-        own(ours),
-        ours.each_us(),
-        own(peer),
-        peer.each_us(),
-        100.0 * apart / peer.each_us()
+        "the pin is code of ours alone, on this core: {how} {:.2} us a command with it and {:.2} without, {:+.1} % of the {:.2} us between two \
+         commands. The rest of what is between both sides is the kernel's, its loop device's and the machine's",
+        worked.0,
+        worked.1,
+        100.0 * (worked.0 - worked.1) / peer.each_us(),
+        peer.each_us()
     )
 }
 
@@ -357,8 +365,11 @@ mod tests {
         let windows = [window(OURS, 1, None), window(UNPINNED, 2, None)];
         let (limit, _) = profile(&script, &windows, 2, true);
         assert!(
-            limit.contains("0.20 us of 1.00 a command with it and 0.10 of 1.00 without: +10.0 %"),
+            limit.contains("own code for 0.20 us a command with it and 0.10 without, +10.0 % of the 1.00 us"),
             "{limit}"
         );
+        let windows = [window(OURS, 1, Some(620_000.0)), window(UNPINNED, 2, Some(600_000.0))];
+        let (limit, _) = profile(&script, &windows, 2, true);
+        assert!(limit.contains("works 0.62 us a command with it and 0.60 without, +2.0 %"), "{limit}");
     }
 }
