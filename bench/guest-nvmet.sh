@@ -4,7 +4,8 @@
 # Everything is emulated there, the processor too: only the ratios say something, and only of a machine that does nothing else.
 #
 # usage: guest-nvmet.sh [ARGUMENT]...      of `fastice-bench guest`, such as --rounds 3 --only nvme
-#   REPORT=FILE  where the rows go (default: bench/report.json)
+#   REPORT=FILE   where the rows go (default: bench/report.json)
+#   PROFILE=FILE  where a profile goes that perf makes meanwhile, in the guest; measured under perf, the rows are worth less
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,9 +29,22 @@ export DISK ADDRESS FILE OFFSET'
 program='/root/fastice-bench guest --file $FILE --offset $OFFSET --disk $DISK --pci $ADDRESS --report /root/report.json "$@" &&
     echo REPORT && cat /root/report.json'
 
+with=(--with "$bench")
+if [[ -n ${PROFILE:-} ]]; then
+    perf=$(readlink -e "$(command -v perf)") || { echo "guest-nvmet.sh: there is no perf (Debian: linux-perf)" >&2; exit 1; }
+    with+=(--with "$perf")
+    # shellcheck disable=SC2016
+    program='export FASTICE_BENCH_WINDOWS=/root/windows
+    echo 0 >/proc/sys/kernel/kptr_restrict
+    /root/perf record -q -a -k CLOCK_MONOTONIC -e cpu-clock -F 199 -g -o /root/data -- '$program' && echo PROFILE &&
+    /root/perf script --ns --no-inline -i /root/data -F comm,tid,cpu,time,ip,sym,dso 2>/root/perf.log |
+        /root/fastice-bench profiles shares --windows /root/windows'
+fi
+
 # A thread for each processor of the guest: target and initiator then run side by side. erms=off: "fast string" instructions are
 # emulated byte by byte, so the kernel copies and clears pages eight times as fast without them; that is for both sides.
-hw-tests/vfio-test.sh --timeout "${TIMEOUT:-600}" --threads multi --features erms=off --fio --with "$bench" --setup "$setup" \
+hw-tests/vfio-test.sh --timeout "${TIMEOUT:-600}" --threads multi --features erms=off --fio "${with[@]}" --setup "$setup" \
     --run sh -c "$program" sh "$@" |
-    awk -v rows="$rows" '/^REPORT\r?$/ { report = 1; next } report { print >rows; next } { print; fflush() }'
+    awk -v rows="$rows" -v profile="${PROFILE:-/dev/null}" '{ sub(/\r$/, "") } /^REPORT$/ { into = rows; next } /^PROFILE$/ { into = profile; next }
+        into { print >into; next } { print; fflush() }'
 "$bench" merge "$rows" --report "$report"

@@ -1,49 +1,158 @@
 #!/usr/bin/env bash
-# Where the processor of a target is while it answers: samples by perf of fastice, of the bare responder and of SPDK's target, in one
-# run of one case, into bench/profiles/NAME.txt. The report links a profile at each row that is not met and that its `# rows:` names.
+# Why a row is what it is: where the time goes while its case runs, and what limit follows, into bench/profiles/NAME.txt. The report links
+# a profile at each row that is not met and that its `# rows:` names, with its `# limit:`. Which profile explains which rows, and how
+# it is made, stands in bench/profiles/table.
 #
-# usage: profile.sh NAME CASE DEPTH ROWS
-#   NAME   of the file
-#   CASE   of `fastice-bench target --only`, such as null/randread/qd128
-#   ROWS   how the names of its rows begin, with commas between
+# usage: profile.sh [NAME]...
+#   NAME   of the table; without any, all that explain rows of bench/report.json that are not met
+#   SECONDS_MAX=N               what is not begun after so long is left out and named (default: 360)
 #   FASTICE_BENCH_PROGRAM=FILE  what is run (default: target/release/fastice-bench)
-# Takes root, or kernel.perf_event_paranoid of -1: the kernel's functions are most of it.
+# Takes perf, and root, or kernel.perf_event_paranoid of -1: the kernel's functions are most of it. The driver's takes valgrind.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-(($# == 4)) || { sed -n '5,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-name=$1 case=$2 depth=$3 rows=$4
+[[ ${1:-} != -* ]] || { sed -n '6,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 bench=${FASTICE_BENCH_PROGRAM:-target/release/fastice-bench}
+table=bench/profiles/table
+# The guest's profile is made in the guest.
 command -v perf >/dev/null || { echo "profile.sh: there is no perf (Debian: linux-perf)" >&2; exit 1; }
+[[ -x $bench ]] || { echo "profile.sh: build it first: cargo build --release -p fastice-bench" >&2; exit 1; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/fastice-profile.XXXXXX")
 trap 'rm -rf "$work"' EXIT
+# One host for all sides, the light one, and no release of other days: what they do is not what is explained.
+export FASTICE_BENCH_WINDOWS=$work/windows FASTICE_BENCH_SPDK_NVME_PERF=/nonexistent FASTICE_BENCH_PREVIOUS=/nonexistent
 
 # Targets are on the first processor, the host on the last.
 processor=$(sed -n 's/^Cpus_allowed_list:[[:space:]]*\([0-9]*\).*/\1/p' /proc/self/status)
-# Samples of a clock: virtual machines show no counters of the processor.
-perf record -q -C "$processor" -e cpu-clock -F 1999 -o "$work/data" -- \
-    "$bench" target --only "$case" --depths "$depth" --rounds 3 --round-ms 2000 --spare 0 --report "$work/report.json" >"$work/run.log" 2>&1 ||
-    { cat "$work/run.log" >&2; exit 1; }
 
-# A side is known by the name of its thread. All of them in one table: perf shows a function that several have only once else.
-perf report -i "$work/data" --no-children --stdio -g none --sort comm,symbol 2>/dev/null |
-    sed -n 's/^ *\([0-9.]*\)% *\([^ ]*\) *\[\([.k]\)\] \(.*\)$/\1 \2 \3 \4/p' | sed 's/ *-  *- *$//; s/ *$//' >"$work/table.txt"
-side() {
-    awk -v comm="$1" '
-        $2 ~ comm { share = $1; kind = $3; $1 = $2 = $3 = ""; sub(/^ +/, ""); all += share; shares[++count] = share; names[count] = kind " " $0 }
-        END { for (at = 1; at <= count && at <= 30; at++) printf "%5.1f %% %s\n", 100 * shares[at] / all, names[at] }' "$work/table.txt"
+# recorded OPTION... -- PROGRAM [ARGUMENT]...: under perf, by the clock that the bench notes its rounds by. All processors: a program
+# that was started on another one than it is sampled on has no names of functions else.
+recorded() {
+    perf record -q -a -k CLOCK_MONOTONIC -o "$work/data" "$@" >"$work/run.log" 2>&1 || { tail -n 20 "$work/run.log" >&2; return 1; }
 }
-{
-    echo "# perf, samples of a clock, of the target's processor while $case is measured; per cent of each side's own samples."
-    echo "# Targets poll between the rounds as well: what is called for nothing then has a larger part than under load."
+
+# script FIELDS: what was recorded, as text.
+script() {
+    perf script --ns --no-inline -i "$work/data" -F "$1" 2>/dev/null
+}
+
+# Each kind prints the lines that say how it was made, with #, then the limit and the sections.
+
+# A target that polls, its peers, and the light host. Samples of a clock: virtual machines show no counters of the processor.
+kind_target() {
+    local what=$1 depth=$2 flag=()
+    ((depth > 1)) || flag=(--at-depth-1)
+    recorded -e cpu-clock -F 1999 -g -- \
+        "$bench" target --only "target/$what" --depths "$depth" --rounds 2 --round-ms 1000 --spare 0 --report "$work/report.json"
+    echo "# perf, samples of a clock, of the target's processor in the rounds of $what, by the light host; per cent of each side's own samples."
     echo "# k: in the kernel. On loopback what the kernel sends it also receives, in the same call."
-    echo "# $(git describe --always --dirty 2>/dev/null || echo "no commit"), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)"
-    echo "# rows: $rows"
-    for pair in "fastice:^core-" "the bare responder:^bare$" "SPDK's target:^reactor_"; do
-        lines=$(side "${pair#*:}")
-        [[ -z $lines ]] || printf '\n## %s\n%s\n' "${pair%%:*}" "$lines"
+    script comm,tid,cpu,time,ip,sym,dso | "$bench" profiles samples --windows "$work/windows" --processor "$processor" "${flag[@]}"
+}
+
+# A target that may sleep: what the scheduler did with its thread.
+kind_idle() {
+    recorded -e sched:sched_switch -e sched:sched_wakeup -- \
+        "$bench" idle --only "$1" --rounds 3 --idle-ms 3000 --round-ms 1000 --spare 0 --report "$work/report.json"
+    echo "# perf, events of the scheduler, in the rounds of $1."
+    script comm,tid,cpu,time,event,trace | "$bench" profiles wakes --windows "$work/windows" --report "$work/report.json"
+}
+
+# one_by_one FIELD: of our cycles a read, or the bare loop's, in the report that `fastice-bench show` prints.
+one_by_one() {
+    awk -v field="$1" '$1 == "driver/replay/qd128/cycles-one-by-one" {
+        if (field == "ours") print $2; else for (at = 1; at < NF; at++) if ($at == "peer") print $(at + 1) }'
+}
+
+# instructions BATCH READS: by function, as valgrind counts them where the caller uses the driver. What is inlined belongs to whom it is in.
+instructions() {
+    valgrind --tool=callgrind --vgdb=no --callgrind-out-file="$work/callgrind" --toggle-collect='fastice_bench::load::Load::fill*' \
+        --toggle-collect='fastice_bench::load::Load::reap*' "$bench" count --depth 128 --batch "$1" --reads "$2" >"$work/run.log" 2>&1 ||
+        { tail -n 20 "$work/run.log" >&2; return 1; }
+    callgrind_annotate --auto=no --threshold=100 "$work/callgrind" |
+        awk -v reads="$2" '/^ *[0-9,]+ \( *[0-9.]+%\) / && !/PROGRAM TOTALS/ {
+            name = $0; sub(/^[^)]*\) *[^:]*:/, "", name); sub(/ \[[^]]*\]$/, "", name); gsub(/,/, "", $1); count[name] += $1 }
+            END { for (name in count) if (count[name] >= reads / 10) printf "%8.1f %s\n", count[name] / reads, name }' | sort -rn
+}
+
+# The driver with one completion a poll and with 32, on the device that costs nothing: instructions by function, and samples.
+kind_driver() {
+    local batch ours bare told
+    command -v valgrind >/dev/null || { echo "profile.sh: there is no valgrind" >&2; return 1; }
+    "$bench" driver --device replay --depths 128 --rounds 3 --report "$work/report.json" >"$work/rows"
+    for batch in 1 32; do
+        instructions "$batch" 20000 >"$work/instructions.$batch"
+        recorded -e cpu-clock -F 1999 -- "$bench" count --depth 128 --batch "$batch" --reads 30000000
+        perf report -i "$work/data" --comm "$(basename "$bench")" --percentage relative --no-children --stdio -g none --sort symbol 2>/dev/null |
+            sed -n 's/^ *\([0-9.]*\)% *\[\([.k]\)\] \(.*\)$/\1 % \2 \3/p' | sed 's/ *-  *- *$//; s/ *$//' | head -n 12 >"$work/samples.$batch"
     done
-} >"$work/profile.txt"
-mkdir -p bench/profiles
-mv "$work/profile.txt" "bench/profiles/$name.txt"
-echo "bench/profiles/$name.txt"
+    ours=$(one_by_one ours <"$work/rows") bare=$(one_by_one peer <"$work/rows")
+    told=$("$bench" show | one_by_one peer)
+    echo "# valgrind, instructions a read in caller and driver, and perf, samples of a clock, of the driver at depth 128 on the replayed device."
+    awk -v ours="$ours" -v bare="$bare" -v told="$told" '
+        { sum[FILENAME] += $1; files[FILENAME]; if (FNR == 1) order[++count] = FILENAME }
+        END {
+            printf "# limit: one completion a poll takes %.0f instructions a read where 32 take %.0f; ", sum[order[1]], sum[order[2]]
+            printf "they took %s cycles while this was made, and the bare loop, which does the least that any driver must, %s, so ", ours, bare
+            printf "300 are met as long as the machine gives the bare loop its reads in %.0f", 300 * bare / ours
+            if (told != "") printf "; where the row of the report was measured it took %s", told
+            print "" }' "$work/instructions.1" "$work/instructions.32"
+    for batch in 1 32; do
+        printf '\n## %s at a time: instructions a read, by function\n' "$batch"
+        cat "$work/instructions.$batch"
+        printf '\n## %s at a time: samples, the replayed device and the loop among them\n' "$batch"
+        cat "$work/samples.$batch"
+    done
+    printf '\n## As measured meanwhile\n'
+    cat "$work/rows"
+}
+
+# The target beside nvmet-tcp, in the guest: perf is taken there.
+kind_guest() {
+    local left=$((${SECONDS_MAX:-360} - SECONDS))
+    TIMEOUT=$((left > 120 ? left : 120)) PROFILE=$work/guest REPORT=$work/report.json FASTICE_BENCH_PROGRAM=$bench bench/guest-nvmet.sh --only "$1" --rounds 3 >"$work/run.log" 2>&1 ||
+        { tail -n 20 "$work/run.log" >&2; return 1; }
+    echo "# perf, samples of a clock, of both processors of the emulated guest, in the middle of the rounds of fio."
+    cat "$work/guest"
+}
+
+# made NAME KIND WHAT DEPTH ROWS: a profile, whole or not at all.
+made() {
+    local name=$1 kind=$2 what=$3 depth=$4 rows=$5
+    rm -f "$work"/{windows,report.json,data}
+    case $kind in
+        target) kind_target "$what" "$depth" ;;
+        idle) kind_idle "$what" ;;
+        driver) kind_driver ;;
+        guest) kind_guest "$what" ;;
+        *) echo "profile.sh: $table knows a kind $kind that is none" >&2; false ;;
+    esac >"$work/body" || return 1
+    {
+        sed -n '/^#/{/^# limit:/q;/^##/q;p}' "$work/body"
+        echo "# $(git describe --always --dirty 2>/dev/null || echo "no commit"), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)"
+        echo "# rows: ${rows//,/, }"
+        sed -n '/^# limit:/,$p' "$work/body"
+    } >"$work/profile.txt"
+    grep -q '^# limit: ' "$work/profile.txt" || { echo "profile.sh: $name: no limit was told" >&2; return 1; }
+    mv "$work/profile.txt" "bench/profiles/$name.txt"
+    echo "bench/profiles/$name.txt"
+}
+
+if (($#)); then
+    for name; do
+        awk -v name="$name" '$1 == name { print; found = 1 } END { exit !found }' "$table" ||
+            { echo "profile.sh: $table has no $name" >&2; exit 2; }
+    done
+else
+    "$bench" profiles unmet --table "$table"
+fi >"$work/wanted"
+failed=0
+while read -r name kind what depth rows; do
+    if ((SECONDS >= ${SECONDS_MAX:-360})); then
+        echo "profile.sh: not made, time is over: $name" >&2
+        failed=1
+    elif ! made "$name" "$kind" "$what" "$depth" "$rows" </dev/null; then
+        echo "profile.sh: not made: $name" >&2
+        failed=1
+    fi
+done <"$work/wanted"
+exit "$failed"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All benches, into bench/report.json, and of that bench/REPORT.md and its plots: the driver here, its instructions, the target over TCP,
-# idle and as it grows, pins at scale, and in a guest the driver and the target, each beside the kernel's.
+# idle and as it grows, pins at scale, and in a guest the driver and the target, each beside the kernel's. Then profiles of what is not met.
 # usage: run.sh [ARGUMENT]...      of `fastice-bench driver`, such as --rounds 15
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,7 +23,7 @@ is_other() {
     if [[ -n $commit && -f $kept/last/fastice.commit ]]; then
         [[ $(<"$kept/last/fastice.commit") != "$commit" ]]
     else
-        ! cmp -s "$kept/last/fastice" "$built/fastice"
+        if cmp -s "$kept/last/fastice" "$built/fastice"; then false; fi
     fi
 }
 if [[ -f $kept/last/fastice ]] && is_other; then
@@ -53,6 +53,8 @@ else
     echo "SKIPPED: driver and target in the guest: $why" >&2
     "$bench" absent nvmet-tcp "$why"
 fi
+# Where the time goes in what was not met. The report is one without it too, but says so at each such row.
+bench/profile.sh || echo "SKIPPED: profiles, or some of them, of what is not met: see above" >&2
 "$bench" publish
 if grep -q '<!-- bench: begin -->' README.md; then
     "$bench" readme

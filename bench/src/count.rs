@@ -17,14 +17,15 @@ use crate::report::{Measurement, Row};
 /// Reads of a counted run, and of the run that is taken away from it: what starting and stopping cost is in both.
 const READS: usize = 20_000;
 const READS_BASE: usize = 4_000;
-const BATCH: usize = 32;
+/// Completions at a time.
+pub const BATCH: usize = 32;
 
-/// Does `reads` reads on the replayed device. Looks at no clock, for valgrind's is not this machine's.
+/// Does `reads` reads on the replayed device, of which `batch` are complete at a time. Looks at no clock, for valgrind's is not this machine's.
 ///
 /// # Errors
 /// When something does not work.
-pub fn run(depth: u16, reads: usize) -> Result<()> {
-    let mut device = Device::replay(BATCH)?;
+pub fn run(depth: u16, reads: usize, batch: usize) -> Result<()> {
+    let mut device = Device::replay(batch)?;
     let (access, nsid) = (device.access(), device.nsid());
     let mut load = Load::start(access, nsid, depth, Buffers::Reused, &mut || device.idle())?;
     device.opened()?;

@@ -9,6 +9,7 @@
 //!     |- clock    time, and the core's clock
 //!     `- report   bench/report.json, merged by the names of the rows
 //!   scale     a million extents, a thousand files
+//!   profiles  where the time goes in rows that are not met
 //!   publish   bench/REPORT.md and its plots, made of the rows
 //!   rest      waits until the machine does nothing else
 //!   guard     what an I/O costs in instructions: no more than was recorded
@@ -31,6 +32,7 @@ pub mod guest;
 pub mod load;
 pub mod machine;
 pub mod paced;
+pub mod profiles;
 pub mod publish;
 pub mod replay;
 pub mod report;

@@ -12,7 +12,7 @@ use fastice_bench::chosen::Chosen;
 use fastice_bench::guard::figures::Verdict;
 use fastice_bench::report::{Report, Row};
 use fastice_bench::suite::{KernelPeer, Plan};
-use fastice_bench::{count, guard, guest, machine, publish as published, scale, server, target};
+use fastice_bench::{count, guard, guest, machine, profiles, publish as published, scale, server, target};
 
 /// Sets fastice beside its peers
 #[derive(Debug, Parser)]
@@ -34,6 +34,9 @@ enum Command {
         /// Reads
         #[arg(long, default_value_t = 10_000)]
         reads: usize,
+        /// How many are complete at a time
+        #[arg(long, default_value_t = count::BATCH)]
+        batch: usize,
     },
     /// A fixed number of I/Os of the target, for a tool that counts instructions
     CountTarget {
@@ -112,6 +115,9 @@ enum Command {
         #[arg(long)]
         socket: PathBuf,
     },
+    /// What bench/profile.sh is made of
+    #[command(subcommand)]
+    Profiles(Profiles),
     /// Write the report for people, with plots, beside report.json
     Publish {
         /// Where the report is
@@ -131,6 +137,46 @@ enum Command {
     Show {
         /// Where the report is
         #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+        report: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Profiles {
+    /// The lines of the table that explain rows that are not met; on standard error such rows as none does
+    Unmet {
+        /// Which profile explains which rows
+        #[arg(long, default_value = "bench/profiles/table", value_name = "FILE")]
+        table: PathBuf,
+        /// Where the report is
+        #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+        report: PathBuf,
+    },
+    /// A profile's text, of samples that perf script printed to standard input
+    Samples {
+        /// Which side was measured when
+        #[arg(long, value_name = "FILE")]
+        windows: PathBuf,
+        /// The targets' processor
+        #[arg(long, value_name = "CPU")]
+        processor: u32,
+        /// One command was in flight at a time
+        #[arg(long)]
+        at_depth_1: bool,
+    },
+    /// A profile's text, of samples of all processors beside the kernel's initiator and fio, from standard input
+    Shares {
+        /// Which side was measured when
+        #[arg(long, value_name = "FILE")]
+        windows: PathBuf,
+    },
+    /// A profile's text, of the scheduler's events that perf script printed to standard input
+    Wakes {
+        /// Which side was measured when
+        #[arg(long, value_name = "FILE")]
+        windows: PathBuf,
+        /// What was measured meanwhile
+        #[arg(long, value_name = "FILE")]
         report: PathBuf,
     },
 }
@@ -303,7 +349,9 @@ fn say(line: &str) {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Driver(options) => driver(&options),
-        Command::Count { depth, reads } => count::run(depth, reads).map(|()| say(&count::told(0))),
+        Command::Count { depth, reads, batch } => {
+            count::run(depth, reads, batch).map(|()| say(&count::told(0)))
+        }
         Command::CountTarget { served, work, depth, rounds } => {
             guard::served::run(served, work, depth, rounds).map(|done| say(&count::told(done.host_calls)))
         }
@@ -324,6 +372,7 @@ fn main() -> ExitCode {
         Command::Show { report } => show(&report),
         Command::Readme { report, readme } => update(&report, &readme),
         Command::Publish { report } => publish(&report),
+        Command::Profiles(what) => profile(&what),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -516,6 +565,42 @@ fn merge(from: &Path, into: &Path) -> Result<()> {
     let mut report = Report::load(into)?;
     report.merge(rows);
     Ok(report.save(into)?)
+}
+
+/// Prints what a profile is made of.
+fn profile(what: &Profiles) -> Result<()> {
+    let (limit, text) = match what {
+        Profiles::Unmet { table, report } => {
+            let lines = profiles::table::read(table)?;
+            let (wanted, bare) = profiles::table::unmet(&lines, &Report::load(report)?);
+            wanted.iter().for_each(|line| say(&line.text));
+            for name in bare {
+                let _ = writeln!(std::io::stderr().lock(), "{name} is not met, and no profile explains it");
+            }
+            return Ok(());
+        }
+        Profiles::Samples { windows, processor, at_depth_1 } => {
+            let windows = profiles::windows::read(windows)?;
+            profiles::samples::profile(&script()?, &windows, *processor, *at_depth_1)
+        }
+        Profiles::Shares { windows } => {
+            profiles::shares::profile(&script()?, &profiles::windows::read(windows)?)
+        }
+        Profiles::Wakes { windows, report } => {
+            let rows = Report::load(report)?.rows;
+            profiles::wakes::profile(&script()?, &profiles::windows::read(windows)?, &rows)
+        }
+    };
+    say(&format!("{}{limit}", profiles::LIMIT));
+    say(text.trim_end());
+    Ok(())
+}
+
+/// Names in it may be of any bytes.
+fn script() -> Result<String> {
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Writes what is told of the report beside it.

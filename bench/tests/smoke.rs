@@ -5,15 +5,15 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
 
+use fastice_bench::profiles::windows;
 use fastice_bench::report::Report;
 
 fn bench(arguments: &[&str], report: &Path) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_fastice-bench"))
-        .args(arguments)
-        .arg("--report")
-        .arg(report)
-        .output()
-        .unwrap();
+    bench_with(&mut Command::new(env!("CARGO_BIN_EXE_fastice-bench")), arguments, report)
+}
+
+fn bench_with(program: &mut Command, arguments: &[&str], report: &Path) -> String {
+    let output = program.args(arguments).arg("--report").arg(report).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {error}");
     String::from_utf8(output.stdout).unwrap()
@@ -60,6 +60,51 @@ fn the_target_is_measured_beside_the_bare_responder() {
 }
 
 #[test]
+fn a_profiler_is_told_which_side_was_measured_when() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, noted) = (directory.path().join("report.json"), directory.path().join("windows"));
+    let program = || {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_fastice-bench"));
+        program.env(windows::FILE, &noted);
+        program
+    };
+    let case = [
+        "target",
+        "--only",
+        "target/null/randread/qd4",
+        "--depths",
+        "4",
+        "--rounds",
+        "2",
+        "--round-ms",
+        "30",
+    ];
+    bench_with(&mut program(), &[&case[..], &["--spare", "0"]].concat(), &path);
+    let light = ["idle", "--only", "idle/light", "--rounds", "1", "--idle-ms", "50", "--spare", "0"];
+    bench_with(&mut program(), &light, &path);
+    let windows = windows::read(&noted).unwrap();
+    let of = |side: &str| windows.iter().filter(|window| window.side == side).collect::<Vec<_>>();
+    for side in ["the bare responder", windows::OURS] {
+        assert!(of(side).len() >= 2, "{side}: {windows:?}");
+        assert!(of(side).iter().all(|window| window.commands >= 1.0), "{windows:?}");
+    }
+    for side in [
+        "fastice, as installed",
+        "fastice, always polling",
+        "the bare responder, asleep in recv",
+        "the bare responder, polling",
+    ] {
+        assert!(of(side).iter().all(|window| (3.0..=7.0).contains(&window.commands)), "{windows:?}");
+        assert_eq!(of(side).len(), 1, "{side}: {windows:?}");
+    }
+    let mut in_order = windows.windows(2);
+    assert!(
+        in_order.all(|pair| pair[0].ended_ns <= pair[1].begun_ns && pair[0].begun_ns < pair[0].ended_ns),
+        "{windows:?}"
+    );
+}
+
+#[test]
 fn a_target_is_measured_that_has_little_to_do_and_one_that_grows() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("report.json");
@@ -72,7 +117,13 @@ fn a_target_is_measured_that_has_little_to_do_and_one_that_grows() {
     well_formed(&report);
     let row =
         |name: &str| report.rows.iter().find(|row| row.name == name).unwrap_or_else(|| panic!("{name}"));
-    for name in ["idle/100-connections/cpu", "idle/light/p99", "idle/full/iops", "scale/start/first-io"] {
+    for name in [
+        "idle/100-connections/cpu",
+        "idle/light/p99",
+        "idle/light/bare/p99",
+        "idle/full/iops",
+        "scale/start/first-io",
+    ] {
         assert!(row(name).ours > 0.0, "{name}");
     }
     for name in ["idle/100-connections/keep-alives", "scale/connections/served", "scale/namespaces/readable"]

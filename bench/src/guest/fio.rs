@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{Round, WARM_UP};
+use crate::profiles::windows::Begun;
 use crate::rest;
 
 /// For fio to begin.
@@ -21,6 +22,8 @@ const BEGUN: f64 = 200.0;
 /// 4 KiB random reads of a part of a disk.
 #[derive(Debug)]
 pub(super) struct Job<'d> {
+    /// What profiles call the target.
+    pub(super) side: &'d str,
     pub(super) disk: &'d Path,
     /// Begin and length of the part, in bytes.
     pub(super) part: (u64, u64),
@@ -80,10 +83,12 @@ impl Job<'_> {
             thread::sleep(LOOK);
         }
         thread::sleep(WARM_UP);
+        let (window, watch) = (Begun::now(), Instant::now());
         let before = (rest::busy_us()?, self.reads()?);
         thread::sleep(self.time / 2);
         let after = (rest::busy_us()?, self.reads()?);
         ensure!(after.1 > before.1, "the disk did no reads");
+        window.end(self.side, (after.1 - before.1) / watch.elapsed().as_secs_f64(), None)?;
         Ok((after.0 - before.0, after.1 - before.1))
     }
 
@@ -124,7 +129,14 @@ mod tests {
     #[test]
     fn it_reads_only_the_part_and_where_it_is_told() {
         let disk = Path::new("/dev/nvme9n1");
-        let job = Job { disk, part: (4096, 8192), depth: 32, cpu: 1, time: Duration::from_millis(1500) };
+        let job = Job {
+            side: "fastice",
+            disk,
+            part: (4096, 8192),
+            depth: 32,
+            cpu: 1,
+            time: Duration::from_millis(1500),
+        };
         let words = job.arguments();
         for word in [
             "--filename=/dev/nvme9n1",

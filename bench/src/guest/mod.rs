@@ -30,12 +30,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 pub use self::ours::serve;
+use crate::profiles::windows::OURS;
 use crate::report::{Bar, Measurement, Row};
 
 /// What rows call the peer, without the kernel's version; the report names it so where it is absent.
 pub const PEER: &str = "nvmet-tcp";
 /// What must hold on the namespace.
-const RATIO_MIN: f64 = 1.5;
+pub(crate) const RATIO_MIN: f64 = 1.5;
 /// Commands in flight.
 const DEPTH: u16 = 32;
 /// Of the devices that store nothing, in bytes.
@@ -148,8 +149,9 @@ impl Plan {
             (false, _) => (Box::new(nvmet::Nvmet::on(&self.disk)?), (self.offset, self.len(behind)?)),
         };
         let host = host::Connected::to(target.address(), target.nqn(), self.io_queues)?;
-        let job = fio::Job { disk: host.disk(), part, depth: DEPTH, cpu: self.fio_cpu, time: self.time };
-        let who = if is_ours { "fastice" } else { PEER };
+        let who = if is_ours { OURS } else { PEER };
+        let (disk, cpu) = (host.disk(), self.fio_cpu);
+        let job = fio::Job { side: who, disk, part, depth: DEPTH, cpu, time: self.time };
         let round = job.run().with_context(|| format!("fio beside {who} on {}", behind.name()))?;
         (self.tell)(&format!("{} {who}: {:.0} IOPS, {:.1} us", behind.name(), round.iops, round.cpu_us));
         Ok(round)

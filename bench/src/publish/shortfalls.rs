@@ -1,6 +1,7 @@
 //! What is not met, each with the profiles that show why: `profiles/*.txt` beside the report.
 //!
-//! A profile says in lines that begin with `# rows:` which rows it is of: names, or how they begin, with commas between.
+//! A profile says in lines that begin with `# rows:` which rows it is of: names, or how they begin, with commas between. A line that
+//! begins with `# limit:` says what they cannot get beyond.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,17 +9,19 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use crate::profiles::LIMIT;
 use crate::report::Report;
 
 /// Where profiles are, beside the report.
 const PROFILES: &str = "profiles";
 const ROWS: &str = "# rows:";
 
-/// A profile: its path from the report, and how the names of its rows begin.
+/// A profile: its path from the report, how the names of its rows begin, and what is their limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Profile {
     path: String,
     rows: Vec<String>,
+    limit: Option<String>,
 }
 
 /// All that are there.
@@ -31,10 +34,9 @@ pub(super) fn profiles(directory: &Path) -> Result<Vec<Profile>> {
         if path.extension().is_some_and(|extension| extension == "txt") {
             let text = fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            profiles.push(Profile {
-                path: format!("{PROFILES}/{name}"),
-                rows: rows(&String::from_utf8_lossy(&text)),
-            });
+            let text = String::from_utf8_lossy(&text);
+            let limit = text.lines().find_map(|line| line.strip_prefix(LIMIT)).map(str::to_owned);
+            profiles.push(Profile { path: format!("{PROFILES}/{name}"), rows: rows(&text), limit });
         }
     }
     profiles.sort_by(|one, other| one.path.cmp(&other.path));
@@ -54,7 +56,11 @@ pub(super) fn section(report: &Report, profiles: &[Profile]) -> String {
         let of_it = profiles
             .iter()
             .filter(|profile| profile.rows.iter().any(|begin| row.name.starts_with(begin.as_str())));
-        let links: Vec<_> = of_it.map(|profile| format!("[{}]({})", profile.path, profile.path)).collect();
+        let link = |profile: &Profile| {
+            let limit = profile.limit.as_ref().map_or_else(String::new, |limit| format!(" (limit: {limit})"));
+            format!("[{}]({}){limit}", profile.path, profile.path)
+        };
+        let links: Vec<_> = of_it.map(link).collect();
         let why = if links.is_empty() { "no profile yet".to_owned() } else { links.join(", ") };
         let (bar, number) = (row.bar.as_deref().unwrap_or_default(), row.ratio.unwrap_or(row.ours));
         // A string takes everything.
@@ -75,7 +81,7 @@ mod tests {
         let path = directory.path().join("profiles/read.txt");
         fs::write(
             path,
-            "# made by perf\n# rows: target/null/randread, target/null/randrw/qd32/\n50 % tcp_sendmsg\n",
+            "# made by perf\n# rows: target/null/randread, target/null/randrw/qd32/\n# limit: half of it\n50 % tcp_sendmsg\n",
         )
         .unwrap();
         let profiles = profiles(directory.path()).unwrap();
@@ -97,7 +103,7 @@ mod tests {
             row("met", 2.0),
         ];
         let text = section(&Report { rows, absent: Vec::new() }, &profiles);
-        assert!(text.contains("`target/null/randread/qd32/spdk/iops`: 0.5 where ours >= 1 is demanded; [profiles/read.txt](profiles/read.txt)"), "{text}");
+        assert!(text.contains("`target/null/randread/qd32/spdk/iops`: 0.5 where ours >= 1 is demanded; [profiles/read.txt](profiles/read.txt) (limit: half of it)"), "{text}");
         assert!(
             text.contains("`target/null/randwrite/qd1/p50`: 0.5 where ours >= 1 is demanded; no profile yet"),
             "{text}"

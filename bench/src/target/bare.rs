@@ -19,15 +19,15 @@ const PIECE_LEN: usize = 1 << 20;
 /// Parts of a `writev` (`UIO_MAXIOV`).
 const PARTS_MAX: usize = 1024;
 
-/// Answers one connection after the other until the process ends.
+/// Answers one connection after the other until the process ends. It polls, or sleeps until something comes.
 ///
 /// # Errors
 /// When a connection breaks otherwise than by its end.
-pub fn answer(listener: &TcpListener, work: Work) -> Result<()> {
+pub fn answer(listener: &TcpListener, work: Work, sleeps: bool) -> Result<()> {
     for stream in listener.incoming() {
         let mut stream = stream?;
         stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
+        stream.set_nonblocking(!sleeps)?;
         match converse(&mut stream, work) {
             Err(error) if is_end(&error) => {}
             result => result?,

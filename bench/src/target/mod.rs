@@ -144,9 +144,8 @@ impl Plan {
 
     /// Files to serve pinned, where they are asked for and can be made.
     fn ground(&self, absent: &mut Vec<String>) -> Option<Ground> {
-        if !self.wants("target/file-1-extent/randread/qd1")
-            && !self.wants("target/file-10000-extents/randread/qd32")
-        {
+        let names = ["1-extent", "10000-extents"].map(|file| format!("target/file-{file}/randread/qd"));
+        if !names.iter().any(|name| self.wants(&format!("{name}1")) || self.wants(&format!("{name}32"))) {
             return None;
         }
         let why = match Ground::make() {

@@ -12,6 +12,7 @@ use super::previous::{Previous, PreviousProcess};
 use super::process::{Served, TargetProcess};
 use super::spdk::{Spdk, SpdkProcess};
 use super::work::Kind;
+use crate::profiles::windows::{OURS, UNPINNED};
 use crate::threads::cpu_time_of;
 
 /// One that the same work is given to.
@@ -124,6 +125,17 @@ pub(super) enum Side<'p> {
 }
 
 impl Side<'_> {
+    /// What profiles call it.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Ours => OURS,
+            Self::Peer(Peer::Bare) => "the bare responder",
+            Self::Peer(Peer::Spdk(_) | Peer::SpdkByItsInitiator(..)) => "SPDK's target",
+            Self::Peer(Peer::Previous(_)) => "our previous release",
+            Self::Peer(Peer::Unpinned) => UNPINNED,
+        }
+    }
+
     /// Starts it for this case.
     pub(super) fn start(&self, case: &Case) -> Result<Target> {
         let file = case.file.as_deref();

@@ -47,6 +47,8 @@ pub enum Served {
     BareReads,
     /// The bare responder, to writes of 4 KiB
     BareWrites,
+    /// The bare responder, to reads of 4 KiB, which sleeps until they come
+    BareSleeps,
 }
 
 impl Served {
@@ -62,6 +64,7 @@ impl Served {
             Self::NoMap => "no-map",
             Self::BareReads => "bare-reads",
             Self::BareWrites => "bare-writes",
+            Self::BareSleeps => "bare-sleeps",
         }
     }
 
@@ -109,8 +112,9 @@ pub fn serve(served: Served, file: Option<&Path>) -> Result<()> {
     }
     let whole = match served {
         Served::Disk => Whole::start_disk(file.context("no file is named")?, first)?,
-        Served::BareReads => return serve_bare(Kind::Read, first),
-        Served::BareWrites => return serve_bare(Kind::Write, first),
+        Served::BareReads => return serve_bare(Kind::Read, false, first),
+        Served::BareWrites => return serve_bare(Kind::Write, false, first),
+        Served::BareSleeps => return serve_bare(Kind::Read, true, first),
         _ => Whole::start_on_null(OnNull::make(served.extents())?, first)?,
     };
     answer_lines(whole.address, || whole.busy_us(), Vec::new)?;
@@ -127,12 +131,12 @@ fn serve_configured(namespace: &str, cpu: usize) -> Result<()> {
     Ok(running.stop(control::Running::STOP_PATIENCE)?)
 }
 
-fn serve_bare(kind: Kind, cpu: usize) -> Result<()> {
+fn serve_bare(kind: Kind, sleeps: bool, cpu: usize) -> Result<()> {
     stay_on(cpu)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     say(&listener.local_addr()?.to_string())?;
     // It ends with the process, which ends with standard input.
-    let answer = move || bare::answer(&listener, Work::small(kind));
+    let answer = move || bare::answer(&listener, Work::small(kind), sleeps);
     std::thread::Builder::new().name("bare".to_owned()).spawn(answer)?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())

@@ -9,6 +9,7 @@ use super::light::LightHost;
 use super::peers::{Side, Target};
 use super::perf::Perf;
 use crate::clock::Stopwatch;
+use crate::profiles::windows::Begun;
 
 /// Of a warming up, which is not counted; no longer than a round.
 pub(super) const WARM_UP: Duration = Duration::from_millis(100);
@@ -55,7 +56,10 @@ pub(super) fn by_light_host(
 ) -> Result<Round> {
     let mut host = side.host(target, case)?;
     host.measure(WARM_UP.min(time))?;
-    measured(&mut host, target, time)
+    let begun = Begun::now();
+    let round = measured(&mut host, target, time)?;
+    begun.end(side.name(), round.iops, round.cpu_us)?;
+    Ok(round)
 }
 
 /// With connections that are there.

@@ -6,6 +6,7 @@
 //! | `idle/100-connections/keep-alives` | the part of the keep-alives that was answered | |
 //! | `idle/light/p50`, `p99` | microseconds of a 4 KiB read, 100 a second | the same target, polling always |
 //! | `idle/light/cpu` | per cent of a core meanwhile | as above |
+//! | `idle/light/bare/p50`, `p99` | the same read of a bare responder that sleeps in recv: what a sleep and a wake cost without a target | one that polls |
 //! | `idle/full/iops` | 4 KiB reads a second at depth 32 | as above |
 //!
 //! [`growth`] has the rows of start, memory and growth. The target is as it is installed, but for its one core: the first
@@ -23,11 +24,14 @@ use anyhow::{Context, Result, ensure};
 
 use super::calm::{Calm, Looks};
 use super::light::{LightHost, Run};
+use super::process::{Served, TargetProcess};
 use super::round::{Round, WARM_UP};
 use super::work::{Kind, Work};
 use super::{LEN, Space};
 use crate::clock::Stopwatch;
+use crate::profiles::windows::{Begun, OURS};
 use crate::report::{Bar, Measurement, Row};
+use crate::threads::cpu_time_of;
 use process::IdleTarget;
 pub use process::{Poll, Wanted, serve};
 
@@ -51,6 +55,7 @@ const FULL_RATIO_MIN: f64 = 0.99;
 /// Rounds of full load for one of the others: one per cent wants more of them.
 const FULL_ROUNDS: usize = 3;
 const PEER: &str = "the same target, polling always";
+const BARE_PEER: &str = "the bare responder, polling";
 
 /// One that makes some rows.
 type Part = fn(&Plan, &mut Vec<Row>) -> Result<()>;
@@ -104,7 +109,12 @@ impl Plan {
         ensure!(self.rounds > 0, "there must be rounds");
         self.parts(
             rows,
-            &[("idle/connections", Self::nothing), ("idle/light", Self::light), ("idle/full", Self::full)],
+            &[
+                ("idle/connections", Self::nothing),
+                ("idle/light", Self::light),
+                ("idle/light/bare", Self::light_bare),
+                ("idle/full", Self::full),
+            ],
         )
     }
 
@@ -151,25 +161,59 @@ impl Plan {
         let method = format!(
             "4 KiB reads on one connection, one at a time, begun every 10 ms +- 3 ms by a host that spins; null device; {what}"
         );
-        self.beside(rows, ("idle/light/p50", "us"), &best, None, &method, |round| round.p50_us)?;
+        let place = ("idle/light", PEER);
+        self.beside(rows, (place, "p50", "us"), &best, None, &method, |round| round.p50_us)?;
         let bar = Some(Bar::RatioAtMost(LIGHT_RATIO_MAX));
-        self.beside(rows, ("idle/light/p99", "us"), &best, bar, &method, |round| round.p99_us)?;
-        self.beside(rows, ("idle/light/cpu", "% of a core"), &best, None, &method, |round| {
+        self.beside(rows, (place, "p99", "us"), &best, bar, &method, |round| round.p99_us)?;
+        self.beside(rows, (place, "cpu", "% of a core"), &best, None, &method, |round| {
             round.cpu_us.unwrap_or(f64::NAN)
         })
     }
 
+    /// The same of the bare responder, asleep between commands or not: no target that sleeps can lose less.
+    fn light_bare(&self, rows: &mut Vec<Row>) -> Result<()> {
+        let (best, what) = self.pairs(self.rounds, |poll| self.light_bare_round(poll))?;
+        let method =
+            format!("as idle/light, of a bare responder that sleeps in recv and is no target; {what}");
+        let place = ("idle/light/bare", BARE_PEER);
+        self.beside(rows, (place, "p50", "us"), &best, None, &method, |round| round.p50_us)?;
+        self.beside(rows, (place, "p99", "us"), &best, None, &method, |round| round.p99_us)
+    }
+
     fn light_round(&self, poll: Poll) -> Result<Round> {
         let target = IdleTarget::start(Wanted::plain(poll))?;
-        let mut host = join(target.address, &[1], 1)?;
+        let host = join(target.address, &[1], 1)?;
+        self.paced_round(host, &format!("{OURS}, {}", side_of(poll)), || target.processor_time())
+    }
+
+    fn light_bare_round(&self, poll: Poll) -> Result<Round> {
+        let (served, side) = match poll {
+            Poll::Adaptive => (Served::BareSleeps, "the bare responder, asleep in recv"),
+            Poll::Always => (Served::BareReads, BARE_PEER),
+        };
+        let target = TargetProcess::start(served, None)?;
+        let host = LightHost::connect_bare(target.address, Work::small(Kind::Read), 1, &Space::whole(LEN))?;
+        self.paced_round(host, side, || cpu_time_of(&target.pid().to_string(), &[""]))
+    }
+
+    /// Rounds have the part of a core, in per cent, in place of microseconds a command.
+    fn paced_round(
+        &self,
+        mut host: LightHost,
+        side: &str,
+        processor_time: impl Fn() -> Result<Duration>,
+    ) -> Result<Round> {
         host.measure_paced(pauses(WARM_UP.min(self.idle)))?;
-        let (had, watch) = (target.processor_time()?, Stopwatch::start());
+        let begun = Begun::now();
+        let (had, watch) = (processor_time()?, Stopwatch::start());
         let latencies_ns = host.measure_paced(pauses(self.idle))?;
         let (wall_ns, host_ns) = (watch.wall_ns(), watch.cpu_ns());
-        let target_ns = target.processor_time()?.saturating_sub(had).as_nanos() as f64;
+        let target_ns = processor_time()?.saturating_sub(had).as_nanos() as f64;
+        let iops = latencies_ns.len() as f64 / wall_ns * 1e9;
+        begun.end(side, iops, None)?;
         let us = |part| latencies_ns.value_at_quantile(part) as f64 / 1e3;
         Ok(Round {
-            iops: latencies_ns.len() as f64 / wall_ns * 1e9,
+            iops,
             p50_us: us(0.5),
             p99_us: us(0.99),
             cpu_us: Some(target_ns / wall_ns * 100.0),
@@ -184,15 +228,17 @@ impl Plan {
         let method =
             format!("4 KiB reads on one connection, 32 in flight, by a host that spins; null device; {what}");
         let bar = Some(Bar::RatioAtLeast(FULL_RATIO_MIN));
-        self.beside(rows, ("idle/full/iops", "IOPS"), &best, bar, &method, |round| round.iops)
+        self.beside(rows, (("idle/full", PEER), "iops", "IOPS"), &best, bar, &method, |round| round.iops)
     }
 
     fn full_round(&self, poll: Poll) -> Result<Round> {
         let target = IdleTarget::start(Wanted::plain(poll))?;
         let mut host = join(target.address, &[1], FULL_DEPTH)?;
         host.measure(WARM_UP.min(self.time))?;
+        let begun = Begun::now();
         let (had, watch) = (target.processor_time()?, Stopwatch::start());
         let run = host.measure(self.time)?;
+        begun.end(&format!("{OURS}, {}", side_of(poll)), run.iops, None)?;
         let (wall_ns, host_ns) = (watch.wall_ns(), watch.cpu_ns());
         let target_ns = target.processor_time()?.saturating_sub(had).as_nanos() as f64;
         Ok(Round {
@@ -231,7 +277,7 @@ impl Plan {
     fn beside(
         &self,
         rows: &mut Vec<Row>,
-        (name, unit): (&str, &str),
+        ((place, peer), label, unit): ((&str, &str), &str, &str),
         pairs: &[[Round; 2]],
         bar: Option<Bar>,
         method: &str,
@@ -239,8 +285,16 @@ impl Plan {
     ) -> Result<()> {
         let [ours, theirs]: [Vec<f64>; 2] =
             [0, 1].map(|side| pairs.iter().map(|pair| number(&pair[side])).collect());
-        let peer = Some((PEER, theirs.as_slice()));
-        self.row(rows, &Measurement { name: name.to_owned(), unit, ours: &ours, peer, bar, method })
+        let (name, peer) = (format!("{place}/{label}"), Some((peer, theirs.as_slice())));
+        self.row(rows, &Measurement { name, unit, ours: &ours, peer, bar, method })
+    }
+}
+
+/// What profiles call it.
+const fn side_of(poll: Poll) -> &'static str {
+    match poll {
+        Poll::Adaptive => "as installed",
+        Poll::Always => "always polling",
     }
 }
 
