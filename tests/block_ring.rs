@@ -130,6 +130,7 @@ fn a_send_goes_on_wherever_it_was_cut() {
         assert_eq!(batch.bytes_len(), total - cut);
         let held = PAYLOAD_ENDS.iter().filter(|end| **end > cut).count();
         assert_eq!(pool.stats().bytes_in_use, held * 4096, "buffers that are sent whole are free");
+        assert_eq!(batch.is_begun(), cut > 0 && cut < total);
         if batch.is_empty() {
             continue;
         }

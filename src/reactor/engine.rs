@@ -3,7 +3,7 @@
 //! ```text
 //!   IoCommand + DmaBuf                         IoDone
 //!        |                                       ^
-//!        v            one job a command          |
+//!        v     one flight or job a command       |
 //!   [ lookup in the frozen map ] -> segments -> [ count down, first error wins ]
 //!        |  every segment checked                ^
 //!        v                                       |
@@ -117,8 +117,9 @@ pub struct IoEngine {
     pool: BufferPool,
     exports: Vec<Option<CoreExport>>,
     queues: Vec<Option<DeviceQueue>>,
-    /// Commands on their devices with one operation, and all others that are launched.
+    /// Commands on their devices with one operation.
     flights: Slab<Flight>,
+    /// All others that are launched.
     jobs: Slab<Job>,
     /// Commands that the connections of this core may have in flight.
     reserved: usize,

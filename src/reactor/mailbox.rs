@@ -123,11 +123,12 @@ impl Mailbox {
 
     /// For the core: hushes the bell and takes all letters, in order.
     ///
-    /// The bell is hushed first: a letter that comes between the two is taken now, and its ring only costs a turn.
+    /// The bell is hushed first: a letter that comes between the two is taken now, and its ring only costs a turn. Who finds it rung
+    /// already does not ring: what it did before is seen by whoever looks after this.
     pub fn collect(&self, letters: &mut Vec<Letter>) {
         let mut count = [0u8; 8];
         let _ = rustix::io::read(&self.0.bell, &mut count);
-        self.0.rung.store(false, Ordering::Release);
+        self.0.rung.swap(false, Ordering::AcqRel);
         letters.append(&mut self.0.letters.lock().unwrap_or_else(PoisonError::into_inner));
     }
 

@@ -121,7 +121,8 @@ impl SocketPolls {
         self.rests == 0 && heard.misses < MISSES_MAX && !self.silence_max.is_zero()
     }
 
-    fn are_few(&self) -> bool {
+    /// Whether few connections are busy.
+    pub(super) fn are_few(&self) -> bool {
         self.busy.max(self.busy_before) <= FEW
     }
 

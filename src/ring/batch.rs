@@ -151,6 +151,8 @@ pub struct SendBatch {
     /// Parts before this one are sent.
     first: usize,
     bytes_len: usize,
+    /// A part of its bytes is sent.
+    begun: bool,
     pub(super) header: libc::msghdr,
 }
 
@@ -172,6 +174,7 @@ impl SendBatch {
             parts_max,
             first: 0,
             bytes_len: 0,
+            begun: false,
             header: super::sys::empty_msghdr(),
         }
     }
@@ -251,6 +254,12 @@ impl SendBatch {
         self.bytes_len == 0
     }
 
+    /// Whether some of its bytes are sent, and some are left.
+    #[must_use]
+    pub const fn is_begun(&self) -> bool {
+        self.begun
+    }
+
     /// Takes the first `sent` bytes away; buffers that are sent whole are dropped. When all is sent the batch is
     /// cleared.
     ///
@@ -259,6 +268,7 @@ impl SendBatch {
     pub fn advance(&mut self, sent: usize) {
         assert!(sent <= self.bytes_len, "sent {sent} of {} bytes", self.bytes_len);
         self.bytes_len -= sent;
+        self.begun |= sent > 0;
         if self.bytes_len == 0 {
             self.clear();
             return;
@@ -284,7 +294,8 @@ impl SendBatch {
         self.iovecs.clear();
         self.bufs.clear();
         self.arena.clear();
-        (self.first, self.bytes_len, self.ends_in_arena) = (0, 0, false);
+        (self.first, self.bytes_len) = (0, 0);
+        (self.ends_in_arena, self.begun) = (false, false);
     }
 
     /// Points the header to what is left to be sent.

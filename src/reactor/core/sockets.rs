@@ -31,7 +31,8 @@ impl Core {
     pub(super) fn polled_sockets(&mut self, own: usize) -> usize {
         let mut work = self.look_at_sockets();
         let is_waiting = own == 0 && self.ready.is_empty() && self.cx.engine.jobs() == 0;
-        if is_waiting && !self.polled.is_empty() {
+        // Of many, looks in vain decide whether they go on: each counts once a turn.
+        if is_waiting && !self.polled.is_empty() && self.cx.polls.are_few() {
             for _ in 0..LOOKS_AGAIN / self.polled.len() {
                 if work > 0 {
                     break;

@@ -84,17 +84,12 @@ impl Batches {
         self.free.append(&mut self.ended);
     }
 
-    /// All commands of the batch are begun, so many, and are looked up now.
+    /// All commands of the batch are begun, so many, one at least, and are looked up now.
     pub(super) fn parsed(&mut self, number: u32, at: Stamp, commands: usize) {
         let batch = &mut self.all[number as usize];
         batch.parsed = at;
         batch.commands = commands;
-        if commands == 0 {
-            // None of them found a place.
-            self.ended.push(number);
-        } else {
-            self.untold(number);
-        }
+        self.untold(number);
     }
 
     /// A command found no room on its device, and tries again: by itself from now on. Gives its batch.
@@ -229,9 +224,10 @@ mod tests {
         assert_eq!(batches.stamps(Timing::new(first, true), at(30)).begun, at(10));
         batches.collected();
         assert_eq!(batches.open(at(30)), first);
-        batches.parsed(second, at(31), 0);
+        batches.parsed(second, at(31), 2);
+        batches.leave(second);
         batches.collected();
-        assert_eq!(batches.open(at(40)), second, "nothing is left to leave it");
+        assert_ne!(batches.open(at(40)), second, "one is left in it");
     }
 
     #[test]

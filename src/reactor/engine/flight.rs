@@ -59,8 +59,13 @@ impl IoEngine {
     pub(super) fn launch_one(&mut self, batch: u32, fresh: Fresh) {
         let Self { exports, queues, flights, .. } = self;
         let slot = fresh.command.slot;
-        let Some(Some(held)) = exports.get_mut(slot.0 as usize) else { return };
-        let Some(Some(device)) = queues.get_mut(held.queue) else { return };
+        // An export with a command in flight is not closed.
+        let Some(Some(held)) = exports.get_mut(slot.0 as usize) else {
+            return self.refuse(batch, fresh, Status::INTERNAL_ERROR);
+        };
+        let Some(Some(device)) = queues.get_mut(held.queue) else {
+            return self.refuse(batch, fresh, Status::INTERNAL_ERROR);
+        };
         if let Some(status) = held.export.refusal(fresh.command.kind.is_write()) {
             // The fence fell before it came to the device.
             return self.refuse(batch, fresh, status);
@@ -106,8 +111,8 @@ impl IoEngine {
     #[cold]
     fn refuse(&mut self, batch: u32, fresh: Fresh, status: Status) {
         let Fresh { owner, request, command, buf } = fresh;
-        let timing = self.leave(command.slot, batch);
-        self.done.push(IoDone { owner, request, status, buf, timing });
+        self.leave(command.slot, batch);
+        self.done.push(IoDone { owner, request, status, buf, timing: Timing::NONE });
     }
 
     /// The operation of a flight ended.

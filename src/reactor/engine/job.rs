@@ -154,7 +154,7 @@ impl Job {
             IoKind::Flush => BlockOpKind::Flush,
         };
         let buf = match kind {
-            // The device has it until the operation ends: a count less, of what is nearly all commands.
+            // The device has it until the operation ends: a count less.
             BlockOpKind::Read | BlockOpKind::Write { .. } if self.is_whole(from, len) => self.buf.take(),
             BlockOpKind::Read | BlockOpKind::Write { .. } => Some(self.slice_for(from, len)?),
             _ => None,

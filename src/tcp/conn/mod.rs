@@ -269,7 +269,7 @@ impl TcpConnection {
             let who = self.session.controller_label();
             tracing::warn!(peer = %self.peer, who, %error, "connection ended: the host broke the protocol");
         }
-        let Some(fes) = error.fes() else { return self.abort(cx) };
+        let Some(fes) = error.fes().filter(|_| !self.tx.is_torn()) else { return self.abort(cx) };
         self.counters.term_reqs_sent.bump();
         self.tx.terminate(TermReq { fes, fei: error.fei() }, self.rx.offending());
         self.terminating = true;

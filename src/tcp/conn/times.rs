@@ -165,11 +165,10 @@ impl Notes {
     #[inline(never)]
     fn begin(&mut self, passed: &Passed, trace: &mut Trace, who: Option<&Rc<Who>>) -> GroupNumber {
         self.complete();
-        let Passed { mut group, mut cell, mut stamps } = *passed;
+        let Passed { mut group, cell, stamps } = *passed;
         if group == GroupId::NONE {
-            // Whatever came to a device in its place was another command.
-            (group, cell) = (GroupId::NOBODY, CellIndex::MAX);
-            stamps = Stamps { arrived: stamps.arrived, ..Stamps::NONE };
+            // The next one is another by itself.
+            group = GroupId::NOBODY;
         }
         let traced = trace.group(&stamps, who);
         self.entries.push(Timed { stamps, cell, traced, count: 1 });
@@ -226,7 +225,7 @@ mod tests {
         let mut ended: Vec<_> = [(2, 9), (2, 9), (2, 3), (3, 3), (3, 9)]
             .map(|(done, nsid)| passed(&mut times, done, nsid))
             .into();
-        let nowhere = Passed { group: GroupId::NONE, ..ended[0] };
+        let nowhere = Passed::arrived(ended[0].stamps.arrived);
         ended.extend([nowhere, nowhere]);
         for passed in &ended {
             let group = notes.note(passed, &mut trace, None);

@@ -154,6 +154,11 @@ impl Tx {
         self.notes.clear();
     }
 
+    /// Whether the peer has a part of what waits: whatever went out now would lie within a PDU.
+    pub(super) const fn is_torn(&self) -> bool {
+        self.filling.is_begun()
+    }
+
     /// A TermReq: nothing that waits goes out before or after it.
     pub(super) fn terminate(&mut self, term: TermReq, offending: &[u8]) {
         self.discard();
@@ -281,7 +286,7 @@ impl Tx {
         self.push_header(len);
     }
 
-    /// Copies the header that was written last into the batch; `fill` made sure that there is room.
+    /// Copies the header that was written last into the batch; whoever asks for an answer made sure that there is room.
     fn push_header(&mut self, len: usize) {
         let pushed = match self.header.first_chunk() {
             Some(header) if len == PLAIN_HEADER_LEN => self.filling.push_array::<PLAIN_HEADER_LEN>(header),
