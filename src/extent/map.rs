@@ -206,10 +206,16 @@ impl FrozenMap {
     /// extents nothing is fetched: the processor has them.
     #[inline]
     pub fn prefetch(&self, at: ByteOffset) {
-        if self.count <= CACHED_EXTENTS_MAX {
-            return;
+        if self.is_large() {
+            self.index().prefetch(self.identity.reserved.get().saturating_add(at.get()));
         }
-        self.index().prefetch(self.identity.reserved.get().saturating_add(at.get()));
+    }
+
+    /// Whether a lookup may have to wait for memory.
+    #[inline]
+    #[must_use]
+    pub const fn is_large(&self) -> bool {
+        self.count > CACHED_EXTENTS_MAX
     }
 
     fn index(&self) -> Index<'_> {

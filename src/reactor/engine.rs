@@ -128,8 +128,9 @@ pub struct IoEngine {
     stalled: VecDeque<Key>,
     done: Vec<IoDone>,
     batches: Batches,
-    /// The batch of those that are fresh.
+    /// The batch of those that are fresh, and whether a lookup of one of them may take longer than a look at the clock.
     batch: Option<u32>,
+    looks_up: bool,
     harvest: Vec<BlockDone>,
     armed: bool,
     /// When this turn began, or devices were told last.
@@ -155,6 +156,7 @@ impl IoEngine {
             done: Vec::new(),
             batches: Batches::new(),
             batch: None,
+            looks_up: false,
             harvest: Vec::with_capacity(POLL_BUDGET),
             armed: false,
             now: Stamp::now(),
@@ -280,7 +282,8 @@ impl IoEngine {
     /// is fetched all at once by then: in a map of many extents each would wait for memory by itself.
     pub fn launch(&mut self) {
         let Some(batch) = self.batch.take() else { return };
-        self.batches.parsed(batch, Stamp::now(), self.fresh.len());
+        let parsed = if std::mem::take(&mut self.looks_up) { Stamp::now() } else { Stamp::NONE };
+        self.batches.parsed(batch, parsed, self.fresh.len());
         if self.done.is_empty() {
             self.batches.collected();
         }
@@ -311,6 +314,7 @@ impl IoEngine {
         held.in_flight += 1;
         if let Some(map) = held.export.map.as_ref().filter(|_| command.len.0 > 0) {
             map.prefetch(command.start);
+            self.looks_up |= map.is_large();
         }
         self.fresh.push(Fresh { owner, request, command, buf });
         if self.batch.is_none() {

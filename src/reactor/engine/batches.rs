@@ -84,7 +84,8 @@ impl Batches {
         self.free.append(&mut self.ended);
     }
 
-    /// All commands of the batch are begun, so many, one at least, and are looked up now.
+    /// All commands of the batch are begun, so many, one at least, and are looked up now. Without a time, parsing and lookup are told as
+    /// one, for a look at the clock would take as long as the second.
     pub(super) fn parsed(&mut self, number: u32, at: Stamp, commands: usize) {
         let batch = &mut self.all[number as usize];
         batch.parsed = at;
@@ -140,6 +141,7 @@ impl Batches {
     pub(super) fn stamps(&self, timing: Timing, now: Stamp) -> Stamps {
         let Some(batch) = self.all.get(timing.batch as usize) else { return Stamps::NONE };
         let Batch { begun, parsed, .. } = *batch;
+        let parsed = parsed.max(begun);
         // One that failed before it came to its device passed all that is left at once.
         let looked_up = batch.looked_up.max(parsed);
         let handed = if timing.with_ring { batch.submitted } else { batch.rung }.max(looked_up);
@@ -152,6 +154,9 @@ impl Batch {
     #[inline]
     fn looked_up_by(&mut self, at: Stamp) {
         if self.looked_up.is_none() {
+            if self.parsed.is_none() {
+                self.parsed = at.max(self.begun);
+            }
             self.looked_up = at.max(self.parsed);
         }
     }
@@ -228,6 +233,23 @@ mod tests {
         batches.leave(second);
         batches.collected();
         assert_ne!(batches.open(at(40)), second, "one is left in it");
+    }
+
+    #[test]
+    fn a_lookup_that_takes_no_time_is_told_with_parsing() {
+        let mut batches = Batches::new();
+        let batch = batches.open(at(10));
+        batches.parsed(batch, Stamp::NONE, 1);
+        let early = batches.stamps(Timing::new(batch, false), at(15));
+        assert_eq!(
+            [early.parsed, early.looked_up, early.handed, early.done],
+            [at(10), at(10), at(10), at(15)]
+        );
+        batches.rung(at(30));
+        let stamps = batches.stamps(Timing::new(batch, false), at(90));
+        let [begun, told, done] = [10, 30, 90].map(at);
+        assert_eq!([stamps.begun, stamps.parsed, stamps.looked_up, stamps.handed], [begun, told, told, told]);
+        assert_eq!(stamps.done, done);
     }
 
     #[test]
