@@ -30,22 +30,32 @@ if [[ -f $kept/last/fastice ]] && is_other; then
     rm -rf "$kept/previous"
     mv "$kept/last" "$kept/previous"
 fi
-"$bench" driver "$@"
+# What fails is told, and the rest is measured all the same: a report is written in any case.
+failed=()
+section() {
+    "$@" || {
+        echo "SKIPPED: $*: it failed, see above" >&2
+        failed+=("$*")
+    }
+}
+section "$bench" driver "$@"
 if command -v valgrind >/dev/null; then
-    "$bench" instructions
+    section "$bench" instructions
 else
     echo "SKIPPED: instructions: there is no valgrind" >&2
 fi
-"$bench" target
-"$bench" idle
-"$bench" growth
+# Profiles of earlier runs explain nothing of this one.
+rm -f bench/profiles/*.txt
+section "$bench" target
+section "$bench" idle
+section "$bench" growth
 if ((EUID == 0)); then
-    "$bench" scale
+    section "$bench" scale
 else
     echo "SKIPPED: scale: that takes root, for filesystems on loop devices" >&2
 fi
 if [[ $(uname -m) == x86_64 ]] && { ((EUID == 0)) || command -v qemu-system-x86_64 >/dev/null; }; then
-    bench/guest.sh
+    section bench/guest.sh
     # Where a guest does not come up, the other rows are no worse.
     bench/guest-nvmet.sh || "$bench" absent nvmet-tcp "its guest failed; see hw-tests/cache/last-run"
 else
@@ -63,3 +73,7 @@ mkdir -p "$kept/last"
 cp "$built/fastice" "$kept/last/fastice"
 rm -f "$kept/last/fastice.commit"
 [[ -z $commit ]] || echo "$commit" >"$kept/last/fastice.commit"
+if ((${#failed[@]})); then
+    printf 'run.sh: failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi

@@ -41,6 +41,8 @@ struct Seat {
     connection: Box<dyn Connection>,
     ready: bool,
     polled: bool,
+    /// As the connection tells, once it does. One that carries none does not count when the next is given to a core.
+    carries_io: Option<bool>,
     /// Nothing came since it was found to be in no need of ticks.
     steady: bool,
 }
@@ -341,14 +343,21 @@ impl Core {
 
     fn adopt(&mut self, accepted: Accepted) {
         if self.stop_at.is_some() {
-            return;
+            return self.cx.mailbox.let_go();
         }
         let peer = accepted.peer;
-        let Some(connection) = self.factory.clone().adopt(&mut self.cx, accepted) else { return };
-        let Ok(key) = self.seats.insert(Seat { connection, ready: false, polled: false, steady: false })
-        else {
+        let Some(connection) = self.factory.clone().adopt(&mut self.cx, accepted) else {
+            return self.cx.mailbox.let_go();
+        };
+        let Ok(key) = self.seats.insert(Seat {
+            connection,
+            ready: false,
+            polled: false,
+            carries_io: None,
+            steady: false,
+        }) else {
             tracing::warn!(%peer, "connection refused: this core serves as many as it may");
-            return;
+            return self.cx.mailbox.let_go();
         };
         if let Some(seat) = self.seats.get_mut(key) {
             seat.connection.start(&mut self.cx, key);
@@ -405,7 +414,17 @@ impl Core {
                 }
                 Turn::Again => Self::mark_ready(&mut self.ready, seat, key),
                 Turn::Finished => {
+                    if seat.carries_io != Some(false) {
+                        self.cx.mailbox.let_go();
+                    }
                     self.seats.remove(key);
+                    continue;
+                }
+            }
+            if seat.carries_io.is_none() {
+                seat.carries_io = seat.connection.carries_io();
+                if seat.carries_io == Some(false) {
+                    self.cx.mailbox.let_go();
                 }
             }
         }

@@ -1,6 +1,5 @@
 //! All cores: starting their threads, reaching them, and stopping them.
 
-use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -119,7 +118,7 @@ impl Cores {
         for &cpu in cpus {
             mailboxes.push(Mailbox::new().map_err(|source| CoresError::Thread { cpu, source })?);
         }
-        let spread = round_robin(mailboxes.clone());
+        let spread = to_the_emptiest(mailboxes.clone());
         let mut started = Self { cores: Vec::with_capacity(cpus.len()), stages: Arc::clone(&options.stages) };
         for (&cpu, mailbox) in cpus.iter().zip(mailboxes) {
             let up = start_core(cpu, options, Arc::clone(factory), Arc::clone(&spread), mailbox);
@@ -235,13 +234,16 @@ impl Cores {
     }
 }
 
-fn round_robin(mailboxes: Vec<Mailbox>) -> Spread {
+/// To the core with the fewest connections that carry I/O, by turns where several have as few: however hosts come and go, no core has many
+/// more than another, and that each host has an admin queue too puts no core at a disadvantage. Two cores that accept at the same moment may choose the same one.
+fn to_the_emptiest(mailboxes: Vec<Mailbox>) -> Spread {
     let next = AtomicUsize::new(0);
-    let cores = NonZero::new(mailboxes.len());
     Arc::new(move |accepted: Accepted| {
-        let Some(cores) = cores else { return };
-        let index = next.fetch_add(1, Ordering::Relaxed) % cores;
-        mailboxes[index].post(Letter::Adopt(accepted));
+        let first = next.fetch_add(1, Ordering::Relaxed) % mailboxes.len().max(1);
+        let (before, from) = mailboxes.split_at(first);
+        if let Some(mailbox) = from.iter().chain(before).min_by_key(|mailbox| mailbox.connections()) {
+            mailbox.post(Letter::Adopt(accepted));
+        }
     })
 }
 
@@ -292,4 +294,49 @@ fn set_up(
     rustix::thread::sched_setaffinity(None, &set)
         .map_err(|errno| CoresError::Affinity { cpu, source: errno.into() })?;
     Core::new(cpu, options, mailbox, factory, spread, gauges)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::fabrics::PortId;
+
+    #[test]
+    fn a_connection_goes_to_the_core_that_has_the_fewest() {
+        let mailboxes: Vec<_> = (0..3).map(|_| Mailbox::new().expect("eventfd")).collect();
+        let spread = to_the_emptiest(mailboxes.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let local = listener.local_addr().expect("an address");
+        let accept = || {
+            let socket = TcpStream::connect(local).expect("loopback");
+            spread(Accepted { socket: socket.into(), peer: local, local, port: PortId(1) });
+        };
+        let counts = || mailboxes.iter().map(Mailbox::connections).collect::<Vec<_>>();
+        (0..7).for_each(|_| accept());
+        assert_eq!(counts().iter().sum::<usize>(), 7);
+        assert!(counts().iter().all(|count| (2..=3).contains(count)), "{:?}", counts());
+        // All of one end: its place is filled first.
+        (0..mailboxes[1].connections()).for_each(|_| mailboxes[1].let_go());
+        accept();
+        accept();
+        assert_eq!(mailboxes[1].connections(), 2, "{:?}", counts());
+        // A host of an admin queue, which carries nothing, and an I/O queue, again and again.
+        let mailboxes: Vec<_> = (0..2).map(|_| Mailbox::new().expect("eventfd")).collect();
+        let spread = to_the_emptiest(mailboxes.clone());
+        let accept = || {
+            let socket = TcpStream::connect(local).expect("loopback");
+            spread(Accepted { socket: socket.into(), peer: local, local, port: PortId(1) });
+        };
+        for _ in 0..8 {
+            let before: Vec<_> = mailboxes.iter().map(Mailbox::connections).collect();
+            accept();
+            let admin =
+                mailboxes.iter().zip(before).find(|(mailbox, before)| mailbox.connections() > *before);
+            admin.expect("one has it").0.let_go();
+            accept();
+        }
+        assert_eq!(mailboxes.iter().map(Mailbox::connections).collect::<Vec<_>>(), [4, 4]);
+    }
 }

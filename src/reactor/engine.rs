@@ -41,6 +41,8 @@ use crate::stage::{Stamp, Stamps};
 pub(super) const DEVICE_QUEUE_DEPTH: usize = 1024;
 /// Completions taken from one device in one turn, so that no device starves the sockets.
 const POLL_BUDGET: usize = 256;
+/// So many lookups in small maps take less time than a look at the clock.
+const LOOKUPS_FREE: usize = 2;
 /// So many completions are dealt with in less time than a look at the clock is worth.
 const HANDLED_FREE: usize = 4;
 
@@ -282,7 +284,8 @@ impl IoEngine {
     /// is fetched all at once by then: in a map of many extents each would wait for memory by itself.
     pub fn launch(&mut self) {
         let Some(batch) = self.batch.take() else { return };
-        let parsed = if std::mem::take(&mut self.looks_up) { Stamp::now() } else { Stamp::NONE };
+        let takes_long = std::mem::take(&mut self.looks_up) || self.fresh.len() > LOOKUPS_FREE;
+        let parsed = if takes_long { Stamp::now() } else { Stamp::NONE };
         self.batches.parsed(batch, parsed, self.fresh.len());
         if self.done.is_empty() {
             self.batches.collected();

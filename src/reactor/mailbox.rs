@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -76,6 +76,8 @@ struct Shared {
     /// Set by whoever wakes the core, cleared by the core: keeps a storm of wakes to one system call.
     rung: AtomicBool,
     bell: OwnedFd,
+    /// Connections that the core has, or was sent and did not refuse yet.
+    connections: AtomicUsize,
 }
 
 impl std::fmt::Debug for Letter {
@@ -104,13 +106,33 @@ impl Mailbox {
     /// When the kernel has no eventfd to give (file descriptor limit).
     pub fn new() -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(Shared { letters: Mutex::default(), rung: AtomicBool::new(false), bell })))
+        Ok(Self(Arc::new(Shared {
+            letters: Mutex::default(),
+            rung: AtomicBool::new(false),
+            bell,
+            connections: AtomicUsize::new(0),
+        })))
     }
 
     /// Posts a letter and wakes the core.
     pub fn post(&self, letter: Letter) {
+        if matches!(letter, Letter::Adopt(_)) {
+            self.0.connections.fetch_add(1, Ordering::Relaxed);
+        }
         self.0.letters.lock().unwrap_or_else(PoisonError::into_inner).push(letter);
         self.ring_bell();
+    }
+
+    /// How many connections the core has, those among them that are on their way to it.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.0.connections.load(Ordering::Relaxed)
+    }
+
+    /// For the core: a connection that it was sent has ended, or was refused.
+    pub(super) fn let_go(&self) {
+        // Each was sent before.
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Wakes the core without a letter: its sessions have something to say.

@@ -108,6 +108,8 @@ pub trait Connection {
     /// Looks at deadlines and at what other threads want of it; whether it wants a turn then. Called every [`Core::TICK`] and
     /// after mail; when it is [steady](Connection::is_steady), every [`Core::REVIEW`] and after mail.
     fn tick(&mut self, cx: &mut CoreContext) -> bool;
+    /// Whether it carries I/O, or is there to administer; none as long as that is not known. Told once and for all.
+    fn carries_io(&self) -> Option<bool>;
     /// Whether it has no deadline for which a [`Core::REVIEW`] more or less matters, as long as nothing comes: transfers that hang are
     /// found by so much later.
     fn is_steady(&self) -> bool;

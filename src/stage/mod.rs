@@ -11,7 +11,7 @@
 //! |---|---|
 //! | receive | the capsule was received; all its data is there, it has a buffer, and its connection has its turn |
 //! | parse | until all commands that are taken up in that turn of the core are validated |
-//! | lookup | until all of them are looked up in their maps and given to their queues; without a [large](crate::extent::FrozenMap::is_large) map it is in parse |
+//! | lookup | until all of them are looked up in their maps and given to their queues; of one or two, and without a [large](crate::extent::FrozenMap::is_large) map, it is in parse |
 //! | queue | until the device was told: by a doorbell, or by the system call that submits; waiting for room included |
 //! | device | until a turn of the core found it complete |
 //! | send | until the kernel took the last byte of the answer |

@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use fastice::initiator::bench::{self, BenchOptions, BenchReport, Limit, Pattern, Verify};
 use fastice::initiator::raw::{RawConnection, RawEvent};
-use fastice::tcp::pdu::Digests;
+use fastice::tcp::pdu::{Digests, PduHeader};
 use fastice::units::{ByteLen, ByteOffset};
 use nvme_spec::{NvmOpcode, Status};
+use zerocopy::FromBytes as _;
 
 use crate::rude::{
     HOST, HOST_ID, NOISE_NQN, RudeHost, WRITABLE, answer_to, capsule, completion_of, connect_data,
-    expect_no_leak, expect_service, flush, h2c_data, introduced, pdu_of, r2t_of, rude_target, tcp_stats,
-    transfer, try_connect, write_in_capsule,
+    expect_no_leak, expect_service, expect_status, flush, h2c_data, introduced, pdu_of, r2t_of, rude_target,
+    tcp_stats, transfer, try_connect, write_in_capsule,
 };
 use crate::support::{NQN, TestTarget, eventually, options};
 
@@ -161,7 +162,7 @@ fn data_behind_a_capsule_without_a_buffer_still_arrives() {
             .expect("sent");
     }
     while let RawEvent::Pdu(pdu) = queue.read_pdu(Duration::from_millis(500)).expect("good PDUs") {
-        let fastice::tcp::pdu::PduHeader::R2t(r2t) = pdu.header else { panic!("{pdu:?}") };
+        let PduHeader::R2t(r2t) = pdu.header else { panic!("{pdu:?}") };
         asked.push(r2t);
     }
     assert!((1..6).contains(&asked.len()), "{} R2Ts: the pool is not the limit any more", asked.len());
@@ -186,7 +187,7 @@ fn data_behind_a_capsule_without_a_buffer_still_arrives() {
                 assert_eq!(status, Status::SUCCESS, "command {cid}");
                 done += 1;
             }
-            (fastice::tcp::pdu::PduHeader::R2t(r2t), None) => {
+            (PduHeader::R2t(r2t), None) => {
                 let data = vec![r2t.cccid as u8; 1 << 20];
                 queue.send(&h2c_data(Digests::NONE, &answer_to(&r2t), &data)).expect("sent");
             }
@@ -201,6 +202,51 @@ fn data_behind_a_capsule_without_a_buffer_still_arrives() {
         let data = crate::rude::read(&mut queue, WRITABLE, 256 * u64::from(cid), 256);
         assert!(data == vec![cid as u8; 1 << 20], "write {cid}");
     }
+    drop((queue, host));
+    expect_no_leak(&target);
+}
+
+#[test]
+fn answers_that_find_no_room_arrive_whole_however_busy_their_host_is_meanwhile() {
+    const BLOCKS: u16 = 64;
+    const READS: u16 = 48;
+    let target = rude_target();
+    let host = RudeHost::connect(target.address());
+    let mut queue = host.queue(1, 256, Digests::NONE);
+    for lba in 0..BLOCKS {
+        let data = [lba as u8 ^ 0x5A; 4096];
+        expect_status(&mut queue, &write_in_capsule(WRITABLE, lba, lba.into(), 4096), &data, Status::SUCCESS);
+    }
+    let written: Vec<u8> = (0..BLOCKS).flat_map(|lba| [lba as u8 ^ 0x5A; 4096]).collect();
+    // 12 MiB, more than sockets hold: nothing of it is read yet, and single commands keep the core at this socket.
+    for cid in 0..READS {
+        queue.send_capsule(&transfer(NvmOpcode::READ, WRITABLE, cid, 0, BLOCKS), &[]).expect("sent");
+    }
+    let flushes = READS..READS + 100;
+    for cid in flushes.clone() {
+        queue.send_capsule(&flush(WRITABLE, cid), &[]).expect("sent");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    // Now and then too little for all that waits, which is cut wherever the socket happens to be full.
+    let (mut read, mut ended) = (0, std::collections::HashSet::new());
+    while ended.len() < usize::from(flushes.end) {
+        let pdu = pdu_of(&mut queue);
+        match pdu.header {
+            PduHeader::C2hData(header) => {
+                assert_eq!((header.data_offset, pdu.data == written), (0, true), "read {}", header.cccid);
+                read += 1;
+            }
+            PduHeader::CapsuleResp(cqe) => {
+                let cqe = nvme_spec::CompletionQueueEntry::read_from_bytes(&cqe).expect("16 bytes");
+                assert!(ended.insert(cqe.cid.get()), "{} ended twice", cqe.cid.get());
+            }
+            other => panic!("{other:?}"),
+        }
+        if read % 8 == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    assert_eq!(read, READS);
     drop((queue, host));
     expect_no_leak(&target);
 }

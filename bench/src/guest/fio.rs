@@ -1,5 +1,6 @@
 //! One run of fio, and how busy the machine was for it.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -12,6 +13,8 @@ use super::{Round, WARM_UP};
 use crate::profiles::windows::Begun;
 use crate::rest;
 
+/// What is measured.
+const JOB: &str = include_str!("../../fio/guest/4k-randread.fio");
 /// For fio to begin.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks whether it has.
@@ -36,35 +39,28 @@ pub(super) struct Job<'d> {
 }
 
 impl Job<'_> {
-    /// What fio is told. It looks at no clock for each command and uses its buffers and the file again: what it costs itself is then as
-    /// little as it can be, on both sides.
-    fn arguments(&self) -> Vec<String> {
+    /// What the job file leaves open.
+    fn variables(&self) -> [(&'static str, String); 7] {
         let (offset, len) = self.part;
-        let mut words: Vec<String> =
-            ["--name=randread", "--rw=randread", "--bs=4k", "--direct=1", "--norandommap", "--time_based"]
-                .map(str::to_owned)
-                .into();
-        words.extend(
-            ["--ioengine=io_uring", "--fixedbufs", "--registerfiles", "--gtod_reduce=1"].map(str::to_owned),
-        );
-        words.extend(["--iodepth_batch_submit=16", "--iodepth_batch_complete_min=1"].map(str::to_owned));
-        words.push(format!("--iodepth_batch_complete_max={0}", self.depth));
-        words.push(format!("--iodepth={}", self.depth));
-        words.push(format!("--filename={}", self.disk.display()));
-        words.push(format!("--offset={offset}"));
-        words.push(format!("--size={len}"));
-        words.push(format!("--cpus_allowed={}", self.cpu));
-        words.push(format!("--ramp_time={}ms", WARM_UP.as_millis()));
-        words.push(format!("--runtime={}ms", self.time.as_millis()));
-        words.push("--output-format=json".to_owned());
-        words
+        [
+            ("DEVICE", self.disk.display().to_string()),
+            ("OFFSET", offset.to_string()),
+            ("SIZE", len.to_string()),
+            ("DEPTH", self.depth.to_string()),
+            ("CPU", self.cpu.to_string()),
+            ("RAMP", format!("{}ms", WARM_UP.as_millis())),
+            ("TIME", format!("{}ms", self.time.as_millis())),
+        ]
     }
 
     /// Runs it. The processors' time is looked at twice meanwhile, some time after it began and before it ends.
     pub(super) fn run(&self) -> Result<Round> {
         let idle = self.reads()?;
-        let fio = Command::new("fio").args(self.arguments()).stdout(Stdio::piped()).spawn();
-        let fio = fio.context("fio cannot be started")?;
+        let mut file = tempfile::Builder::new().suffix(".fio").tempfile().context("a file for the job")?;
+        file.write_all(JOB.as_bytes()).context("the file of the job")?;
+        let mut fio = Command::new("fio");
+        fio.arg("--output-format=json").arg(file.path()).envs(self.variables());
+        let fio = fio.stdout(Stdio::piped()).spawn().context("fio cannot be started")?;
         // From here on the child is waited for: what fails in between is told after it.
         let seen = self.watch(idle);
         let output = fio.wait_with_output()?;
@@ -137,17 +133,27 @@ mod tests {
             cpu: 1,
             time: Duration::from_millis(1500),
         };
-        let words = job.arguments();
-        for word in [
-            "--filename=/dev/nvme9n1",
-            "--offset=4096",
-            "--size=8192",
-            "--iodepth=32",
-            "--cpus_allowed=1",
-            "--runtime=1500ms",
+        let told = job.variables();
+        for (name, value) in [
+            ("DEVICE", "/dev/nvme9n1"),
+            ("OFFSET", "4096"),
+            ("SIZE", "8192"),
+            ("DEPTH", "32"),
+            ("CPU", "1"),
+            ("TIME", "1500ms"),
         ] {
-            assert!(words.iter().any(|known| known == word), "{word} is missing from {words:?}");
+            assert!(
+                told.iter().any(|(known, told)| *known == name && told == value),
+                "{name} is missing from {told:?}"
+            );
         }
-        assert!(words.iter().all(|word| !word.contains("write")), "{words:?}");
+        let asked = |name: &str| {
+            JOB.lines().any(|line| !line.starts_with('#') && line.ends_with(&format!("=${{{name}}}")))
+        };
+        assert!(told.iter().all(|(name, _)| asked(name)), "the file asks for each");
+        let open =
+            JOB.lines().filter(|line| !line.starts_with('#')).filter(|line| line.contains("${")).count();
+        assert_eq!(open, told.len() + 1, "and for nothing else; the depth stands there twice");
+        assert!(JOB.lines().any(|line| line == "rw=randread"), "{JOB}");
     }
 }

@@ -36,6 +36,10 @@ const WORK: [&str; 14] = [
 const SHOWN: usize = 30;
 /// Fewer samples say nothing.
 const SAMPLES_MIN: usize = 100;
+/// Where a target has no work for so much of the time, its host is what limits the rate.
+const IDLE_MIN: f64 = 0.1;
+/// Others that had more than this of a target's processor make a limit doubtful.
+const OTHERS_MAX: f64 = 0.02;
 
 /// What one side did.
 #[derive(Clone, Debug, Default)]
@@ -159,12 +163,18 @@ impl Side {
         self.busy_us.map(|busy_us| busy_us / self.commands.max(1.0))
     }
 
-    /// The part of its thread's time in which it had nothing to do: by its account, else all looks.
+    /// The part of its time in which it had nothing to do: by its account, else all looks. The account does not know when others
+    /// had its processor, with work and without.
     fn idle(&self) -> f64 {
-        let ran_us = self.each_us() * self.commands;
-        self.busy_us
-            .filter(|_| ran_us > 0.0)
-            .map_or_else(|| self.part(self.in_looks), |busy_us| (1.0 - busy_us / ran_us).clamp(0.0, 1.0))
+        self.busy_us.filter(|_| self.wall_us > 0.0).map_or_else(
+            || self.part(self.in_looks),
+            |busy_us| (1.0 - busy_us / self.wall_us).clamp(0.0, 1.0),
+        )
+    }
+
+    /// The part of its processor's time that others had.
+    fn others(&self) -> f64 {
+        1.0 - self.of_thread as f64 / self.all.max(1) as f64
     }
 
     /// The part of its time that the kernel needed for commands, at least.
@@ -230,17 +240,22 @@ fn limit(sides: &[Side], at_depth_1: bool) -> String {
             _ => beside(ours, peer),
         })
         .collect();
-    if parts.is_empty() { "not told: there are samples of no peer".to_owned() } else { parts.join("; ") }
+    if parts.is_empty() {
+        return "not told: there are samples of no peer".to_owned();
+    }
+    let others = sides.iter().map(Side::others).fold(0.0, f64::max);
+    let doubt = if others > OTHERS_MAX {
+        format!(". Others had up to {:.0} % of the processor meanwhile: take it for a guess", 100.0 * others)
+    } else {
+        String::new()
+    };
+    parts.join("; ") + &doubt
 }
 
 fn beside(ours: Option<&Side>, peer: &Side) -> String {
     let (needed, with_work) = (peer.needed(), 1.0 - peer.idle());
     let mut text =
         format!("{} has the kernel work for at least {:.0} % of its time", peer.name, 100.0 * needed);
-    if let Some(ours) = ours {
-        let times = ours.each_us() * ours.needed() / (peer.each_us() * needed);
-        let _ = write!(text, " (ours {times:.2} times as long a command)");
-    }
     let _ = write!(
         text,
         ", so whoever needs the kernel as long a command has at most {:.2} times its rate, and at least {:.2} times its processor time \
@@ -248,6 +263,25 @@ fn beside(ours: Option<&Side>, peer: &Side) -> String {
         1.0 / needed,
         (needed / with_work).min(1.0)
     );
+    if let Some(ours) = ours {
+        let kernel_us = ours.each_us() * ours.needed();
+        let _ = write!(
+            text,
+            ". Of our {:.2} us a command, beside {:.2}, the kernel has at least {kernel_us:.2} and code of ours {:.2}: without any we would \
+             have at most {:.2} times the rate",
+            ours.each_us(),
+            peer.each_us(),
+            ours.each_us() * (1.0 - ours.kernel()),
+            peer.each_us() / kernel_us
+        );
+        if ours.idle() > IDLE_MIN {
+            let _ = write!(
+                text,
+                ". We had no work for {:.0} % of the time: the host is what limits the rate",
+                100.0 * ours.idle()
+            );
+        }
+    }
     text
 }
 
@@ -264,20 +298,22 @@ fn at_depth_of_1(peer: &Side) -> String {
 }
 
 fn beside_unpinned(ours: &Side, peer: &Side) -> String {
-    // What polls while it waits for the device is no work for a command, and only its account leaves it out.
     let own = |side: &Side| side.each_us() * (1.0 - side.kernel());
-    let (worked, how) = match (ours.work_us(), peer.work_us()) {
-        (Some(with), Some(without)) => ((with, without), "by its account the core works"),
-        _ => ((own(ours), own(peer)), "the core is in our own code for"),
-    };
-    format!(
-        "the pin is code of ours alone, on this core: {how} {:.2} us a command with it and {:.2} without, {:+.1} % of the {:.2} us between two \
-         commands. The rest of what is between both sides is the kernel's, its loop device's and the machine's",
-        worked.0,
-        worked.1,
-        100.0 * (worked.0 - worked.1) / peer.each_us(),
+    let (with, without) = (own(ours), own(peer));
+    let mut text = format!(
+        "with the pin {with:.2} us a command are our own code and {without:.2} without, looks at the device in vain among it: {:+.1} % of the \
+         {:.2} us between two commands",
+        100.0 * (with - without) / peer.each_us(),
         peer.each_us()
-    )
+    );
+    // What polls while it waits for the device is no work for a command, and only its account leaves it out; the kernel's part is in it.
+    if let (Some(with), Some(without)) = (ours.work_us(), peer.work_us()) {
+        let _ = write!(
+            text,
+            "; by its account the core works {with:.2} us a command with it and {without:.2} without, calls of the kernel among it"
+        );
+    }
+    text
 }
 
 #[cfg(test)]
@@ -325,9 +361,28 @@ mod tests {
             text.contains("20.0 % are its own code. A command: 0.80 us, 0.64 in the kernel, 0.16"),
             "{text}"
         );
-        assert!(text.contains("work for 100 % of the time") && text.contains("kworker 20.0 %"), "{text}");
+        assert!(text.contains("work for 80 % of the time") && text.contains("kworker 20.0 %"), "{text}");
         assert!(text.contains(" 60.0 % k _copy_from_iter") && text.contains("  5.0 % . __vdso"), "{text}");
         assert!(limit.starts_with("not told"), "{limit}");
+        let script = script + &side("bare", 2);
+        let (limit, _) = profile(
+            &script,
+            &[window(OURS, 1, Some(800_000.0)), window("the bare responder", 2, None)],
+            2,
+            false,
+        );
+        // Of 0.8 us 60 % are sending; of looks none counts, for it had nothing to do as often.
+        assert!(
+            limit.contains(
+                "Of our 0.80 us a command, beside 1.00, the kernel has at least 0.48 and code of ours 0.16"
+            ),
+            "{limit}"
+        );
+        assert!(
+            limit.contains("at most 2.08 times the rate. We had no work for 20 % of the time"),
+            "{limit}"
+        );
+        assert!(limit.contains("Others had up to 20 % of the processor"), "{limit}");
     }
 
     #[test]
@@ -348,7 +403,7 @@ mod tests {
         let limit = told("the bare responder", 3, None);
         assert!(limit.contains("at least 60 %") && limit.contains("at most 1.67 times its rate"), "{limit}");
         let alone = profile(&script, &[window("the bare responder", 3, None)], 2, false).0;
-        assert!(alone.contains("at most 1.67") && !alone.contains("(ours"), "{alone}");
+        assert!(alone.contains("at most 1.67") && !alone.contains("Of our"), "{alone}");
     }
 
     #[test]
@@ -365,11 +420,12 @@ mod tests {
         let windows = [window(OURS, 1, None), window(UNPINNED, 2, None)];
         let (limit, _) = profile(&script, &windows, 2, true);
         assert!(
-            limit.contains("own code for 0.20 us a command with it and 0.10 without, +10.0 % of the 1.00 us"),
+            limit.contains("0.20 us a command are our own code and 0.10 without")
+                && limit.contains("+10.0 % of the 1.00 us"),
             "{limit}"
         );
         let windows = [window(OURS, 1, Some(620_000.0)), window(UNPINNED, 2, Some(600_000.0))];
         let (limit, _) = profile(&script, &windows, 2, true);
-        assert!(limit.contains("works 0.62 us a command with it and 0.60 without, +2.0 %"), "{limit}");
+        assert!(limit.contains("works 0.62 us a command with it and 0.60 without"), "{limit}");
     }
 }

@@ -192,12 +192,12 @@ fn limit(sides: &[Side]) -> String {
         1.0 / rest
     );
     if let Some(ours) = sides.iter().find(|side| side.name == OURS).filter(told) {
-        let cost = ours.part(Whose::Target, 0) * ours.each_us();
-        let most = peer.each_us() / (rest * peer.each_us() + cost);
         // A string takes everything.
         let _ = write!(
             text,
-            "; one that takes as long as ours, {cost:.1} us a command, polling included, beside {:.1}: {most:.2} times",
+            "; ours takes {:.1} us, looks in vain included, and {} with its disk {:.1}",
+            ours.part(Whose::Target, 0) * ours.each_us(),
+            peer.name,
             of_target * peer.each_us()
         );
     }
@@ -239,7 +239,7 @@ mod tests {
         assert!(text.contains("     0.0 us    100.0 us   0.0 % 100.0 % fio"), "{text}");
         assert!(limit.contains("at most 3.33 times its rate"), "{limit}");
         assert!(
-            limit.contains("as ours, 50.0 us a command, polling included, beside 50.0: 1.25 times"),
+            limit.contains("ours takes 50.0 us, looks in vain included, and nvmet-tcp with its disk 50.0"),
             "{limit}"
         );
     }

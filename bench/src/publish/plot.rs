@@ -1,6 +1,7 @@
 //! Which pictures the rows give: lines of rows of one window, and what a command costs, by stage.
 
 use crate::report::{Report, Row};
+use crate::target::cost::CLOCK;
 
 /// Where curves are, in the names of rows.
 const CURVES: &str = "target/curve/";
@@ -135,6 +136,10 @@ fn lines(points: &[Point], place: fn(&Point) -> (f64, f64)) -> Vec<Line> {
 
 /// What a command costs at this depth: a bar for each kind of work, and for each side that has it.
 fn costs(report: &Report, load: &str) -> Plot {
+    // Where it is known, cycles: they are the same at any clock.
+    let clock_ghz = report.rows.iter().find(|row| row.name == CLOCK).map(|row| row.ours);
+    let cost = |us: f64| clock_ghz.map_or(us, |ghz| us * 1e3 * ghz);
+    let unit = if clock_ghz.is_some() { "cycles a command" } else { "us a command" };
     let mut bars = Vec::new();
     for work in ["randread", "randwrite"] {
         let place = format!("{COSTS}{work}/{load}/");
@@ -145,9 +150,9 @@ fn costs(report: &Report, load: &str) -> Plot {
         for stage in STAGES {
             let Some((_, row)) = of_it.iter().find(|(name, _)| *name == stage) else { continue };
             if stage != PROCESS {
-                ours.push((stage.to_owned(), row.ours));
+                ours.push((stage.to_owned(), cost(row.ours)));
             }
-            theirs.extend(row.peer.map(|us| (stage.to_owned(), us)));
+            theirs.extend(row.peer.map(|us| (stage.to_owned(), cost(us))));
         }
         let peer = of_it.iter().find_map(|(_, row)| row.peer_name.as_deref());
         bars.extend((!ours.is_empty()).then(|| Bar { name: format!("{OURS}, {work}"), parts: ours }));
@@ -157,7 +162,7 @@ fn costs(report: &Report, load: &str) -> Plot {
     Plot {
         name: format!("cost-{load}"),
         title: format!("null, 4 KiB, {load}: where the time of the target's core goes"),
-        shape: Shape::Bars("us a command", bars),
+        shape: Shape::Bars(unit, bars),
     }
 }
 
@@ -238,7 +243,7 @@ mod tests {
         ];
         let mut rows = rows;
         (rows[1].peer, rows[1].ratio) = (None, None);
-        let plots = all(&Report { rows, absent: Vec::new() });
+        let plots = all(&Report { rows: rows.clone(), absent: Vec::new() });
         let Shape::Bars(_, bars) = &plots[0].shape else { panic!("{plots:?}") };
         let part = |name: &str, us| (name.to_owned(), us);
         assert_eq!(bars[0].parts, [part("parse", 0.2), part("kernel-send", 0.6)]);
@@ -251,5 +256,10 @@ mod tests {
         );
         let svg = plots[0].draw().unwrap();
         assert!(svg.contains("kernel-send") && svg.contains("us a command"), "{svg}");
+        // Where the core's clock is known.
+        rows.push(row("cost/clock", "nobody", 2.5, 2.5, None));
+        let plots = all(&Report { rows, absent: Vec::new() });
+        let Shape::Bars("cycles a command", bars) = &plots[0].shape else { panic!("{plots:?}") };
+        assert_eq!(bars[0].parts, [part("parse", 500.0), part("kernel-send", 1500.0)]);
     }
 }

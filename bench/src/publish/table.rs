@@ -12,6 +12,21 @@ Made by `make bench` of `report.json`; [README.md](README.md) says how each row 
 neighbouring rounds: the median, with its least and its largest. **Trust ratios, not numbers.**
 ";
 
+/// Who runs where in rows that do not say it themselves, by how their names begin.
+const PLACES: [(&str, &str); 5] = [
+    (
+        "driver/",
+        "driver and caller are one thread, wherever the scheduler has it; a model in a process of its own is on the last processor",
+    ),
+    (
+        "scale/",
+        "pins take all processors; a target that is started is on the first one, and its host on the last",
+    ),
+    ("idle/", "the target on the first processor, its hosts on the last"),
+    ("growth/", "the target on the first processor, its hosts on the last"),
+    ("guest/", "in the guest: target and the kernel's initiator on its first processor, fio on its second"),
+];
+
 /// The whole document. `plots` are paths and titles.
 pub(super) fn document(report: &Report, plots: &[(String, String)], shortfalls: &str) -> String {
     let mut text = HEAD.to_owned();
@@ -24,6 +39,12 @@ pub(super) fn document(report: &Report, plots: &[(String, String)], shortfalls: 
         let is_told = row.method.starts_with("target on processor");
         row.method.split(';').next().filter(|_| is_told).unwrap_or_default()
     });
+    for (begin, place) in PLACES {
+        let count = report.rows.iter().filter(|row| row.name.starts_with(begin)).count();
+        if count > 0 {
+            put(&mut text, format_args!("* {count} rows of `{begin}`: {place}\n"));
+        }
+    }
     text.push_str(shortfalls);
     text.push('\n');
     for absent in &report.absent {

@@ -2,7 +2,7 @@
 //!
 //! At depth 1 by the target's own histograms (`fastice::stage`): a command is alone there, so its stages are what the core did for
 //! it; what the kernel has before it hands the capsule over is in none. At depth 32, where commands wait for one another, by samples
-//! of the core ([`super::profile`]), beside SPDK's.
+//! of the core ([`super::profile`]), beside SPDK's. `target/cost/clock` is the core's clock meanwhile, by which plots tell cycles.
 
 use std::time::Duration;
 
@@ -18,8 +18,11 @@ use super::profile::{Parts, Place, Recording};
 use super::round::{by_light_host, measured};
 use super::work::{Kind, Work};
 use super::{LIGHT_HOST, Plan, placing, skipped};
+use crate::clock::cycles_per_ns;
 use crate::report::{Measurement, Row};
 
+/// The row of the core's clock.
+pub const CLOCK: &str = "target/cost/clock";
 /// How long a core is sampled.
 const TIME: Duration = Duration::from_secs(1);
 /// How much longer it is kept busy: until perf has begun.
@@ -28,7 +31,9 @@ const DEPTH: u16 = 32;
 
 /// All of them.
 pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>, peers: &[Peer], calm: &mut Calm) -> Result<()> {
+    let mut clock = Vec::new();
     for kind in [Kind::Read, Kind::Write] {
+        clock.push(cycles_per_ns());
         let case = Case::new(Served::Null, Work::small(kind), 1, 1);
         let (alone, many) = (name(&case), name(&case.with(1, DEPTH)));
         if plan.wants(&alone) {
@@ -40,6 +45,13 @@ pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>, peers: &[Peer], calm: &mut 
                 Err(why) => skipped(&many, &why.to_string()),
             }
         }
+    }
+    if plan.wants(CLOCK) {
+        let (name, method) = (
+            CLOCK.to_owned(),
+            "a chain of dependent instructions of one cycle each, before each kind of work",
+        );
+        plan.row(rows, &Measurement { name, unit: "GHz", ours: &clock, peer: None, bar: None, method })?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@
 pub mod bare;
 mod calm;
 mod cases;
-mod cost;
+pub mod cost;
 mod curve;
 mod daemon;
 mod file;

@@ -129,6 +129,8 @@ pub struct TcpConnection {
     next_look: Instant,
     /// The core looks at the socket at every turn: no receive is given to the ring.
     polled: bool,
+    /// The socket had no room for all answers, and the core tries again at its next look.
+    waits_for_room: bool,
     /// All that was received is parsed: more may come.
     receives: bool,
     heard: Heard,
@@ -172,6 +174,7 @@ impl TcpConnection {
             terminating: false,
             next_look: now + TRANSFER_LOOK,
             polled: false,
+            waits_for_room: false,
             receives: false,
             heard: Heard::new(now),
             arrived: Stamp::NONE,
@@ -269,9 +272,11 @@ impl TcpConnection {
             let who = self.session.controller_label();
             tracing::warn!(peer = %self.peer, who, %error, "connection ended: the host broke the protocol");
         }
-        let Some(fes) = error.fes().filter(|_| !self.tx.is_torn()) else { return self.abort(cx) };
+        let Some(fes) = error.fes() else { return self.abort(cx) };
+        if !self.tx.terminate(TermReq { fes, fei: error.fei() }, self.rx.offending()) {
+            return self.abort(cx);
+        }
         self.counters.term_reqs_sent.bump();
-        self.tx.terminate(TermReq { fes, fei: error.fei() }, self.rx.offending());
         self.terminating = true;
         self.starving.clear();
         self.end(cx);
@@ -432,7 +437,7 @@ impl Connection for TcpConnection {
                 Parsed::All => false,
                 Parsed::More => true,
                 // A send in the ring comes back when the peer has taken it; one that is done does not.
-                Parsed::Held => !self.tx.in_flight(),
+                Parsed::Held => !self.tx.in_flight() && !self.waits_for_room,
             };
             if self.receives && !self.polled {
                 // Who has another turn anyway decides then: the core hears of it by the end of a turn only.
@@ -477,6 +482,10 @@ impl Connection for TcpConnection {
         self.wind_up(cx);
         // All else that moves it on comes by a completion.
         !self.is_open() || self.tx.backlog() > 0
+    }
+
+    fn carries_io(&self) -> Option<bool> {
+        (self.stage == Stage::Running).then(|| self.session.is_io())
     }
 
     /// An I/O queue that waits for commands: keep-alives are the admin queue's, and who wants its end rings the bell.

@@ -1,7 +1,8 @@
 //! Bytes in and out of a connection's socket.
 //!
 //! ```text
-//!   send      at once, by one plain system call; what the socket has no room for goes to the ring, which waits for room
+//!   send      at once, by one plain system call; what the socket has no room for: busy: it is tried again at every turn
+//!                                                                                   else: to the ring, which waits for room
 //!   receive   busy: the core looks at every turn     silent, or many are busy: a receive waits in the ring
 //! ```
 //!
@@ -24,18 +25,27 @@ impl TcpConnection {
     /// Sends when there is something and nothing is being sent. False when the ring had no room.
     pub(super) fn send(&mut self, cx: &mut CoreContext) -> bool {
         let Some(key) = self.key else { return true };
+        self.waits_for_room = false;
         for _ in 0..SENDS_MAX {
             self.tx.fill(&mut self.requests, &self.session, self.digests, &mut cx.trace);
             let Some(mut batch) = self.tx.take_batch(cx.now) else { return true };
-            // At once, for the socket nearly always has room. What it does not take, the ring sends when it does; and tells
-            // what is wrong, if something is.
-            let sent = self.socket.send_now(&mut batch).map_or(0, |sent| sent as usize);
+            // At once, for the socket nearly always has room.
+            let result = self.socket.send_now(&mut batch);
+            let sent = result.as_ref().map_or(0, |sent| *sent as usize);
             if sent == batch.bytes_len() {
                 self.times.count(self.tx.flying(), Stamp::now(), &mut cx.trace);
                 self.tx.give_back(batch);
                 continue;
             }
             batch.advance(sent);
+            let waits = result.map_or_else(|error| error.kind() == ErrorKind::WouldBlock, |_| true);
+            if waits && self.polled {
+                // A host that is busy takes what there is in a moment: sooner than the ring would be told and asked.
+                self.tx.put_back(batch);
+                self.waits_for_room = true;
+                return true;
+            }
+            // The ring sends it when the socket has room; and tells what is wrong, if something is.
             if let Err(full) = cx.sockets.send(CoreContext::token(key, SEND), &self.socket, batch) {
                 self.tx.put_back(full.0);
                 return false;
@@ -116,6 +126,13 @@ impl TcpConnection {
     /// Looks at a socket that the core reads by itself.
     pub(super) fn look(&mut self, cx: &mut CoreContext) -> Polled {
         let goes_on = cx.polls.goes_on(&self.heard, cx.now);
+        if goes_on && self.waits_for_room && self.stage != Stage::Draining {
+            let has_sent = self.send(cx) && !self.waits_for_room;
+            if has_sent && !self.receives {
+                // It was held until its answers are taken.
+                return Polled::Data;
+            }
+        }
         if goes_on && !self.receives {
             cx.polls.held(&mut self.heard);
             return Polled::Nothing;
@@ -138,7 +155,7 @@ impl TcpConnection {
             Some(batch) => self.rx.put_back(batch),
             None => {}
         }
-        self.polled = false;
+        (self.polled, self.waits_for_room) = (false, false);
         Polled::Cold
     }
 }

@@ -154,18 +154,17 @@ impl Tx {
         self.notes.clear();
     }
 
-    /// Whether the peer has a part of what waits: whatever went out now would lie within a PDU.
-    pub(super) const fn is_torn(&self) -> bool {
-        self.filling.is_begun()
-    }
-
-    /// A TermReq: nothing that waits goes out before or after it.
-    pub(super) fn terminate(&mut self, term: TermReq, offending: &[u8]) {
-        self.discard();
+    /// A TermReq: nothing that waits goes out before or after it, but a batch of which the peer has a part already: that is finished
+    /// first, for else it would lie within a PDU. False where it has no room behind it.
+    pub(super) fn terminate(&mut self, term: TermReq, offending: &[u8]) -> bool {
+        if self.filling.is_begun() {
+            self.queue.clear();
+        } else {
+            self.discard();
+        }
         let mut out = [0; TERM_REQ_MAX];
         let len = pdu::c2h_term_req(&mut out, term, offending);
-        // The batch was just emptied and is larger than any TermReq.
-        let _ = self.filling.push_bytes(out.get(..len).unwrap_or_default());
+        self.filling.push_bytes(out.get(..len).unwrap_or_default())
     }
 
     /// Puts answers into the batch as long as there is room.

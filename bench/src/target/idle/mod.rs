@@ -6,6 +6,7 @@
 //! | `idle/100-connections/keep-alives` | the part of the keep-alives that was answered | |
 //! | `idle/light/p50`, `p99` | microseconds of a 4 KiB read, 100 a second | the same target, polling always |
 //! | `idle/light/cpu` | per cent of a core meanwhile | as above |
+//! | `idle/asleep/p50`, `p99`, `cpu` | the same with `linger_us = 0`: each command wakes the core | as above |
 //! | `idle/light/bare/p50`, `p99` | the same read of a bare responder that sleeps in recv: what a sleep and a wake cost without a target | one that polls |
 //! | `idle/full/iops` | 4 KiB reads a second at depth 32 | as above |
 //!
@@ -112,6 +113,7 @@ impl Plan {
             &[
                 ("idle/connections", Self::nothing),
                 ("idle/light", Self::light),
+                ("idle/asleep", Self::asleep),
                 ("idle/light/bare", Self::light_bare),
                 ("idle/full", Self::full),
             ],
@@ -157,13 +159,22 @@ impl Plan {
 
     /// A hundred commands a second.
     fn light(&self, rows: &mut Vec<Row>) -> Result<()> {
-        let (best, what) = self.pairs(self.rounds, |poll| self.light_round(poll))?;
+        self.lightly(rows, "idle/light", Poll::Adaptive, Some(Bar::RatioAtMost(LIGHT_RATIO_MAX)))
+    }
+
+    /// The same, and each of them wakes the core.
+    fn asleep(&self, rows: &mut Vec<Row>) -> Result<()> {
+        self.lightly(rows, "idle/asleep", Poll::Asleep, None)
+    }
+
+    fn lightly(&self, rows: &mut Vec<Row>, place: &str, ours: Poll, bar: Option<Bar>) -> Result<()> {
+        let of = |poll| if poll == Poll::Adaptive { ours } else { poll };
+        let (best, what) = self.pairs(self.rounds, |poll| self.light_round(of(poll)))?;
         let method = format!(
             "4 KiB reads on one connection, one at a time, begun every 10 ms +- 3 ms by a host that spins; null device; {what}"
         );
-        let place = ("idle/light", PEER);
+        let place = (place, PEER);
         self.beside(rows, (place, "p50", "us"), &best, None, &method, |round| round.p50_us)?;
-        let bar = Some(Bar::RatioAtMost(LIGHT_RATIO_MAX));
         self.beside(rows, (place, "p99", "us"), &best, bar, &method, |round| round.p99_us)?;
         self.beside(rows, (place, "cpu", "% of a core"), &best, None, &method, |round| {
             round.cpu_us.unwrap_or(f64::NAN)
@@ -188,7 +199,7 @@ impl Plan {
 
     fn light_bare_round(&self, poll: Poll) -> Result<Round> {
         let (served, side) = match poll {
-            Poll::Adaptive => (Served::BareSleeps, "the bare responder, asleep in recv"),
+            Poll::Adaptive | Poll::Asleep => (Served::BareSleeps, "the bare responder, asleep in recv"),
             Poll::Always => (Served::BareReads, BARE_PEER),
         };
         let target = TargetProcess::start(served, None)?;
@@ -294,6 +305,7 @@ impl Plan {
 const fn side_of(poll: Poll) -> &'static str {
     match poll {
         Poll::Adaptive => "as installed",
+        Poll::Asleep => "asleep between commands",
         Poll::Always => "always polling",
     }
 }

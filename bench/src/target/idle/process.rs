@@ -26,6 +26,8 @@ use crate::threads::cpu_time_of;
 pub enum Poll {
     /// What the configuration does by default: polls for a moment, then sleeps
     Adaptive,
+    /// The same, but it sleeps between any two commands (`linger_us = 0`)
+    Asleep,
     /// Polls always
     Always,
 }
@@ -55,7 +57,11 @@ impl Wanted {
 
     /// The configuration, on these processors.
     fn configuration(self, state_dir: &std::path::Path, cores: &[usize]) -> String {
-        let poll = if self.poll == Poll::Always { "poll = \"always\"\n" } else { "" };
+        let poll = match self.poll {
+            Poll::Adaptive => "",
+            Poll::Asleep => "linger_us = 0\n",
+            Poll::Always => "poll = \"always\"\n",
+        };
         let mut text = format!(
             "state_dir = {state_dir:?}\ncores = {cores:?}\n{poll}[[listener]]\naddress = \"{}\"\n[[subsystem]]\nnqn = \
              \"{NQN}\"\nallow_any_host = true\n",
@@ -207,7 +213,16 @@ mod tests {
         assert_eq!(config.poll, fastice::config::PollMode::Always);
         assert_eq!(config.subsystems[0].namespaces.len(), 1000);
         let adaptive = Wanted::plain(Poll::Adaptive).configuration(std::path::Path::new("/tmp"), &[0]);
-        assert_ne!(Config::parse(&adaptive, "test").unwrap().poll, fastice::config::PollMode::Always);
+        let default = Config::parse(&adaptive, "test").unwrap().poll;
+        assert_ne!(default, fastice::config::PollMode::Always);
+        let asleep = Wanted::plain(Poll::Asleep).configuration(std::path::Path::new("/tmp"), &[0]);
+        let fastice::config::PollMode::Adaptive { linger, idle_after } =
+            Config::parse(&asleep, "test").unwrap().poll
+        else {
+            panic!("{asleep}")
+        };
+        assert!(linger.is_zero(), "{asleep}");
+        assert_ne!(default, fastice::config::PollMode::Adaptive { linger, idle_after });
     }
 
     #[test]
