@@ -148,9 +148,9 @@ impl IdleTarget {
     pub(super) fn spawn(wanted: Wanted) -> Result<Self> {
         let (allowed, [_, last]) = both_ends()?;
         let program = std::env::current_exe().context("which program this is")?;
-        let poll = if wanted.poll == Poll::Always { "always" } else { "adaptive" };
+        let poll = wanted.poll.to_possible_value().context("a way to poll without a name")?;
         let mut child = Command::new(program)
-            .args(["serve-idle", "--poll", poll, "--namespaces", &wanted.namespaces.to_string()])
+            .args(["serve-idle", "--poll", poll.get_name(), "--namespaces", &wanted.namespaces.to_string()])
             .args(["--cores", &wanted.cores.to_string(), "--port", &wanted.port.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
