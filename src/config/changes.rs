@@ -61,6 +61,9 @@ pub enum RestartReason {
     /// `poll`, `idle_after_us` or `linger_us`.
     #[error("poll")]
     Poll,
+    /// `gather_us`.
+    #[error("gather_us")]
+    Gather,
     /// `watch_cpu_percent`.
     #[error("watch_cpu_percent")]
     Watch,
@@ -143,6 +146,7 @@ fn restarts(old: &Config, new: &Config) -> Vec<RestartReason> {
     note(old.cores != new.cores, RestartReason::Cores);
     note(old.buffer_memory != new.buffer_memory, RestartReason::BufferMemory);
     note(old.poll != new.poll, RestartReason::Poll);
+    note(old.gather != new.gather, RestartReason::Gather);
     note(old.watch != new.watch, RestartReason::Watch);
     note(old.strict != new.strict, RestartReason::Strict);
     note(old.log_format != new.log_format, RestartReason::LogFormat);

@@ -15,9 +15,9 @@ use super::raw::{
     RawConfig, RawCores, RawListener, RawMetrics, RawNamespace, RawPoll, RawSize, RawSubsystem,
 };
 use super::{
-    Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_IDLE_AFTER, DEFAULT_LINGER, DEFAULT_MODEL,
-    DEFAULT_STATE_DIR, DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn, PollMode,
-    Subsystem, WatchShare, format_size, parse_size,
+    Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_GATHER, DEFAULT_IDLE_AFTER, DEFAULT_LINGER,
+    DEFAULT_MODEL, DEFAULT_STATE_DIR, DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn,
+    PollMode, Subsystem, WatchShare, format_size, parse_size,
 };
 use crate::extent::GuardMode;
 use crate::fabrics::FencePolicy;
@@ -29,6 +29,8 @@ const HUGEPAGE_BYTES: u64 = 2 << 20;
 const BUFFER_MEMORY_MIN: u64 = 4 << 20;
 const BUFFER_MEMORY_MAX: u64 = 64 << 30;
 const IDLE_AFTER_US_MAX: i64 = 1_000_000;
+/// A socket that is silent for longer is left to the ring.
+const GATHER_US_MAX: i64 = 150;
 /// Serial number and model number fields (NVM Express Base Specification 2.1, Identify Controller, SN and MN).
 const SERIAL_BYTES_MAX: usize = 20;
 const MODEL_BYTES_MAX: usize = 40;
@@ -73,6 +75,7 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
     let cores = checker.cores(raw.cores);
     let buffer_memory = checker.buffer_memory(raw.buffer_memory);
     let poll = checker.poll(raw.poll, raw.idle_after_us, raw.linger_us);
+    let gather = checker.microseconds("gather_us", raw.gather_us, DEFAULT_GATHER, GATHER_US_MAX);
     let watch = checker.watch(raw.watch_cpu_percent);
     let listeners = checker.listeners(raw.listener, !raw.subsystem.is_empty());
     let metrics = checker.metrics(raw.metrics, &listeners);
@@ -86,6 +89,7 @@ pub(super) fn check(raw: RawConfig, host: &HostFacts) -> Result<Config, Vec<Find
         cores,
         buffer_memory,
         poll,
+        gather,
         watch,
         strict: raw.strict,
         log: raw.log.unwrap_or_default(),
@@ -182,16 +186,23 @@ impl Checker<'_> {
             return PollMode::Always;
         }
         PollMode::Adaptive {
-            idle_after: self.microseconds("idle_after_us", idle, DEFAULT_IDLE_AFTER),
-            linger: self.microseconds("linger_us", linger, DEFAULT_LINGER),
+            idle_after: self.microseconds("idle_after_us", idle, DEFAULT_IDLE_AFTER, IDLE_AFTER_US_MAX),
+            linger: self.microseconds("linger_us", linger, DEFAULT_LINGER, IDLE_AFTER_US_MAX),
         }
     }
 
-    fn microseconds(&mut self, name: &str, given: Option<Spanned<i64>>, default: Duration) -> Duration {
+    /// A time of at most `most` microseconds.
+    fn microseconds(
+        &mut self,
+        name: &str,
+        given: Option<Spanned<i64>>,
+        default: Duration,
+        most: i64,
+    ) -> Duration {
         let Some(given) = given else { return default };
         let us = *given.get_ref();
-        if !(0..=IDLE_AFTER_US_MAX).contains(&us) {
-            self.refuse(given.span(), format!("{name} is from 0 to {IDLE_AFTER_US_MAX}"));
+        if !(0..=most).contains(&us) {
+            self.refuse(given.span(), format!("{name} is from 0 to {most}"));
         }
         Duration::from_micros(us.unsigned_abs())
     }

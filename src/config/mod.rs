@@ -48,6 +48,8 @@ pub const DEFAULT_BUFFER_MEMORY: ByteLen = ByteLen(64 << 20);
 pub const DEFAULT_IDLE_AFTER: Duration = Duration::from_micros(50);
 /// How far apart commands may be for an adaptive core to poll on between them, when the configuration does not say.
 pub const DEFAULT_LINGER: Duration = Duration::from_millis(20);
+/// How long commands of a host that is slower than its core are gathered at the most, when the configuration does not say.
+pub const DEFAULT_GATHER: Duration = Duration::from_micros(32);
 /// The model number that hosts see when the configuration does not say.
 pub const DEFAULT_MODEL: &str = "fastice";
 /// The highest namespace identifier that may be configured.
@@ -92,6 +94,8 @@ pub struct Config {
     pub buffer_memory: ByteLen,
     /// What a core does when it has no work.
     pub poll: PollMode,
+    /// For how long the socket of a host that is slower than its core is left alone at the most, so that commands come together.
+    pub gather: Duration,
     /// How much of one processor watching pinned files may take.
     pub watch: WatchShare,
     /// Whether a start fails when any file cannot be served, instead of leaving that one aside.

@@ -21,6 +21,7 @@ pub(super) struct RawConfig {
     pub(super) poll: Option<Spanned<RawPoll>>,
     pub(super) idle_after_us: Option<Spanned<i64>>,
     pub(super) linger_us: Option<Spanned<i64>>,
+    pub(super) gather_us: Option<Spanned<i64>>,
     pub(super) watch_cpu_percent: Option<Spanned<f64>>,
     #[serde(default)]
     pub(super) strict: bool,

@@ -324,6 +324,17 @@ fn how_long_a_core_polls_on_is_told_in_microseconds() {
 }
 
 #[test]
+fn how_long_commands_are_gathered_is_told_in_microseconds() {
+    let gather = |text: &str| parse(&format!("{text}{MINIMAL}")).map(|config| config.gather);
+    assert_eq!(gather("").ok(), Some(DEFAULT_GATHER));
+    assert_eq!(gather("gather_us = 0").ok(), Some(Duration::ZERO));
+    assert_eq!(gather("poll = \"always\"\ngather_us = 150").ok(), Some(Duration::from_micros(150)));
+    for text in ["gather_us = -1", "gather_us = 151", "gather_us = \"5us\""] {
+        assert!(gather(text).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn all_problems_are_told_at_once_in_the_order_of_the_text() {
     let text = r#"
 cores = [0, 9, 0]

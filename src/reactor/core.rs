@@ -124,7 +124,7 @@ impl Core {
         spread: Spread,
         gauges: Arc<CoreGauges>,
     ) -> Result<Self, CoresError> {
-        let CoreOptions { idle, connections_max, .. } = *options;
+        let CoreOptions { idle, gather, connections_max, .. } = *options;
         let (ring, pool) = memory(cpu, options)?;
         let hold = match &options.hold {
             Some(hold) => {
@@ -150,7 +150,17 @@ impl Core {
         let mut listeners = Slab::default();
         listeners.reserve(LISTENERS_MAX);
         Ok(Self {
-            cx: CoreContext { sockets, pool, engine, now, mailbox, polls, stages, trace: Trace::default() },
+            cx: CoreContext {
+                sockets,
+                pool,
+                engine,
+                now,
+                mailbox,
+                polls,
+                gather,
+                stages,
+                trace: Trace::default(),
+            },
             _hold: hold,
             ring,
             own,

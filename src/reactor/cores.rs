@@ -33,6 +33,8 @@ pub struct CoreOptions {
     pub idle: IdlePolicy,
     /// A core that sleeps polls on between commands that are no further apart than this.
     pub linger: Duration,
+    /// Sockets of hosts that are slower than the core are left alone for so long at the most: see [`Gather`](super::Gather).
+    pub gather: Duration,
     /// Connections one core serves at the most.
     pub connections_max: usize,
     /// A file of which each core's ring keeps a copy open: the kernel closes it, also after SIGKILL, only when all

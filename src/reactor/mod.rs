@@ -28,6 +28,7 @@ mod activity;
 mod core;
 mod cores;
 mod engine;
+mod gather;
 mod gauges;
 mod linger;
 mod mailbox;
@@ -35,7 +36,7 @@ mod pause;
 mod polls;
 mod slab;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hugepage_alloc::BufferPool;
 
@@ -43,6 +44,7 @@ pub use self::activity::{CoreActivity, Wake};
 pub use self::core::{Core, IdlePolicy};
 pub use self::cores::{CoreOptions, Cores, CoresError};
 pub use self::engine::{IoDone, IoEngine, Timing};
+pub use self::gather::Gather;
 pub use self::gauges::{CoreGauges, CoreStats};
 pub use self::mailbox::{Accepted, Letter, Mailbox};
 pub use self::pause::CoreFailure;
@@ -65,6 +67,8 @@ pub struct CoreContext {
     pub mailbox: Mailbox,
     /// Which sockets the core reads by itself.
     pub polls: SocketPolls,
+    /// For how long a socket is left alone at the most, so that commands come together.
+    pub gather: Duration,
     /// Where commands tell how long their stages took.
     pub stages: CoreStages,
     /// The last commands.

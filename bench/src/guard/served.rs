@@ -164,6 +164,7 @@ impl Serving {
             share_buffers: false,
             idle: IdlePolicy::AlwaysPoll,
             linger: Duration::ZERO,
+            gather: Duration::ZERO,
             connections_max: 4,
             hold: None,
             oversight: None,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use fastice::block::{BlockDevice, NullDevice, UringDevice, UringOptions};
+use fastice::config::DEFAULT_GATHER;
 use fastice::extent::{FrozenMap, read_map};
 use fastice::fabrics::{
     FencePolicy, HostPolicy, Identity, NamespaceSpec, PortId, PortSpec, SubsystemSpec, Target, TargetOptions,
@@ -83,6 +84,7 @@ impl Whole {
             idle: IdlePolicy::AlwaysPoll,
             connections_max: CONNECTIONS_MAX,
             linger: Duration::ZERO,
+            gather: DEFAULT_GATHER,
             hold: None,
             oversight: None,
             stages: Arc::default(),

@@ -54,6 +54,7 @@ pub(super) fn start_cores(
         share_buffers: config.shares_buffers(),
         idle,
         linger,
+        gather: config.gather,
         connections_max: CONNECTIONS_PER_CORE,
         hold: Some(Arc::new(hold)),
         oversight: Some(Arc::clone(oversight)),

@@ -94,6 +94,7 @@ impl World {
             buffer_memory: ByteLen(6 << 20),
             idle: IdlePolicy::AlwaysPoll,
             linger: Duration::ZERO,
+            gather: Duration::ZERO,
             connections_max: 4,
             hold: None,
             stages: Arc::default(),

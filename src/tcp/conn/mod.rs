@@ -48,7 +48,7 @@ use self::times::Times;
 use self::tx::{Out, Tx, TxSize};
 use super::pdu::{Digests, IcReq, IcResp, PDA_MAX, PduError, PduHeader, PduRules, Phase, Receiver, TermReq};
 use crate::fabrics::{QueueSession, SessionEvent};
-use crate::reactor::{Connection, CoreContext, Heard, IoDone, Key, Polled, Turn};
+use crate::reactor::{Connection, CoreContext, Gather, Heard, IoDone, Key, Polled, Turn};
 use crate::ring::{RingDone, RingResource, Socket};
 use crate::stage::{Stamp, Who};
 
@@ -134,6 +134,8 @@ pub struct TcpConnection {
     /// All that was received is parsed: more may come.
     receives: bool,
     heard: Heard,
+    /// When the socket is left alone for a moment.
+    gather: Gather,
     /// When the bytes that are parsed now were received.
     arrived: Stamp,
     times: Times,
@@ -177,6 +179,7 @@ impl TcpConnection {
             waits_for_room: false,
             receives: false,
             heard: Heard::new(now),
+            gather: Gather::new(Duration::ZERO),
             arrived: Stamp::NONE,
             times: Times::default(),
         }
@@ -390,6 +393,7 @@ impl TcpConnection {
         if self.session.is_io() {
             self.reserved = usize::from(entries);
             cx.engine.reserve(self.reserved);
+            self.gather = Gather::new(cx.gather);
             self.rx.most_bytes = RX_BYTES_IO;
             self.tx.resize(TxSize { queue: usize::from(entries) * 2, ..TX_IO });
         }

@@ -6,6 +6,8 @@
 //!   receive   busy: the core looks at every turn     silent, or many are busy: a receive waits in the ring
 //! ```
 //!
+//! A busy socket may be left alone for a moment: see [`Gather`](crate::reactor::Gather).
+//!
 //! Not here: which sockets the core reads by itself ([`SocketPolls`](crate::reactor::SocketPolls)), what the bytes mean.
 
 use std::io::ErrorKind;
@@ -34,6 +36,7 @@ impl TcpConnection {
             let sent = result.as_ref().map_or(0, |sent| *sent as usize);
             if sent == batch.bytes_len() {
                 self.times.count(self.tx.flying(), Stamp::now(), &mut cx.trace);
+                self.gather.answered(self.tx.flying().commands());
                 self.tx.give_back(batch);
                 continue;
             }
@@ -137,12 +140,16 @@ impl TcpConnection {
             cx.polls.held(&mut self.heard);
             return Polled::Nothing;
         }
+        if goes_on && self.gather.holds() {
+            return Polled::Nothing;
+        }
         match self.rx.take_batch(&mut self.requests) {
             Some(mut batch) if goes_on => {
                 cx.polls.look();
                 match self.socket.recv_now(&mut batch) {
                     Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                         cx.polls.missed(&mut self.heard);
+                        self.gather.missed();
                         self.rx.put_back(batch);
                         return Polled::Nothing;
                     }

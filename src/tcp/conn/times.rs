@@ -183,6 +183,11 @@ impl Notes {
         }
     }
 
+    /// Commands of all entries, once they are complete.
+    pub(super) fn commands(&self) -> u64 {
+        self.entries.iter().map(|timed| timed.count).sum()
+    }
+
     pub(super) fn clear(&mut self) {
         self.entries.clear();
         self.group = GroupId::NOBODY;
@@ -233,6 +238,7 @@ mod tests {
         }
         notes.complete();
         assert_eq!(notes.entries.iter().map(|timed| timed.count).collect::<Vec<_>>(), [2, 1, 1, 1, 1, 1]);
+        assert_eq!(notes.commands(), 7);
         times.count(&notes, Stamp::from_ns(500), &mut trace);
         let traced: Vec<_> = trace.copy(0).commands().map(|it| (it.stamps.done.ns(), it.sent.ns())).collect();
         assert_eq!(traced, [(2, 500), (2, 500), (2, 500), (3, 500), (3, 500), (0, 500), (0, 500)]);
