@@ -1,0 +1,87 @@
+//! `profiles`: what bench/profile.sh is made of.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Subcommand;
+use fastice_bench::profiles;
+use fastice_bench::report::Report;
+
+use super::say;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Profiles {
+    /// The lines of the table that explain rows that are not met; on standard error such rows as none does
+    Unmet {
+        /// Which profile explains which rows
+        #[arg(long, default_value = "bench/profiles/table", value_name = "FILE")]
+        table: PathBuf,
+        /// Where the report is
+        #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
+        report: PathBuf,
+    },
+    /// A profile's text, of samples that perf script printed to standard input
+    Samples {
+        /// Which side was measured when
+        #[arg(long, value_name = "FILE")]
+        windows: PathBuf,
+        /// The targets' processor
+        #[arg(long, value_name = "CPU")]
+        processor: u32,
+        /// One command was in flight at a time
+        #[arg(long)]
+        at_depth_1: bool,
+    },
+    /// A profile's text, of samples of all processors beside the kernel's initiator and fio, from standard input
+    Shares {
+        /// Which side was measured when
+        #[arg(long, value_name = "FILE")]
+        windows: PathBuf,
+    },
+    /// A profile's text, of the scheduler's events that perf script printed to standard input
+    Wakes {
+        /// Which side was measured when
+        #[arg(long, value_name = "FILE")]
+        windows: PathBuf,
+        /// What was measured meanwhile
+        #[arg(long, value_name = "FILE")]
+        report: PathBuf,
+    },
+}
+
+/// Prints what a profile is made of.
+pub(crate) fn run(what: &Profiles) -> Result<()> {
+    let (limit, text) = match what {
+        Profiles::Unmet { table, report } => {
+            let lines = profiles::table::read(table)?;
+            let (wanted, bare) = profiles::table::unmet(&lines, &Report::load(report)?);
+            wanted.iter().for_each(|line| say(&line.text));
+            for name in bare {
+                let _ = writeln!(std::io::stderr().lock(), "{name} is not met, and no profile explains it");
+            }
+            return Ok(());
+        }
+        Profiles::Samples { windows, processor, at_depth_1 } => {
+            let windows = profiles::windows::read(windows)?;
+            profiles::samples::profile(&script()?, &windows, *processor, *at_depth_1)
+        }
+        Profiles::Shares { windows } => {
+            profiles::shares::profile(&script()?, &profiles::windows::read(windows)?)
+        }
+        Profiles::Wakes { windows, report } => {
+            let rows = Report::load(report)?.rows;
+            profiles::wakes::profile(&script()?, &profiles::windows::read(windows)?, &rows)
+        }
+    };
+    say(&format!("{}{limit}", profiles::LIMIT));
+    say(text.trim_end());
+    Ok(())
+}
+
+/// Names in it may be of any bytes.
+fn script() -> Result<String> {
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
