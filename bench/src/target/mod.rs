@@ -157,7 +157,7 @@ impl Plan {
         None
     }
 
-    /// Ours beside one peer; gives our rounds' shares of the slowest connection.
+    /// Ours beside one peer; gives our rounds' shares of the slowest connection, where the host tells them.
     fn pair(&self, rows: &mut Vec<Row>, case: &Case, peer: &Peer, calm: &mut Calm) -> Result<Vec<f64>> {
         let collected = calm.collect(peer.rounds(self.rounds), |number, looks| {
             let one = |side: Side<'_>| round::round(case, &side, peer.initiator(), self.time);
@@ -177,7 +177,7 @@ impl Plan {
         let method = self.method(peer, case, &what, (&ours, &theirs))?;
         let place = format!("{}{}", case.name(), peer.place());
         self.numbers(rows, (&place, &method), case, (peer, peer.bars(case)), (&ours, &theirs))?;
-        Ok(ours.iter().map(|round| round.least_share).collect())
+        Ok(ours.iter().filter_map(|round| round.least_share).collect())
     }
 
     /// How it was measured: what was where, how often, and who was waited for.
@@ -195,6 +195,9 @@ impl Plan {
         };
         time = time.max(Duration::from_millis(1));
         let mut method = format!("{}; {} ms a round; {what}", placing(host)?, time.as_millis());
+        if peer.initiator().is_some() && case.connections > 1 {
+            method += "; commands go to the connections in turn, so that each has its depth on average";
+        }
         let busy = [ours, theirs].map(|rounds| {
             let shares: Vec<_> = rounds.iter().filter_map(Round::busy_share).collect();
             Spread::of(&shares).map(|spread| spread.median.min(1.0))
@@ -229,7 +232,7 @@ impl Plan {
         let ours: Vec<_> = rounds.iter().map(|round| round.iops).collect();
         let method = format!("{}; {what}", placing(LIGHT_HOST)?);
         self.row(rows, &Measurement { name, unit, ours: &ours, peer: None, bar: None, method: &method })?;
-        Ok(rounds.iter().map(|round| round.least_share).collect())
+        Ok(rounds.iter().filter_map(|round| round.least_share).collect())
     }
 
     fn numbers(

@@ -82,7 +82,7 @@ impl Peer {
         match self {
             Self::Bare => case.has_ceiling(),
             Self::Spdk(_) => matches!(case.served, Served::Null | Served::Memory),
-            Self::SpdkByItsInitiator(..) => case.served == Served::Null && case.connections == 1,
+            Self::SpdkByItsInitiator(..) => case.served == Served::Null,
             Self::Previous(_) => case.served == Served::Null && case.work.kind != Kind::Mixed,
             Self::Unpinned => case.is_pinned(),
         }

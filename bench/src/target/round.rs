@@ -27,8 +27,8 @@ pub(super) struct Round {
     pub(super) cpu_us: Option<f64>,
     /// The part of the time for which target and host had their processors: the lesser of both.
     pub(super) processor_share: f64,
-    /// The connection with the fewest commands: its part of the mean. 1 where the host does not tell.
-    pub(super) least_share: f64,
+    /// The connection with the fewest commands: its part of the mean. None where the host does not tell.
+    pub(super) least_share: Option<f64>,
 }
 
 impl Round {
@@ -75,7 +75,7 @@ pub(super) fn measured(host: &mut LightHost, target: &mut Target, time: Duration
         p99_us: run.percentile_us(0.99),
         cpu_us: per_command(busy, target.busy_us()?, run.count as f64),
         processor_share: host_ns.min(target_ns) / wall_ns,
-        least_share: run.least_share,
+        least_share: Some(run.least_share),
     })
 }
 
@@ -90,10 +90,11 @@ fn by_perf(case: &Case, perf: &Perf, target: &mut Target, time: Duration) -> Res
         iops: told.iops,
         p50_us: told.p50_us,
         p99_us: told.p99_us,
-        cpu_us: per_command(busy, target.busy_us()?, told.iops * seconds),
+        // Where many connections join and leave, that is too much of what the account has.
+        cpu_us: per_command(busy, target.busy_us()?, told.iops * seconds).filter(|_| case.connections == 1),
         // Beyond its measurement it waits now and then.
         processor_share: (ran.as_secs_f64() / seconds).min(target_ns / wall_ns),
-        least_share: 1.0,
+        least_share: None,
     })
 }
 

@@ -229,7 +229,7 @@ impl Plan {
             p99_us: us(0.99),
             cpu_us: Some(target_ns / wall_ns * 100.0),
             processor_share: host_ns / wall_ns,
-            least_share: 1.0,
+            least_share: Some(1.0),
         })
     }
 
@@ -258,7 +258,7 @@ impl Plan {
             p99_us: run.percentile_us(0.99),
             cpu_us: None,
             processor_share: host_ns.min(target_ns) / wall_ns,
-            least_share: run.least_share,
+            least_share: Some(run.least_share),
         })
     }
 
