@@ -106,6 +106,17 @@ kind_driver() {
     cat "$work/rows"
 }
 
+# The pin of a million extents beside the bare calls that read the map once. The kernel cuts names of threads at 15 bytes.
+kind_scale() {
+    local name
+    name=$(basename "$bench")
+    recorded -e cpu-clock -F 999 -g -- \
+        "$bench" scale --only-pin "$1" --rounds 5 --rest 60 --report "$work/report.json" || return 1
+    echo "# perf, samples of a clock, of all processors while a file of a million extents is pinned on $1, and while its map is read bare; per cent"
+    echo "# of each side's own samples. k: in the kernel."
+    script comm,tid,cpu,time,ip,sym,dso | "$bench" profiles pins --windows "$work/windows" --hz 999 --threads "${name:0:15},map-pages"
+}
+
 # The target beside nvmet-tcp, in the guest: perf is taken there.
 kind_guest() {
     local left=$((${SECONDS_MAX:-600} - SECONDS))

@@ -33,6 +33,18 @@ pub(crate) enum Profiles {
         #[arg(long)]
         at_depth_1: bool,
     },
+    /// A profile's text, of samples of all processors while a large file was pinned, from standard input
+    Pins {
+        /// Which side was measured when
+        #[arg(long, value_name = "FILE")]
+        windows: PathBuf,
+        /// Samples a second of each processor
+        #[arg(long, value_name = "N")]
+        hz: f64,
+        /// How the names of the threads begin that pin, and that read the map bare
+        #[arg(long, value_name = "NAME", value_delimiter = ',')]
+        threads: Vec<String>,
+    },
     /// A profile's text, of samples of all processors beside the kernel's initiator and fio, from standard input
     Shares {
         /// Which side was measured when
@@ -65,6 +77,10 @@ pub(crate) fn run(what: &Profiles) -> Result<()> {
         Profiles::Samples { windows, processor, at_depth_1 } => {
             let windows = profiles::windows::read(windows)?;
             profiles::samples::profile(&script()?, &windows, *processor, *at_depth_1)
+        }
+        Profiles::Pins { windows, hz, threads } => {
+            let threads: Vec<_> = threads.iter().map(String::as_str).collect();
+            profiles::pins::profile(&script()?, &profiles::windows::read(windows)?, *hz, &threads)
         }
         Profiles::Shares { windows } => {
             profiles::shares::profile(&script()?, &profiles::windows::read(windows)?)

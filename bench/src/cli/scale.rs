@@ -20,6 +20,9 @@ pub(crate) struct Scale {
     /// Rounds of each side; an odd number has a middle one
     #[arg(long, default_value_t = 5, value_name = "N")]
     rounds: usize,
+    /// Measures the pin of the one file alone, on this filesystem
+    #[arg(long, value_name = "FS", value_parser = ["xfs", "ext4"])]
+    only_pin: Option<String>,
     /// How long to wait for a machine at rest before each part; 0 measures at once
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     rest: u64,
@@ -35,6 +38,7 @@ pub(crate) fn run(options: &Scale) -> Result<()> {
         extents,
         files,
         rounds,
+        only_pin: options.only_pin.clone(),
         rest: Duration::from_secs(rest),
         machine: machine::describe(),
         tell: say,

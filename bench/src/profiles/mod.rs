@@ -5,11 +5,13 @@
 //!   windows   which side was measured when, noted by the bench while it runs
 //!   samples   the processor of a target at work, by function, and the limit that follows
 //!   shares    whose time the processors' is beside the kernel's initiator: target, initiator, fio
+//!   pins      the processors while a large file is pinned, beside its map read bare
 //!   wakes     the thread of a target under a light load: sleeps, wakes, who pushed it aside
 //! ```
 //!
 //! What it does not do: run perf.
 
+pub mod pins;
 pub mod samples;
 pub mod shares;
 pub mod table;

@@ -46,6 +46,8 @@ pub struct Plan {
     pub files: u64,
     /// Rounds of each side.
     pub rounds: usize,
+    /// Only the pin of the one file, on the filesystem of this name.
+    pub only_pin: Option<String>,
     /// How long the machine may take to come to rest before a part.
     pub rest: Duration,
     /// See [`Row::machine`].
@@ -72,6 +74,9 @@ impl Plan {
             self.extents > 0 && self.files > 0 && self.rounds > 0,
             "there must be extents, files and rounds"
         );
+        if let Some(kind) = &self.only_pin {
+            return self.run_pin(kind, rows);
+        }
         lookup::rows(self, rows)?;
         for ground in Ground::make_all(self.extents)? {
             let name = format!("scale/{}/{}-extents", ground.kind(), self.extents);
@@ -86,5 +91,13 @@ impl Plan {
             watch::many_files(self, rows, &ground, &many, &name)?;
         }
         Ok(())
+    }
+
+    fn run_pin(&self, kind: &str, rows: &mut Vec<Row>) -> Result<()> {
+        let grounds = Ground::make_all(self.extents)?;
+        let ground = grounds.iter().find(|ground| ground.kind() == kind);
+        let ground = ground.with_context(|| format!("there is no {kind} here"))?;
+        ground.settle(self)?;
+        pin::one_file(self, rows, ground, &format!("scale/{kind}/{}-extents", self.extents))
     }
 }

@@ -9,6 +9,7 @@ use fastice::extent::{NoProgress, PinOptions, PinnedFile, StateDir, Warden, Watc
 use super::Plan;
 use super::bare::fsync_and_fiemap;
 use super::ground::Ground;
+use crate::profiles::windows::{Begun, OURS};
 use crate::report::{Bar, Measurement, Row};
 
 /// Most that a pin of a large file may take, in bare fsyncs and FIEMAPs of it.
@@ -52,17 +53,20 @@ pub(super) fn one_file(plan: &Plan, rows: &mut Vec<Row>, ground: &Ground, name: 
     // ext4 puts a block beside the last one now and then.
     ensure!(extents >= plan.extents * 99 / 100, "{} has {extents} extents only", path.display());
     let ours = || {
-        let begun = Instant::now();
+        let (window, begun) = (Begun::now(), Instant::now());
         let pinned = pin_one(&path, &warden, &state)?;
         let ms = ms_since(begun);
+        window.end(OURS, 0.0, None)?;
         ensure!(pinned.map().extent_count() as u64 >= plan.extents * 99 / 100, "extents were lost");
         pinned.release()?;
         Ok(ms)
     };
     let bare = || {
-        let begun = Instant::now();
+        let (window, begun) = (Begun::now(), Instant::now());
         fsync_and_fiemap(&path)?;
-        Ok(ms_since(begun))
+        let ms = ms_since(begun);
+        window.end(BARE, 0.0, None)?;
+        Ok(ms)
     };
     let (ours, bare) = rounds(plan.rounds, ours, bare)?;
     plan.row(
