@@ -70,8 +70,11 @@ fn wish(key: &KeyEvent) -> Option<Wish> {
     if key.kind == KeyEventKind::Release {
         return None;
     }
+    // With Ctrl no other: an end of input from before the terminal was ours (`script` without input sends one) arrives as Ctrl-Space.
+    if key.modifiers.contains(KeyModifiers::CONTROL) {
+        return matches!(key.code, KeyCode::Char('c' | 'd')).then_some(Wish::Quit);
+    }
     match key.code {
-        KeyCode::Char('c' | 'd') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Wish::Quit),
         KeyCode::Char('q') | KeyCode::Esc => Some(Wish::Quit),
         KeyCode::Char('s') => Some(Wish::Sort),
         KeyCode::Char('p' | ' ') => Some(Wish::Pause),
@@ -240,6 +243,7 @@ mod tests {
         assert_eq!(wish(&key(KeyCode::Char('q'))), Some(Wish::Quit));
         assert_eq!(wish(&KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Some(Wish::Quit));
         assert_eq!(wish(&key(KeyCode::Char('c'))), None);
+        assert_eq!(wish(&KeyEvent::new(KeyCode::Char(' '), KeyModifiers::CONTROL)), None);
         assert_eq!(wish(&key(KeyCode::Char('s'))), Some(Wish::Sort));
         assert_eq!(wish(&key(KeyCode::Char('p'))), Some(Wish::Pause));
         let mut top = Top::new(Path::new("/"), Duration::from_secs(1), Sort::Rate);

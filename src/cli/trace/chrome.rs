@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::Named;
 use crate::control::TraceStatus;
 
-/// The whole document. Times are microseconds since each target looked at its clock first.
+/// The whole document. Times are microseconds of the machine's monotonic clock, the same for all targets.
 pub(super) fn document(targets: &[TraceStatus]) -> Value {
     let mut events = Vec::new();
     let mut processes = 0_usize;
@@ -94,7 +94,7 @@ fn add_command(events: &mut Vec<Value>, process: usize, thread: usize, it: &Name
 }
 
 /// Nanoseconds as microseconds: equal times stay equal, whatever is rounded.
-#[expect(clippy::cast_precision_loss, reason = "exact for 100 days of a target's life, and then to 2 ns")]
+#[expect(clippy::cast_precision_loss, reason = "exact for 100 days of the machine's life, then to 2 ns")]
 fn us(ns: u64) -> f64 {
     ns as f64 / 1000.0
 }
