@@ -135,6 +135,7 @@ made() {
         idle) kind_idle "$what" ;;
         driver) kind_driver ;;
         guest) kind_guest "$what" ;;
+        scale) kind_scale "$what" ;;
         *) echo "profile.sh: $table knows a kind $kind that is none" >&2; false ;;
     esac >"$work/body" || return 1
     {

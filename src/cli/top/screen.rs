@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use rustix::process::getpgrp;
+use rustix::termios::tcgetpgrp;
 
 use super::view::{Sample, View};
 use super::{Sort, draw, nobody};
@@ -190,6 +192,13 @@ impl Asker {
 /// # Errors
 /// When the terminal fails.
 pub(super) fn run(state: &Path, interval: Duration, sort: Sort) -> io::Result<()> {
+    // Who changes the terminal from behind is stopped, and with its signals blocked, as below, not to be ended but by SIGKILL.
+    if tcgetpgrp(io::stdin()).is_ok_and(|in_front| in_front != getpgrp()) {
+        return Err(io::Error::other(
+            "it runs in the background of its terminal, where it may not draw: bring it to the front (of timeout(1): --foreground), or \
+             ask once: fastice top --once",
+        ));
+    }
     // Before the asker, which inherits the mask.
     let signals = StopSignals::take()?;
     let asker = Asker::start(state.to_owned())?;
