@@ -29,7 +29,7 @@ const HUGEPAGE_BYTES: u64 = 2 << 20;
 const BUFFER_MEMORY_MIN: u64 = 4 << 20;
 const BUFFER_MEMORY_MAX: u64 = 64 << 30;
 const IDLE_AFTER_US_MAX: i64 = 1_000_000;
-/// A socket that is silent for longer is left to the ring.
+/// More would be what hosts call slow.
 const GATHER_US_MAX: i64 = 150;
 /// Serial number and model number fields (NVM Express Base Specification 2.1, Identify Controller, SN and MN).
 const SERIAL_BYTES_MAX: usize = 20;

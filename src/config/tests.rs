@@ -328,6 +328,8 @@ fn how_long_commands_are_gathered_is_told_in_microseconds() {
     let gather = |text: &str| parse(&format!("{text}{MINIMAL}")).map(|config| config.gather);
     assert_eq!(gather("").ok(), Some(DEFAULT_GATHER));
     assert_eq!(gather("gather_us = 0").ok(), Some(Duration::ZERO));
+    let changed = good(&format!("gather_us = 5{MINIMAL}"));
+    assert_eq!(Config::changes(&good(MINIMAL), &changed).restart, [RestartReason::Gather]);
     assert_eq!(gather("poll = \"always\"\ngather_us = 150").ok(), Some(Duration::from_micros(150)));
     for text in ["gather_us = -1", "gather_us = 151", "gather_us = \"5us\""] {
         assert!(gather(text).is_err(), "{text}");

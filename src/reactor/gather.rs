@@ -7,78 +7,114 @@
 //!
 //! A core that is faster than its host, and looks again and again, gets the host's commands by twos and threes. Each costs both
 //! sides a system call and the kernel its way through TCP, and the host, which is what limits the rate, has the less time for
-//! commands. So where a look after many answers finds nothing, the core leaves the socket alone for as long as the host
-//! is likely to need for them.
+//! commands. So where a look after many answers finds nothing, the core leaves the socket alone: two microseconds an answer, which
+//! is what the slower hosts need.
 //!
-//! It must not wait for a host that waits for it. That cannot be where the host has at least as many more commands under way
-//! as were answered just now, and it has been seen with so many not long ago: so of a burst that is answered whole no more are
-//! awaited. A few commands at a time are never delayed.
+//! It is of no use to wait for a host that waits for the core, and that is guarded against twice. A host has to have had at least
+//! twice as many commands answered by one send, not long ago, as have been answered since the last look that found nothing: of a
+//! burst that is answered whole no more are awaited. And where again and again nothing came in the second half of the time, that
+//! is forgotten. Few commands at a time are never delayed.
 
 use std::time::{Duration, Instant};
 
-/// So many commands that are answered together are many.
+/// So many commands that are answered are many.
 const MANY: u64 = 8;
 /// What the slower hosts need for a command and its answer.
 const OF_A_COMMAND: Duration = Duration::from_micros(2);
 /// After so many batches, what was seen before the last so many is forgotten.
 const BATCHES_A_SPAN: u32 = 512;
+/// So often in a row nothing may come in the second half of the time.
+const IN_VAIN_MAX: u8 = 8;
 
 /// How a connection's commands come.
 #[derive(Debug)]
 pub struct Gather {
     most: Duration,
-    /// Most commands that were answered together in this span, and in the one before.
+    /// Commands that were answered since the last look that found nothing.
+    answered: u64,
+    /// Most commands that one send answered in this span, and in the one before: a host that had so many under way.
     peak: u64,
     peak_before: u64,
     batches: u32,
     /// How long the socket is left alone, if the next look finds nothing.
     wait: Option<Duration>,
-    until: Option<Instant>,
+    pause: Option<Pause>,
+    in_vain: u8,
+}
+
+/// A socket is left alone.
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    half: Instant,
+    until: Instant,
+    /// Bytes that were there after half of the time, once that is known.
+    seen_bytes: Option<u64>,
 }
 
 impl Gather {
     /// For a connection that begins; its socket is left alone for `most` at a time, and never if that is zero.
     #[must_use]
     pub const fn new(most: Duration) -> Self {
-        Self { most, peak: 0, peak_before: 0, batches: 0, wait: None, until: None }
+        Self { most, answered: 0, peak: 0, peak_before: 0, batches: 0, wait: None, pause: None, in_vain: 0 }
     }
 
     /// So many commands were answered by one send.
     #[inline]
     pub fn answered(&mut self, commands: u64) {
+        (self.wait, self.pause) = (None, None);
+        self.answered = self.answered.saturating_add(commands);
+        if self.answered >= MANY && !self.most.is_zero() {
+            self.answered_many(commands);
+        }
+    }
+
+    fn answered_many(&mut self, commands: u64) {
         self.batches += 1;
         if self.batches == BATCHES_A_SPAN {
             (self.peak_before, self.peak, self.batches) = (self.peak, 0, 0);
         }
         self.peak = self.peak.max(commands);
-        let is_part = commands <= self.peak.max(self.peak_before) / 2;
-        self.wait = (commands >= MANY && is_part && !self.most.is_zero()).then(|| self.of(commands));
-        self.until = None;
-    }
-
-    #[cold]
-    fn of(&self, commands: u64) -> Duration {
-        let commands = u32::try_from(commands).unwrap_or(u32::MAX);
-        OF_A_COMMAND.saturating_mul(commands).min(self.most)
-    }
-
-    /// A look at the socket found nothing.
-    #[inline]
-    pub fn missed(&mut self) {
-        if let Some(wait) = self.wait.take() {
-            self.until = Some(Instant::now() + wait);
+        if self.answered <= self.peak.max(self.peak_before) / 2 {
+            let commands = u32::try_from(self.answered).unwrap_or(u32::MAX);
+            self.wait = Some(OF_A_COMMAND.saturating_mul(commands).min(self.most));
         }
     }
 
-    /// Whether the socket is to be left alone for now.
+    /// A look at the socket found nothing. Until when it is to be left alone, if it is.
     #[inline]
-    pub fn holds(&mut self) -> bool {
-        let Some(until) = self.until else { return false };
-        let holds = Instant::now() < until;
-        if !holds {
-            self.until = None;
+    pub fn missed(&mut self, now: Instant) -> Option<Instant> {
+        self.answered = 0;
+        let wait = self.wait.take()?;
+        let until = now + wait;
+        self.pause = Some(Pause { half: now + wait / 2, until, seen_bytes: None });
+        Some(until)
+    }
+
+    /// Whether the socket is to be left alone for now; `unread` tells how many bytes are there.
+    #[inline]
+    pub fn holds(&mut self, now: Instant, unread: impl FnOnce() -> u64) -> bool {
+        let Some(pause) = &mut self.pause else { return false };
+        if now < pause.half {
+            return true;
         }
-        holds
+        if now < pause.until {
+            pause.seen_bytes.get_or_insert_with(unread);
+            return true;
+        }
+        let seen_bytes = pause.seen_bytes;
+        self.pause = None;
+        if let Some(seen_bytes) = seen_bytes {
+            self.judge(unread() > seen_bytes);
+        }
+        false
+    }
+
+    /// Whether more came in the second half.
+    fn judge(&mut self, came: bool) {
+        self.in_vain = if came { 0 } else { self.in_vain + 1 };
+        if self.in_vain == IN_VAIN_MAX {
+            (self.peak, self.peak_before, self.in_vain) = (0, 0, 0);
+        }
     }
 }
 
@@ -87,48 +123,54 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3600);
+    const US: Duration = Duration::from_micros(1);
 
     /// Of a host that had this many answered together not long ago.
     fn seen(peak: u64) -> Gather {
         let mut gather = Gather::new(LONG);
         gather.answered(peak);
+        assert_eq!(gather.missed(Instant::now()), None);
         gather
     }
 
-    /// How long it waits after a batch of so many.
+    /// How long the socket is left alone after a batch of so many and a look in vain.
     fn wait(gather: &mut Gather, commands: u64) -> Option<Duration> {
         gather.answered(commands);
-        gather.wait
+        let now = Instant::now();
+        gather.missed(now).map(|until| until - now)
+    }
+
+    fn holds(gather: &mut Gather, now: Instant) -> bool {
+        gather.holds(now, || 0)
     }
 
     #[test]
     fn the_socket_is_left_alone_after_many_answers_and_a_look_in_vain() {
         let mut gather = seen(64);
-        assert!(!gather.holds());
+        let now = Instant::now();
+        assert!(!holds(&mut gather, now));
         gather.answered(32);
-        assert!(!gather.holds(), "the next look may find something");
-        gather.missed();
-        gather.until = gather.until.map(|until| until + LONG);
-        assert!(gather.holds());
+        assert!(!holds(&mut gather, now), "the next look may find something");
+        let until = gather.missed(now).expect("it is left alone");
+        assert_eq!(until, now + 32 * OF_A_COMMAND);
+        assert!(holds(&mut gather, now) && holds(&mut gather, until - US));
+        assert!(!holds(&mut gather, until), "it is over");
+        assert_eq!(gather.missed(now), None, "once a batch");
         gather.answered(32);
-        assert!(!gather.holds(), "other answers: another look");
-        gather.missed();
-        gather.until = Some(Instant::now());
-        assert!(!gather.holds(), "it is over");
-        gather.missed();
-        assert!(!gather.holds(), "once a batch");
+        assert!(gather.missed(now).is_some());
+        gather.answered(1);
+        assert!(!holds(&mut gather, now), "other answers: another look");
     }
 
     #[test]
     fn it_is_for_as_long_as_a_host_needs_for_the_answers_and_no_longer_than_was_told() {
         let mut gather = seen(1000);
         assert_eq!(wait(&mut gather, 20), Some(20 * OF_A_COMMAND));
-        gather.most = Duration::from_micros(5);
-        assert_eq!(wait(&mut gather, 20), Some(Duration::from_micros(5)));
+        gather.most = 5 * US;
+        assert_eq!(wait(&mut gather, 20), Some(5 * US));
         gather.most = Duration::ZERO;
         assert_eq!(wait(&mut gather, 20), None, "switched off");
-        gather.missed();
-        assert!(!gather.holds());
+        assert!(!holds(&mut gather, Instant::now()));
     }
 
     #[test]
@@ -143,6 +185,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_answered_by_several_sends_without_a_look_in_vain_counts_together() {
+        let mut gather = seen(64);
+        gather.answered(64);
+        assert_eq!(wait(&mut gather, 32), None, "a burst of 96, answered whole");
+        gather.answered(16);
+        assert_eq!(wait(&mut gather, 17), None);
+        gather.answered(16);
+        assert_eq!(wait(&mut gather, 16), Some(32 * OF_A_COMMAND));
+        // Of one that is never silent nothing is known but what was answered at once.
+        for _ in 0..100 {
+            gather.answered(8);
+        }
+        assert_eq!(wait(&mut gather, 33), None);
+    }
+
+    #[test]
     fn how_many_a_host_had_is_forgotten() {
         let mut gather = seen(64);
         // Two spans, less the batch of 64.
@@ -150,5 +208,34 @@ mod tests {
         let [remembered @ .., last] = waits.as_slice() else { panic!("no batches") };
         assert!(remembered.iter().all(|waits| *waits));
         assert!(!last, "64 at a time is long ago, and 32 is all that is known");
+    }
+
+    /// One wait after 16 answers, of a host that has sent so much after half of it, and at its end. False where there was none.
+    fn waited(gather: &mut Gather, after_half: u64, at_the_end: u64) -> bool {
+        gather.answered(16);
+        let now = Instant::now();
+        let Some(until) = gather.missed(now) else { return false };
+        assert!(gather.holds(until - US, || after_half));
+        assert!(!gather.holds(until, || at_the_end));
+        true
+    }
+
+    #[test]
+    fn a_host_that_has_nothing_more_to_say_is_not_waited_for_again_and_again() {
+        let mut gather = seen(64);
+        for _ in 0..100 {
+            assert!(waited(&mut gather, 72, 144), "it goes on to send");
+        }
+        for _ in 1..IN_VAIN_MAX {
+            assert!(waited(&mut gather, 72, 72));
+        }
+        assert!(waited(&mut gather, 72, 73), "in time");
+        for _ in 0..IN_VAIN_MAX {
+            assert!(waited(&mut gather, 1152, 1152), "all of its 16 are there long before");
+        }
+        assert!(!waited(&mut gather, 0, 0), "it has no more than 16");
+        gather.answered(64);
+        gather.missed(Instant::now());
+        assert!(waited(&mut gather, 0, 0), "it has more again");
     }
 }

@@ -8,7 +8,8 @@
 //!   |     |             operations of the last turn, takes completions      |
 //!   |     v                                                                 |
 //!   |  socket completions -> Connection::on_ring                            |
-//!   |  sockets of the few that are busy -> Connection::poll  (see polls)    |
+//!   |  sockets of the few that are busy -> Connection::poll  (see polls,    |
+//!   |                                                           gather)     |
 //!   |  engine.poll()      -> Connection::on_io                              |
 //!   |  ready connections  -> Connection::turn      (budgeted, round robin)  |
 //!   |  engine.launch()    lookups and submissions of the commands begun     |

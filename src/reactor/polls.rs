@@ -105,6 +105,11 @@ impl SocketPolls {
         heard.misses = heard.misses.saturating_add(1);
     }
 
+    /// A socket is not looked at until then: its silence is not its own.
+    pub const fn left_alone(&self, heard: &mut Heard, until: Instant) {
+        heard.at = until;
+    }
+
     /// Whether one more may be read by the core itself: this one, which has no receive in the ring.
     #[must_use]
     pub fn has_place(&self, heard: &Heard, now: Instant) -> bool {
@@ -160,6 +165,16 @@ mod tests {
         polls.set_polled(FEW);
         assert!(!polls.has_place(&heard, now), "all places are taken");
         assert!(polls.goes_on(&heard, now), "who has one keeps it");
+    }
+
+    #[test]
+    fn while_a_socket_is_left_alone_it_is_not_silent() {
+        let now = Instant::now();
+        let polls = SocketPolls::new(Some(20 * US));
+        let mut heard = Heard::new(now);
+        polls.left_alone(&mut heard, now + 32 * US);
+        assert!(polls.goes_on(&heard, now) && polls.goes_on(&heard, now + 51 * US));
+        assert!(!polls.goes_on(&heard, now + 52 * US));
     }
 
     #[test]

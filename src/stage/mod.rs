@@ -19,7 +19,7 @@
 //! **Resolution.** Commands are taken up, looked up, completed and sent in batches, and a batch has one stamp for each
 //! boundary: a command's stage is what it waited, its neighbours' share included. Most stamps are the times at which a turn
 //! of the core looks at the clock anyway, so whatever happens within one turn on one side of its system call is 0. What a
-//! capsule waited in the kernel before the core received it is in no stage.
+//! capsule waited in the kernel before the core received it is in no stage, also where the core left its socket alone on purpose.
 //!
 //! **Memory.** A connection finds the [`Cell`] of its host and an export by the export's slot. There are at most
 //! [`CELLS_MAX`] cells on a core; those of hosts that are gone are used again, and what finds none counts in the cell

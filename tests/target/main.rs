@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "tells the case of a table that failed")]
 
 mod basic;
+mod gather;
 mod hostile_commands;
 mod hostile_connections;
 mod hostile_pdu;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use fastice::block::BlockDevice;
+use fastice::config::DEFAULT_GATHER;
 use fastice::extent::FrozenMap;
 use fastice::fabrics::{
     FencePolicy, HostPolicy, Identity, NamespaceSpec, PortId, PortSpec, SubsystemSpec, Target, TargetOptions,
@@ -164,7 +165,7 @@ impl Serving {
             share_buffers: false,
             idle: IdlePolicy::AlwaysPoll,
             linger: Duration::ZERO,
-            gather: Duration::ZERO,
+            gather: DEFAULT_GATHER,
             connections_max: 4,
             hold: None,
             oversight: None,

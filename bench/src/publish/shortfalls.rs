@@ -15,6 +15,10 @@ use crate::report::Report;
 /// Where profiles are, beside the report.
 const PROFILES: &str = "profiles";
 const ROWS: &str = "# rows:";
+/// In names of rows that the light host did not measure.
+const OF_ANOTHER_HOST: &str = "/spdk-perf/";
+/// Where in a row's method it begins how busy the two sides were.
+const BUSY: &str = "the target's core had work";
 
 /// A profile: its path from the report, how the names of its rows begin, and what is their limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +65,12 @@ pub(super) fn section(report: &Report, profiles: &[Profile]) -> String {
             format!("[{}]({}){limit}", profile.path, profile.path)
         };
         let links: Vec<_> = of_it.map(link).collect();
-        let why = if links.is_empty() { "no profile yet".to_owned() } else { links.join(", ") };
+        let mut why = if links.is_empty() { "no profile yet".to_owned() } else { links.join(", ") };
+        // Profiles are made with the light host.
+        if row.name.contains(OF_ANOTHER_HOST) {
+            let busy = row.method.find(BUSY).and_then(|at| row.method.get(at..)).unwrap_or_default();
+            why += &format!("; the profile is by the light host, this row by SPDK's initiator: {busy}");
+        }
         let (bar, number) = (row.bar.as_deref().unwrap_or_default(), row.ratio.unwrap_or(row.ours));
         // A string takes everything.
         let _ = writeln!(text, "* `{}`: {number} where {bar} is demanded; {why}", row.name);

@@ -29,14 +29,15 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// XFS and ext4, each with a file of `extents` extents, made side by side. Those that cannot be made are skipped.
-    pub(super) fn make_all(extents: u64) -> Result<Vec<Self>> {
+    /// XFS and ext4, or `only` one of them, each with a file of `extents` extents, made side by side. Those that cannot be made are skipped.
+    pub(super) fn make_all(extents: u64, only: Option<&str>) -> Result<Vec<Self>> {
         let size_mib = 512 + ((extents * BLOCK_LEN * 3) >> 20);
         let specs = [
             Spec { mkfs: &["-q", "-m", "reflink=1", "-b", "size=1024"], size_mib, ..Spec::XFS },
             Spec { mkfs: &["-q", "-F", "-b", "1024"], size_mib, ..Spec::EXT4 },
         ];
-        let making = specs.map(|spec| thread::spawn(move || Self::make(&spec, extents)));
+        let wanted = specs.into_iter().filter(|spec| only.is_none_or(|only| spec.kind == only));
+        let making: Vec<_> = wanted.map(|spec| thread::spawn(move || Self::make(&spec, extents))).collect();
         let mut grounds = Vec::new();
         for made in making {
             grounds.extend(made.join().map_err(|_| anyhow!("a filesystem cannot be filled"))??);

@@ -78,7 +78,7 @@ impl Plan {
             return self.run_pin(kind, rows);
         }
         lookup::rows(self, rows)?;
-        for ground in Ground::make_all(self.extents)? {
+        for ground in Ground::make_all(self.extents, None)? {
             let name = format!("scale/{}/{}-extents", ground.kind(), self.extents);
             ground.settle(self)?;
             pin::one_file(self, rows, &ground, &name)?;
@@ -94,9 +94,8 @@ impl Plan {
     }
 
     fn run_pin(&self, kind: &str, rows: &mut Vec<Row>) -> Result<()> {
-        let grounds = Ground::make_all(self.extents)?;
-        let ground = grounds.iter().find(|ground| ground.kind() == kind);
-        let ground = ground.with_context(|| format!("there is no {kind} here"))?;
+        let grounds = Ground::make_all(self.extents, Some(kind))?;
+        let ground = grounds.first().with_context(|| format!("there is no {kind} here"))?;
         ground.settle(self)?;
         pin::one_file(self, rows, ground, &format!("scale/{kind}/{}-extents", self.extents))
     }

@@ -209,7 +209,7 @@ impl Plan {
                 theirs * 100.0
             );
             if ours < BUSY_MIN && case.depth > 1 && case.file.is_none() {
-                method += ", so the host is what limits ours, and processor time a command decides";
+                method += ", where a socket that is left alone for up to 32 us, so that commands of a slower host gather, counts as no work: the host is what limits ours, and processor time a command decides";
             }
         }
         if let Some(file) = &case.file {

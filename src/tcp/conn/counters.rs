@@ -62,6 +62,8 @@ counters! {
     transfer_timeouts,
     /// Connections that the peer or the network broke off.
     broken,
+    /// How often a socket was left alone so that more commands come together: see [`Gather`](crate::reactor::Gather).
+    gathers,
 }
 
 /// One event's count.

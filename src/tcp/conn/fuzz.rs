@@ -94,7 +94,7 @@ impl World {
             buffer_memory: ByteLen(6 << 20),
             idle: IdlePolicy::AlwaysPoll,
             linger: Duration::ZERO,
-            gather: Duration::ZERO,
+            gather: Duration::from_micros(100),
             connections_max: 4,
             hold: None,
             stages: Arc::default(),

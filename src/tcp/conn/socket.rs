@@ -12,6 +12,8 @@
 
 use std::io::ErrorKind;
 
+use rustix::io::ioctl_fionread;
+
 use super::{Stage, TcpConnection};
 use crate::reactor::{CoreContext, Polled};
 use crate::ring::{RecvBatch, SendBatch};
@@ -140,7 +142,7 @@ impl TcpConnection {
             cx.polls.held(&mut self.heard);
             return Polled::Nothing;
         }
-        if goes_on && self.gather.holds() {
+        if goes_on && self.gather.holds(cx.now, || ioctl_fionread(&self.socket).unwrap_or_default()) {
             return Polled::Nothing;
         }
         match self.rx.take_batch(&mut self.requests) {
@@ -149,7 +151,10 @@ impl TcpConnection {
                 match self.socket.recv_now(&mut batch) {
                     Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                         cx.polls.missed(&mut self.heard);
-                        self.gather.missed();
+                        if let Some(until) = self.gather.missed(cx.now) {
+                            cx.polls.left_alone(&mut self.heard, until);
+                            self.counters.gathers.bump();
+                        }
                         self.rx.put_back(batch);
                         return Polled::Nothing;
                     }
