@@ -13,12 +13,15 @@
 //! It is of no use to wait for a host that waits for the core, and that is guarded against twice. A host has to have had twice as
 //! many commands answered by one send, not long ago, as by this one: of a burst that is answered whole no more are awaited. And
 //! where again and again nothing came in the second half of the time, the host has nothing more to say, and is not waited for
-//! during some thousand batches. Few commands at a time are never delayed.
+//! during some thousand batches. Few commands at a time are never delayed, nor such as move much data: beside that a system call
+//! is nothing.
 
 use std::time::{Duration, Instant};
 
 /// So many commands that are answered are many.
 const MANY: u64 = 8;
+/// Of a command, at the most: 16 KiB.
+const BYTES_MAX: u64 = 16 << 10;
 /// What the slower hosts need for a command and its answer.
 const OF_A_COMMAND: Duration = Duration::from_micros(2);
 /// After so many batches, what was seen before the last so many is forgotten.
@@ -61,11 +64,11 @@ impl Gather {
         Self { most, peak: 0, peak_before: 0, batches: 0, wait: None, pause: None, in_vain: 0, rest: 0 }
     }
 
-    /// So many commands were answered by one send.
+    /// So many commands were answered by one send, for which so many bytes were received and sent.
     #[inline]
-    pub fn answered(&mut self, commands: u64) {
+    pub fn answered(&mut self, commands: u64, bytes: u64) {
         (self.wait, self.pause) = (None, None);
-        if commands >= MANY && !self.most.is_zero() {
+        if commands >= MANY && bytes <= commands.saturating_mul(BYTES_MAX) && !self.most.is_zero() {
             self.answered_many(commands);
         }
     }
@@ -131,14 +134,14 @@ mod tests {
     /// Of a host that had this many answered together not long ago.
     fn seen(peak: u64) -> Gather {
         let mut gather = Gather::new(LONG);
-        gather.answered(peak);
+        gather.answered(peak, 0);
         assert_eq!(gather.missed(Instant::now()), None);
         gather
     }
 
     /// How long the socket is left alone after a batch of so many and a look in vain.
     fn wait(gather: &mut Gather, commands: u64) -> Option<Duration> {
-        gather.answered(commands);
+        gather.answered(commands, 0);
         let now = Instant::now();
         gather.missed(now).map(|until| until - now)
     }
@@ -152,16 +155,16 @@ mod tests {
         let mut gather = seen(64);
         let now = Instant::now();
         assert!(!holds(&mut gather, now));
-        gather.answered(32);
+        gather.answered(32, 0);
         assert!(!holds(&mut gather, now), "the next look may find something");
         let until = gather.missed(now).expect("it is left alone");
         assert_eq!(until, now + 32 * OF_A_COMMAND);
         assert!(holds(&mut gather, now) && holds(&mut gather, until - US));
         assert!(!holds(&mut gather, until), "it is over");
         assert_eq!(gather.missed(now), None, "once a batch");
-        gather.answered(32);
+        gather.answered(32, 0);
         assert!(gather.missed(now).is_some());
-        gather.answered(1);
+        gather.answered(1, 0);
         assert!(!holds(&mut gather, now), "other answers: another look");
     }
 
@@ -188,6 +191,16 @@ mod tests {
     }
 
     #[test]
+    fn commands_that_move_much_are_not_awaited() {
+        let mut gather = seen(64);
+        let now = Instant::now();
+        gather.answered(32, 32 * BYTES_MAX + 1);
+        assert_eq!(gather.missed(now), None);
+        gather.answered(32, 32 * BYTES_MAX);
+        assert!(gather.missed(now).is_some());
+    }
+
+    #[test]
     fn how_many_a_host_had_is_forgotten() {
         let mut gather = seen(64);
         // Two spans, less the batch of 64.
@@ -199,7 +212,7 @@ mod tests {
 
     /// One wait after 16 answers, of a host that has sent so much after half of it, and at its end. False where there was none.
     fn waited(gather: &mut Gather, after_half: u64, at_the_end: u64) -> bool {
-        gather.answered(16);
+        gather.answered(16, 0);
         let now = Instant::now();
         let Some(until) = gather.missed(now) else { return false };
         assert!(gather.holds(until - US, || after_half));
@@ -221,7 +234,7 @@ mod tests {
             assert!(waited(&mut gather, 1152, 1152), "all of its 16 are there long before");
         }
         while gather.rest > 0 {
-            gather.answered(64);
+            gather.answered(64, 0);
             assert_eq!(gather.missed(Instant::now()), None);
             if gather.rest > 0 {
                 assert!(!waited(&mut gather, 0, 0), "a burst of 64, and then 16, is no reason either");

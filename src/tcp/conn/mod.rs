@@ -136,6 +136,8 @@ pub struct TcpConnection {
     heard: Heard,
     /// When the socket is left alone for a moment.
     gather: Gather,
+    /// Since the last answers.
+    received_bytes: u32,
     /// When the bytes that are parsed now were received.
     arrived: Stamp,
     times: Times,
@@ -180,6 +182,7 @@ impl TcpConnection {
             receives: false,
             heard: Heard::new(now),
             gather: Gather::new(Duration::ZERO),
+            received_bytes: 0,
             arrived: Stamp::NONE,
             times: Times::default(),
         }

@@ -38,7 +38,8 @@ impl TcpConnection {
             let sent = result.as_ref().map_or(0, |sent| *sent as usize);
             if sent == batch.bytes_len() {
                 self.times.count(self.tx.flying(), Stamp::now(), &mut cx.trace);
-                self.gather.answered(self.tx.flying().commands());
+                let bytes = u64::from(std::mem::take(&mut self.received_bytes)) + sent as u64;
+                self.gather.answered(self.tx.flying().commands(), bytes);
                 self.tx.give_back(batch);
                 continue;
             }
@@ -97,6 +98,7 @@ impl TcpConnection {
             Ok(count) => {
                 cx.polls.heard(&mut self.heard, cx.now);
                 self.arrived = cx.stages.now();
+                self.received_bytes = self.received_bytes.saturating_add(count);
                 self.rx.received(batch, count, &mut self.requests);
             }
         }
