@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use super::samples::{function, head};
+use super::samples::{each, most};
 use super::windows::{OURS, Window};
 
 /// Functions that are shown of a side.
@@ -41,20 +41,16 @@ pub fn profile(script: &str, windows: &[Window], hz: f64, program: &[&str]) -> (
         });
         if let Some(side) = sides.get_mut(at) {
             side.rounds += 1.0;
-            side.wall_us += (window.ended_ns - window.begun_ns) as f64 / 1e3;
+            side.wall_us += window.ended_ns.saturating_sub(window.begun_ns) as f64 / 1e3;
         }
     }
     sides.sort_by_key(|side| side.name != OURS);
-    for sample in script.split("\n\n") {
-        let mut lines = sample.lines().filter(|line| !line.trim().is_empty());
-        let Some(head) = lines.next().and_then(head) else { continue };
-        let Some(window) = windows.iter().find(|window| window.has(head.time_ns)) else { continue };
-        let chain: Vec<_> = lines.filter_map(function).collect();
+    each(script, windows, |window, head, chain| {
         let is_ours = program.iter().any(|name| head.comm.starts_with(name));
         if let Some(side) = sides.iter_mut().find(|side| side.name == window.side) {
-            side.take(is_ours, head.comm, &chain);
+            side.take(is_ours, head.comm, chain);
         }
-    }
+    });
     let mut text = String::new();
     for side in &sides {
         // A string takes everything.
@@ -101,10 +97,8 @@ impl Side {
             self.ms(self.all - self.in_fiemap - self.in_kernel, hz),
             self.ms(self.others, hz),
         );
-        let mut functions: Vec<_> = self.functions.iter().collect();
-        functions.sort_by(|(one, count), (two, other)| other.cmp(count).then_with(|| one.cmp(two)));
-        for ((in_kernel, name), count) in functions.into_iter().take(SHOWN) {
-            let part = *count as f64 * 100.0 / self.all.max(1) as f64;
+        for ((in_kernel, name), count) in most(&self.functions).into_iter().take(SHOWN) {
+            let part = count as f64 * 100.0 / self.all.max(1) as f64;
             let _ = writeln!(text, "{part:5.1} {} {name}", if *in_kernel { 'k' } else { '.' });
         }
         text

@@ -75,24 +75,34 @@ pub fn profile(script: &str, windows: &[Window], processor: u32, at_depth_1: boo
         side.busy_us = side.busy_us.zip(window.busy_us).map(|(sum, more)| sum + more);
     }
     sides.sort_by_key(|side| side.name != OURS);
-    for sample in script.split("\n\n") {
-        let mut lines = sample.lines().filter(|line| !line.trim().is_empty());
-        let Some(head) = lines.next().and_then(head) else { continue };
-        if head.cpu != Some(processor) {
-            continue;
+    each(script, windows, |window, head, chain| {
+        if head.cpu == Some(processor)
+            && let Some(side) = sides.iter_mut().find(|side| side.name == window.side)
+        {
+            side.take(head.comm, chain);
         }
-        let Some(window) = windows.iter().find(|window| window.has(head.time_ns)) else { continue };
-        let chain: Vec<_> = lines.filter_map(function).collect();
-        if let Some(side) = sides.iter_mut().find(|side| side.name == window.side) {
-            side.take(head.comm, &chain);
-        }
-    }
+    });
     let mut text = String::new();
     for side in &sides {
         // A string takes everything.
         let _ = write!(text, "\n## {}\n{}", side.name, side.section());
     }
     (limit(&sides, at_depth_1), text)
+}
+
+/// Gives each sample that is in a window: the window, its first line, its functions from the innermost on.
+pub(super) fn each<'t>(
+    script: &'t str,
+    windows: &[Window],
+    mut take: impl FnMut(&Window, Head<'t>, &[(&'t str, bool)]),
+) {
+    for sample in script.split("\n\n") {
+        let mut lines = sample.lines().filter(|line| !line.trim().is_empty());
+        let Some(head) = lines.next().and_then(head) else { continue };
+        let Some(window) = windows.iter().find(|window| window.has(head.time_ns)) else { continue };
+        let chain: Vec<_> = lines.filter_map(function).collect();
+        take(window, head, &chain);
+    }
 }
 
 /// A sample's first line.

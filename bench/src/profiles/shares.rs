@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use super::samples::{function, head, most};
+use super::samples::{each, most};
 use super::windows::{OURS, Window};
 use crate::guest::RATIO_MIN;
 
@@ -95,13 +95,9 @@ pub fn profile(script: &str, windows: &[Window]) -> (String, String) {
         }
     }
     sides.sort_by_key(|side| side.name != OURS);
-    for sample in script.split("\n\n") {
-        let mut lines = sample.lines().filter(|line| !line.trim().is_empty());
-        let Some(head) = lines.next().and_then(head) else { continue };
-        let Some(window) = windows.iter().find(|window| window.has(head.time_ns)) else { continue };
-        let chain: Vec<_> = lines.filter_map(function).collect();
-        let whose = Whose::of(head.comm, &chain);
-        let Some(side) = sides.iter_mut().find(|side| side.name == window.side) else { continue };
+    each(script, windows, |window, head, chain| {
+        let whose = Whose::of(head.comm, chain);
+        let Some(side) = sides.iter_mut().find(|side| side.name == window.side) else { return };
         let other = usize::from(head.cpu != Some(PROCESSOR));
         let at = Whose::ALL.iter().position(|(known, _)| *known == whose);
         if let Some(count) =
@@ -113,7 +109,7 @@ pub fn profile(script: &str, windows: &[Window]) -> (String, String) {
             side.of_target_in_kernel += usize::from(in_kernel);
             *side.functions.entry((in_kernel, name.to_owned())).or_default() += 1;
         }
-    }
+    });
     let mut text = String::new();
     for side in &sides {
         // A string takes everything.
