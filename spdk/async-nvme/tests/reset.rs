@@ -371,12 +371,16 @@ fn a_reset_at_any_moment_costs_nothing_for_ever() {
     assert!(free >= 15, "{free} admin commands are left");
 }
 
-/// Writes and reads back, whatever happens to the controller meanwhile; how often it happened.
-fn work_through_resets(ticket: async_nvme::QueueTicket, clock: &dyn Clock) -> u64 {
+/// Writes and reads back, 800 times and until it lived through ten resets, however little processor time whoever
+/// resets is given beside it.
+fn work_through_resets(ticket: async_nvme::QueueTicket, clock: &dyn Clock) {
     let pool = common::pool();
     let mut queue = ticket.open(&pool).unwrap();
     let mut done = Vec::with_capacity(4);
-    for round in 0..800u64 {
+    for round in 0.. {
+        if round >= 800 && queue.stats().resets >= 10 {
+            break;
+        }
         let byte = u8::try_from(round % 251).unwrap();
         let buf = pool.alloc(512).unwrap();
         buf.write_from(0, &[byte; 512]);
@@ -408,7 +412,6 @@ fn work_through_resets(ticket: async_nvme::QueueTicket, clock: &dyn Clock) -> u6
         }
         assert_eq!(bytes(&buf), [byte; 512]);
     }
-    queue.stats().resets
 }
 
 #[test]
@@ -430,7 +433,7 @@ fn resets_from_another_thread_lose_and_double_nothing() {
         // Not for ever: on a busy machine they would leave no time for anything else.
         let mut left = 60;
         while !worker.is_finished() {
-            assert!(begun.elapsed() < Duration::from_secs(120));
+            assert!(begun.elapsed() < Duration::from_secs(120), "the worker does not get through, or sees no resets");
             if controller.poll() == State::Ready && left > 0 && begun.elapsed() > next {
                 left -= 1;
                 controller.reset();
@@ -439,7 +442,7 @@ fn resets_from_another_thread_lose_and_double_nothing() {
             assert!(!controller.is_over(), "{:?}", controller.failure());
             std::thread::yield_now();
         }
-        assert!(worker.join().unwrap() > 3, "it lived through resets");
+        worker.join().unwrap();
     }
 }
 
