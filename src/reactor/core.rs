@@ -278,9 +278,10 @@ impl Core {
         }
     }
 
-    /// How long the ring may sleep: not at all while there is work or the polling time runs.
+    /// How long the ring may sleep: not at all while there is work or the polling time runs. What the ring has given and the turn
+    /// before had no time for is work that the ring knows nothing of.
     fn wait(&mut self) -> Wait {
-        if !self.ready.is_empty() || !self.polled.is_empty() {
+        if !self.ready.is_empty() || !self.polled.is_empty() || self.cx.sockets.ready() > 0 {
             return Wait::No;
         }
         match self.idle {

@@ -12,8 +12,8 @@
 //!
 //! It is of no use to wait for a host that waits for the core, and that is guarded against twice. A host has to have had twice as
 //! many commands answered by one send, not long ago, as by this one: of a burst that is answered whole no more are awaited. And
-//! where again and again nothing came in the second half of the time, the host has nothing more to say, and is not waited for
-//! during some thousand batches. Few commands at a time are never delayed, nor such as move much data: beside that a system call
+//! where again and again nothing came in the second half of the time, or the core was busy with others meanwhile, the host is not
+//! waited for during some thousand batches. Few commands at a time are never delayed, nor such as move much data: beside that a system call
 //! is nothing.
 
 use std::time::{Duration, Instant};
@@ -109,9 +109,8 @@ impl Gather {
         }
         let seen_bytes = pause.seen_bytes;
         self.pause = None;
-        if let Some(seen_bytes) = seen_bytes {
-            self.judge(unread() > seen_bytes);
-        }
+        // Where the core was busy elsewhere for all of the second half, commands gather without being waited for.
+        self.judge(seen_bytes.is_some_and(|seen_bytes| unread() > seen_bytes));
         false
     }
 
@@ -241,5 +240,16 @@ mod tests {
             }
         }
         assert!(waited(&mut gather, 0, 0), "it is tried again");
+    }
+
+    #[test]
+    fn a_core_whose_turns_take_longer_than_the_wait_does_not_wait_for_ever() {
+        let mut gather = seen(64);
+        for turn in 0..IN_VAIN_MAX {
+            gather.answered(16, 0);
+            let until = gather.missed(Instant::now()).unwrap_or_else(|| panic!("turn {turn}"));
+            assert!(!gather.holds(until, || 1152), "the look in the second half did not take place");
+        }
+        assert_eq!(wait(&mut gather, 16), None);
     }
 }

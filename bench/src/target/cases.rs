@@ -66,16 +66,21 @@ impl Case {
 
     /// Its namespace.
     pub(super) fn space(&self) -> Result<Space> {
-        Ok(match (&self.file, self.served) {
-            (Some(file), _) => file.space(),
-            (None, Served::MapOfOne | Served::MapOfMany) => Space::whole(OnNull::make(None)?.len.get()),
-            (None, _) => Space::whole(LEN),
+        Ok(match &self.file {
+            Some(file) => file.space(),
+            None if self.is_map() => Space::whole(OnNull::make(None)?.len.get()),
+            None => Space::whole(LEN),
         })
+    }
+
+    /// Whether a map is served that is of no file.
+    pub(super) const fn is_map(&self) -> bool {
+        matches!(self.served, Served::MapOfOne | Served::MapOfMany)
     }
 
     /// Whether a file or a map is served.
     pub(super) const fn is_pinned(&self) -> bool {
-        matches!(self.served, Served::File | Served::MapOfOne | Served::MapOfMany)
+        self.is_map() || matches!(self.served, Served::File)
     }
 
     /// The name of its rows, without the last part: `target/null/randread/qd32`, `target/null/randread/64x4`.

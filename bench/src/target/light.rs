@@ -37,7 +37,9 @@ const EVENTS_MAX: usize = 256;
 pub struct Run {
     /// Commands, of all connections.
     pub count: u64,
-    /// The same a second.
+    /// How long it took until the last was answered.
+    pub time: Duration,
+    /// Commands a second.
     pub iops: f64,
     /// How long commands took, in nanoseconds.
     pub latencies_ns: Histogram<u64>,
@@ -48,6 +50,14 @@ pub struct Run {
 }
 
 impl Run {
+    /// Of no commands yet.
+    ///
+    /// # Errors
+    /// None that is known of.
+    pub(super) fn no_latencies() -> Result<Histogram<u64>> {
+        Ok(Histogram::new_with_max(LATENCY_MAX_NS, 3)?)
+    }
+
     /// The latency that this part of the commands does not exceed, in microseconds.
     pub fn percentile_us(&self, part: f64) -> f64 {
         self.latencies_ns.value_at_quantile(part) as f64 / 1e3
@@ -148,9 +158,22 @@ impl LightHost {
     /// # Errors
     /// When commands have digests: they would have to be made anew.
     pub fn spread_over(&mut self, namespaces: u32) -> Result<()> {
-        ensure!(!self.work.digests && namespaces > 0, "commands with digests stay as they are");
+        ensure!(namespaces > 0, "commands need a namespace");
+        self.ask_by_number(|number| number % namespaces + 1)
+    }
+
+    /// Has all commands ask for one namespace.
+    ///
+    /// # Errors
+    /// As [`LightHost::spread_over`].
+    pub fn ask_for(&mut self, nsid: u32) -> Result<()> {
+        self.ask_by_number(|_| nsid)
+    }
+
+    fn ask_by_number(&mut self, nsid: impl Fn(u32) -> u32) -> Result<()> {
+        ensure!(!self.work.digests, "commands with digests stay as they are");
         for (number, capsule) in (0u32..).zip(self.queues.iter_mut().flat_map(|queue| &mut queue.capsules)) {
-            let nsid = (number % namespaces + 1).to_le_bytes();
+            let nsid = nsid(number).to_le_bytes();
             capsule.get_mut(NSID_AT..NSID_AT + 4).context("a short capsule")?.copy_from_slice(&nsid);
         }
         Ok(())
@@ -178,7 +201,7 @@ impl LightHost {
     /// # Errors
     /// As [`LightHost::measure`].
     pub fn measure_paced(&mut self, pauses: impl Iterator<Item = Duration>) -> Result<Histogram<u64>> {
-        let mut latencies = Histogram::new_with_max(LATENCY_MAX_NS, 3)?;
+        let mut latencies = Run::no_latencies()?;
         let queue = self.queues.first_mut().context("no connection")?;
         let mut due = Instant::now();
         for pause in pauses {
@@ -201,7 +224,7 @@ impl LightHost {
     /// # Errors
     /// When the target answers otherwise than well, or not at all.
     pub fn measure(&mut self, time: Duration) -> Result<Run> {
-        let mut latencies = Histogram::new_with_max(LATENCY_MAX_NS, 3)?;
+        let mut latencies = Run::no_latencies()?;
         let watch = self.watch()?;
         let mut ready = Vec::with_capacity(EVENTS_MAX);
         let begun = Instant::now();
@@ -219,13 +242,14 @@ impl LightHost {
             }
             ensure!(heard_at.elapsed() < PATIENCE, "the target does not answer");
         }
-        let seconds = begun.elapsed().as_secs_f64();
+        let time = begun.elapsed();
         let counts: Vec<_> = self.queues.iter().map(|queue| queue.count).collect();
         let (all, least) = (counts.iter().sum::<u64>(), counts.iter().min().copied().unwrap_or_default());
         let mean = all as f64 / counts.len() as f64;
         Ok(Run {
             count: all,
-            iops: all as f64 / seconds,
+            time,
+            iops: all as f64 / time.as_secs_f64(),
             latencies_ns: latencies,
             least_share: least as f64 / mean,
             served: counts.iter().filter(|count| **count > 0).count(),

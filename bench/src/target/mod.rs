@@ -35,6 +35,7 @@ mod process;
 mod profile;
 mod round;
 mod round_trip;
+mod slices;
 mod spdk;
 mod speed;
 mod whole;
@@ -159,7 +160,11 @@ impl Plan {
 
     /// Ours beside one peer; gives our rounds' shares of the slowest connection, where the host tells them.
     fn pair(&self, rows: &mut Vec<Row>, case: &Case, peer: &Peer, calm: &mut Calm) -> Result<Vec<f64>> {
-        let collected = calm.collect(peer.rounds(self.rounds), |number, looks| {
+        let collected = calm.collect(peer.rounds(case, self.rounds), |number, looks| {
+            if case.is_map() {
+                let (ours, theirs) = slices::round(case, self.time)?;
+                return Ok(((ours, theirs), attention(case, &[ours, theirs])));
+            }
             let one = |side: Side<'_>| round::round(case, &side, peer.initiator(), self.time);
             let (ours, theirs) = if number % 2 == 1 {
                 let ours = one(Side::Ours)?;
@@ -211,6 +216,9 @@ impl Plan {
             if ours < BUSY_MIN && case.depth > 1 && case.file.is_none() {
                 method += ", where a socket that is left alone for up to 32 us, so that commands of a slower host gather, counts as no work: the host is what limits ours, and processor time a command decides";
             }
+        }
+        if case.is_map() {
+            method += "; one target serves both sides, with the map and without, and one connection asks for them in turn, 25 ms at a time";
         }
         if let Some(file) = &case.file {
             method += &format!(

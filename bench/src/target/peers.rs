@@ -106,9 +106,11 @@ impl Peer {
         }
     }
 
-    /// How many rounds it gets of so many: half of them, where a round takes whole seconds or nothing is demanded.
-    pub(super) const fn rounds(&self, rounds: usize) -> usize {
+    /// How many rounds it gets of so many: half of them, where a round takes whole seconds or nothing is demanded; thrice as many
+    /// beside a file's own blocks, for there a few per cent are demanded, and a round differs from the next by more.
+    pub(super) const fn rounds(&self, case: &Case, rounds: usize) -> usize {
         match self {
+            Self::Unpinned if case.file.is_some() => rounds * 3,
             Self::SpdkByItsInitiator(..) | Self::Previous(_) => rounds.div_ceil(2),
             Self::Bare | Self::Spdk(_) | Self::Unpinned => rounds,
         }
@@ -141,10 +143,7 @@ impl Side<'_> {
         let file = case.file.as_deref();
         Ok(match self {
             Self::Ours => Target::Child(TargetProcess::start(case.served, file)?),
-            Self::Peer(Peer::Unpinned) => {
-                let served = if file.is_some() { Served::Disk } else { Served::NoMap };
-                Target::Child(TargetProcess::start(served, file)?)
-            }
+            Self::Peer(Peer::Unpinned) => Target::Child(TargetProcess::start(Served::Disk, file)?),
             Self::Peer(Peer::Bare) => {
                 let served =
                     if case.work.kind == Kind::Read { Served::BareReads } else { Served::BareWrites };

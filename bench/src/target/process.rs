@@ -35,14 +35,12 @@ pub enum Served {
     File,
     /// fastice, with the disk under a file, as it is
     Disk,
-    /// fastice, with a frozen map of one extent on what stores nothing
+    /// fastice, with a frozen map of one extent on what stores nothing, and with the latter without it
     #[value(name = "map-1-extent")]
     MapOfOne,
-    /// fastice, with a frozen map of 10,000 extents on what stores nothing
+    /// The same, of 10,000 extents
     #[value(name = "map-10000-extents")]
     MapOfMany,
-    /// fastice, with what stores nothing, as long as these maps
-    NoMap,
     /// The bare responder, to reads of 4 KiB
     BareReads,
     /// The bare responder, to writes of 4 KiB
@@ -61,7 +59,6 @@ impl Served {
             Self::Disk => "disk",
             Self::MapOfOne => "map-1-extent",
             Self::MapOfMany => "map-10000-extents",
-            Self::NoMap => "no-map",
             Self::BareReads => "bare-reads",
             Self::BareWrites => "bare-writes",
             Self::BareSleeps => "bare-sleeps",

@@ -24,6 +24,10 @@ use crate::scale::lookup::maps;
 /// As the real one has it by default.
 const BUFFER_MEMORY: ByteLen = ByteLen(64 << 20);
 const CONNECTIONS_MAX: usize = 1024;
+/// What is served through a map.
+pub(super) const WITH_NSID: Nsid = Nsid(1);
+/// The same device without it.
+pub(super) const WITHOUT_NSID: Nsid = Nsid(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A map of so many extents on the null device, or none, and the length of the namespace.
@@ -56,7 +60,7 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    /// Serves a map on the null device.
+    /// Serves a map on the null device as one namespace, and the device as another.
     pub(super) fn start_on_null(on: OnNull, cpu: usize) -> Result<Self> {
         let device = Arc::new(NullDevice::new(on.device_len, BlockSize::B4096)?);
         Self::start(on.map, device, on.len, cpu)
@@ -90,22 +94,27 @@ impl Whole {
             stages: Arc::default(),
         };
         let cores = Cores::start(&[cpu], &options, &(Arc::new(factory) as Arc<dyn ConnectionFactory>))?;
-        let namespace = NamespaceSpec {
-            nsid: Nsid(1),
-            map: map.map(Arc::new),
-            device,
+        // Without a map there is one namespace; with one, both.
+        let maps = match map {
+            Some(map) => vec![(WITH_NSID, Some(Arc::new(map))), (WITHOUT_NSID, None)],
+            None => vec![(Nsid(1), None)],
+        };
+        let namespaces = maps.into_iter().map(|(nsid, map)| NamespaceSpec {
+            nsid,
+            map,
+            device: Arc::clone(&device),
             read_only: false,
             on_fence: FencePolicy::NotReady,
             block_size: BlockSize::B4096,
             len,
             identity: Identity::named("bench"),
-        };
+        });
         let subsystem = SubsystemSpec {
             nqn: NQN.to_owned(),
             serial: "1".to_owned(),
             model: "bench".to_owned(),
             hosts: HostPolicy::Any,
-            namespaces: vec![namespace],
+            namespaces: namespaces.collect(),
         };
         let port = PortSpec { id: PortId(1), listen: address, advertise: None, discovery_only: false };
         let added = target.publish(vec![subsystem], vec![port])?.added;

@@ -433,7 +433,10 @@ fn resets_from_another_thread_lose_and_double_nothing() {
         // Not for ever: on a busy machine they would leave no time for anything else.
         let mut left = 60;
         while !worker.is_finished() {
-            assert!(begun.elapsed() < Duration::from_secs(120), "the worker does not get through, or sees no resets");
+            assert!(
+                begun.elapsed() < Duration::from_secs(120),
+                "the worker does not get through, or sees no resets"
+            );
             if controller.poll() == State::Ready && left > 0 && begun.elapsed() > next {
                 left -= 1;
                 controller.reset();

@@ -74,3 +74,108 @@ impl Core {
         work
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::os::fd::OwnedFd;
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::fabrics::PortId;
+    use crate::reactor::mailbox::{Accepted, Letter, Mailbox};
+    use crate::reactor::{Connection, ConnectionFactory, CoreContext, CoreOptions, IdlePolicy, IoDone, Turn};
+    use crate::ring::{FileRef, RingDone, Wait};
+    use crate::units::ByteLen;
+
+    thread_local! {
+        /// Completions that connections of this thread were handed.
+        static HANDED_OUT: Rc<Cell<usize>> = Rc::default();
+    }
+
+    /// Waits once, until its file is readable.
+    struct Waits(Option<OwnedFd>);
+
+    impl Connection for Waits {
+        fn start(&mut self, cx: &mut CoreContext, key: Key) {
+            let file = FileRef::new(self.0.take().expect("started once"));
+            cx.sockets.wait_readable(CoreContext::token(key, 1), &file).expect("room");
+        }
+        fn on_ring(&mut self, _: &mut CoreContext, _: u8, _: RingDone) {
+            HANDED_OUT.with(|count| count.set(count.get() + 1));
+        }
+        fn on_io(&mut self, _: &mut CoreContext, _: IoDone) {}
+        fn poll(&mut self, _: &mut CoreContext) -> Polled {
+            Polled::Cold
+        }
+        fn turn(&mut self, _: &mut CoreContext) -> Turn {
+            Turn::Wait
+        }
+        fn tick(&mut self, _: &mut CoreContext) -> bool {
+            false
+        }
+        fn carries_io(&self) -> Option<bool> {
+            None
+        }
+        fn is_steady(&self) -> bool {
+            true
+        }
+        fn stop(&mut self, _: &mut CoreContext) {}
+    }
+
+    struct Adopts;
+
+    impl ConnectionFactory for Adopts {
+        fn adopt(&self, _: &mut CoreContext, accepted: Accepted) -> Option<Box<dyn Connection>> {
+            Some(Box::new(Waits(Some(accepted.socket))))
+        }
+    }
+
+    #[test]
+    fn a_core_does_not_sleep_on_completions_that_one_turn_had_no_time_for() {
+        const MORE: usize = RING_BUDGET + 40;
+        let options = CoreOptions {
+            buffer_memory: ByteLen(8 << 20),
+            share_buffers: false,
+            idle: IdlePolicy::SleepAfter(Duration::ZERO),
+            linger: Duration::ZERO,
+            gather: Duration::ZERO,
+            connections_max: MORE,
+            hold: None,
+            oversight: None,
+            stages: Arc::default(),
+        };
+        let mailbox = Mailbox::new().unwrap();
+        let mut core = Core::alone(&options, &mailbox, Arc::new(Adopts)).unwrap();
+        let event = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        for _ in 0..MORE {
+            let socket = event.try_clone().unwrap();
+            let accepted = Accepted { socket, peer: nobody, local: nobody, port: PortId(1) };
+            mailbox.post(Letter::Adopt(accepted));
+        }
+        while core.stats().connections < MORE || !core.ready.is_empty() {
+            core.step().unwrap();
+        }
+        // What it asked for is with the kernel.
+        core.step().unwrap();
+        assert!(matches!(core.wait(), Wait::UpTo(_)), "there is nothing to do");
+        rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+        // The kernel may give a few at a time.
+        while core.cx.sockets.ready() < MORE {
+            core.ring.turn(Wait::No).unwrap();
+        }
+        core.step().unwrap();
+        let handed_out = || HANDED_OUT.with(|count| count.get());
+        assert_eq!(handed_out(), RING_BUDGET, "all came at once");
+        assert!(core.ready.is_empty(), "nobody else keeps it awake");
+        assert_eq!(core.wait(), Wait::No, "{} are left", MORE - RING_BUDGET);
+        core.step().unwrap();
+        assert_eq!(handed_out(), MORE);
+    }
+}

@@ -134,9 +134,9 @@ impl TcpConnection {
     pub(super) fn look(&mut self, cx: &mut CoreContext) -> Polled {
         let goes_on = cx.polls.goes_on(&self.heard, cx.now);
         if goes_on && self.waits_for_room && self.stage != Stage::Draining {
-            let has_sent = self.send(cx) && !self.waits_for_room;
-            if has_sent && !self.receives {
-                // It was held until its answers are taken.
+            let has_sent_all = self.send(cx);
+            if !has_sent_all || !(self.waits_for_room || self.receives) {
+                // There is more to send, which takes a turn; or it was held until its answers are taken.
                 return Polled::Data;
             }
         }
