@@ -5,7 +5,7 @@
 #
 # usage: profile.sh [NAME]...
 #   NAME   of the table; without any, all that explain rows of bench/report.json that are not met
-#   SECONDS_MAX=N               what is not begun after so long is left out and named (default: 600)
+#   SECONDS_MAX=N               what is not begun after so long is left out and named (default: 900)
 #   FASTICE_BENCH_PROGRAM=FILE  what is run (default: target/release/fastice-bench)
 # Takes perf, and root, or kernel.perf_event_paranoid of -1: the kernel's functions are most of it. The driver's takes valgrind.
 set -euo pipefail
@@ -19,11 +19,11 @@ command -v perf >/dev/null || { echo "profile.sh: there is no perf (Debian: linu
 [[ -x $bench ]] || { echo "profile.sh: build it first: cargo build --release -p fastice-bench" >&2; exit 1; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/fastice-profile.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-# One host for all sides, the light one, and no release of other days: what they do is not what is explained.
-export FASTICE_BENCH_WINDOWS=$work/windows FASTICE_BENCH_SPDK_NVME_PERF=/nonexistent FASTICE_BENCH_PREVIOUS=/nonexistent
+export FASTICE_BENCH_WINDOWS=$work/windows
 
 # Targets are on the first processor, the host on the last.
 processor=$(sed -n 's/^Cpus_allowed_list:[[:space:]]*\([0-9]*\).*/\1/p' /proc/self/status)
+host=$(sed -n 's/^Cpus_allowed_list:.*[^0-9]\([0-9]*\)$/\1/p' /proc/self/status)
 
 # recorded OPTION... -- PROGRAM [ARGUMENT]...: under perf, by the clock that the bench notes its rounds by. All processors: a program
 # that was started on another one than it is sampled on has no names of functions else.
@@ -38,15 +38,27 @@ script() {
 
 # Each kind prints the lines that say how it was made, with #, then the limit and the sections.
 
-# A target that polls, its peers, and the light host. Samples of a clock: virtual machines show no counters of the processor.
+# A target that polls, its peers, and the light host, for all sides are to have one host. Samples of a clock: virtual machines show no
+# counters of the processor.
 kind_target() {
     local what=$1 depth=$2 flag=()
     ((depth > 1)) || flag=(--at-depth-1)
     recorded -e cpu-clock -F 1999 -g -- \
-        "$bench" target --only "target/$what" --depths "$depth" --rounds 2 --round-ms 1000 --spare 0 --report "$work/report.json" || return 1
+        "$bench" target --peers bare,spdk,unpinned --only "target/$what" --depths "$depth" --rounds 2 --round-ms 1000 --spare 0 --report "$work/report.json" || return 1
     echo "# perf, samples of a clock, of the target's processor in the rounds of $what, by the light host; per cent of each side's own samples."
     echo "# k: in the kernel. On loopback what the kernel sends it also receives, in the same call."
     script comm,tid,cpu,time,ip,sym,dso | "$bench" profiles samples --windows "$work/windows" --processor "$processor" "${flag[@]}"
+}
+
+# Ours and SPDK's target by SPDK's initiator, which is on the other processor.
+kind_perf() {
+    local what=$1 depth=$2
+    recorded -e cpu-clock -F 1999 -g -- \
+        "$bench" target --peers spdk-perf --only "target/$what" --depths "$depth" --rounds 4 --round-ms 3000 --spare 0 --report "$work/report.json" || return 1
+    [[ -s $work/windows ]] || { echo "profile.sh: SPDK's target or its initiator is not here" >&2; return 1; }
+    echo "# perf, samples of a clock, of both processors in the rounds of $what, by SPDK's initiator; per cent of each side's own samples."
+    echo "# k: in the kernel. On loopback what the kernel sends it also receives, in the same call."
+    script comm,tid,cpu,time,ip,sym,dso | "$bench" profiles samples --windows "$work/windows" --processor "$processor" --host "$host"
 }
 
 # A target that may sleep: what the scheduler did with its thread.
@@ -119,7 +131,7 @@ kind_scale() {
 
 # The target beside nvmet-tcp, in the guest: perf is taken there.
 kind_guest() {
-    local left=$((${SECONDS_MAX:-600} - SECONDS))
+    local left=$((${SECONDS_MAX:-900} - SECONDS))
     TIMEOUT=$((left > 120 ? left : 120)) PROFILE=$work/guest REPORT=$work/report.json FASTICE_BENCH_PROGRAM=$bench bench/guest-nvmet.sh --only "$1" --rounds 3 >"$work/run.log" 2>&1 ||
         { tail -n 20 "$work/run.log" >&2; return 1; }
     echo "# perf, samples of a clock, of both processors of the emulated guest, in the middle of the rounds of fio."
@@ -132,6 +144,7 @@ made() {
     rm -f "$work"/{windows,report.json,data}
     case $kind in
         target) kind_target "$what" "$depth" ;;
+        perf) kind_perf "$what" "$depth" ;;
         idle) kind_idle "$what" ;;
         driver) kind_driver ;;
         guest) kind_guest "$what" ;;
@@ -140,7 +153,7 @@ made() {
     esac >"$work/body" || return 1
     {
         sed -n '/^#/{/^# limit:/q;/^##/q;p}' "$work/body"
-        echo "# $(git describe --always --dirty 2>/dev/null || echo "no commit"), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)"
+        echo "# ${FASTICE_BENCH_COMMIT:-$(git describe --always --dirty 2>/dev/null || echo "no commit")}, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)"
         echo "# rows: ${rows//,/, }"
         sed -n '/^# limit:/,$p' "$work/body"
     } >"$work/profile.txt"
@@ -163,7 +176,7 @@ while read -r name _; do
 done <"$work/wanted"
 failed=0
 while read -r name kind what depth rows; do
-    if ((SECONDS >= ${SECONDS_MAX:-600})); then
+    if ((SECONDS >= ${SECONDS_MAX:-900})); then
         echo "profile.sh: not made, time is over: $name" >&2
         failed=1
     elif ! made "$name" "$kind" "$what" "$depth" "$rows" </dev/null; then

@@ -15,6 +15,9 @@ else
 fi
 bench=$built/fastice-bench
 export FASTICE_BENCH_PROGRAM=$bench
+# Before the report and what it is made of change.
+FASTICE_BENCH_COMMIT=$(git describe --always --dirty 2>/dev/null || true)
+export FASTICE_BENCH_COMMIT
 # What the last run measured is a peer of this one, as soon as it is of another commit, or another program where no commit is known: of
 # the same one there is nothing to learn, and a tuned build is never the same twice.
 kept=target/bench

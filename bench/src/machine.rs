@@ -1,8 +1,13 @@
 //! Where a measurement was made.
 
 use std::fs;
+use std::process::Command;
 
-/// Processor, number of processors, kernel, whether there is a hypervisor, and whether this program was built by a profile.
+/// Names the commit where there is no repository, or one that the run itself changes.
+const COMMIT: &str = "FASTICE_BENCH_COMMIT";
+
+/// Processor, number of processors, kernel, whether there is a hypervisor, whether this program was built by a profile, and the commit
+/// of the directory that it is run in, where that is known.
 #[must_use]
 pub fn describe() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -13,7 +18,19 @@ pub fn describe() -> String {
     let place = if guest { "virtual machine" } else { "bare metal" };
     // Set by bench/tuned.sh.
     let build = if option_env!("FASTICE_TUNED").is_some() { ", profile-guided build" } else { "" };
-    format!("{processor}, {processors} processors, {place}, Linux {}{build}", kernel.trim())
+    let commit = commit().map_or_else(String::new, |commit| format!(", fastice {commit}"));
+    format!("{processor}, {processors} processors, {place}, Linux {}{build}{commit}", kernel.trim())
+}
+
+fn commit() -> Option<String> {
+    let told = match std::env::var(COMMIT) {
+        Ok(commit) => commit,
+        Err(_) => {
+            let described = Command::new("git").args(["describe", "--always", "--dirty"]).output().ok()?;
+            String::from_utf8(described.stdout).ok()?
+        }
+    };
+    Some(told.trim().to_owned()).filter(|commit| !commit.is_empty())
 }
 
 /// The instruction sets by which libraries choose how they copy and add up: the best one that is there.

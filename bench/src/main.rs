@@ -66,7 +66,7 @@ enum Command {
     },
     /// A million extents in one file, a thousand pinned files: time, memory, lookups, watching (root)
     Scale(Scale),
-    /// The target over TCP on loopback, beside a bare responder: the ceiling of the kernel's TCP
+    /// The target over TCP on loopback, beside each peer that is here
     Target(Target),
     /// A target until standard input ends; started by `target`
     #[command(hide = true)]

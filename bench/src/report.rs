@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::spread::Spread;
+use crate::target::calm::DISTURBED;
 
 /// What a row must come to. Written as text, such as `ours <= 300`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -137,6 +138,14 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Whether its rounds were of several states of the machine, or disturbed: then the spread says more than the median.
+    #[must_use]
+    pub fn is_disturbed(&self) -> bool {
+        self.method.contains(DISTURBED)
+    }
+}
+
 /// One line.
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -247,6 +256,16 @@ impl Report {
             }
         }
         self.rows.sort_by_key(|row| natural(&row.name));
+    }
+
+    /// Tries whether a report can be written there, and writes none: to be asked before hours of work.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn may_be_saved(path: &Path) -> Result<(), ReportError> {
+        let beside = path.with_extension("json.new");
+        let tried = fs::File::create(&beside).and_then(|_| fs::remove_file(&beside));
+        tried.map_err(|source| ReportError::Io { path: path.to_owned(), what: "written", source })
     }
 
     /// Writes the report beside the old one, then over it, so that a reader never sees half of it.

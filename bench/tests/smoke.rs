@@ -34,7 +34,10 @@ fn the_target_is_measured_beside_the_bare_responder() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("report.json");
     // Longer than a core takes to tell how busy it was: else nobody's processor time is known.
-    bench(&["target", "--rounds", "1", "--round-ms", "30", "--spare", "0", "--depths", "1,4"], &path);
+    bench(
+        &["target", "--rounds", "1", "--round-ms", "30", "--spare", "0", "--rest", "0", "--depths", "1,4"],
+        &path,
+    );
     let report = Report::load(&path).unwrap();
     well_formed(&report);
     let names: HashSet<_> = report.rows.iter().map(|row| row.name.as_str()).collect();
@@ -82,8 +85,9 @@ fn a_profiler_is_told_which_side_was_measured_when() {
         "--round-ms",
         "30",
     ];
-    bench_with(&mut program(), &[&case[..], &["--spare", "0"]].concat(), &path);
-    let light = ["idle", "--only", "idle/light", "--rounds", "1", "--idle-ms", "50", "--spare", "0"];
+    bench_with(&mut program(), &[&case[..], &["--spare", "0", "--rest", "0"]].concat(), &path);
+    let light =
+        ["idle", "--only", "idle/light", "--rounds", "1", "--idle-ms", "50", "--spare", "0", "--rest", "0"];
     bench_with(&mut program(), &light, &path);
     let windows = windows::read(&noted).unwrap();
     let of = |side: &str| windows.iter().filter(|window| window.side == side).collect::<Vec<_>>();
@@ -111,7 +115,7 @@ fn a_profiler_is_told_which_side_was_measured_when() {
 fn a_target_is_measured_that_has_little_to_do_and_one_that_grows() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("report.json");
-    let quick = ["--rounds", "1", "--round-ms", "1", "--idle-ms", "1"];
+    let quick = ["--rounds", "1", "--round-ms", "1", "--idle-ms", "1", "--rest", "0"];
     bench(&[&["idle"], &quick[..]].concat(), &path);
     for part in ["scale/", "growth/namespaces", "growth/cores"] {
         bench(&[&["growth", "--only", part], &quick[..]].concat(), &path);
@@ -209,4 +213,26 @@ fn what_cannot_be_measured_is_refused() {
         .unwrap();
     assert!(!output.status.success());
     assert!(!path.exists(), "nothing measured, nothing written");
+}
+
+#[test]
+fn what_could_not_be_written_or_would_measure_nothing_is_refused_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing/report.json");
+    let there = directory.path().join("report.json");
+    let refused = |arguments: &[&str], report: &Path, why: &str| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_fastice-bench"));
+        let output = program.args(arguments).arg("--report").arg(report).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(why), "{arguments:?}: {said}");
+        assert!(!there.exists(), "{arguments:?}");
+    };
+    for measuring in [&["target"][..], &["idle"], &["growth"], &["scale"], &["driver"]] {
+        refused(measuring, &missing, "cannot be written");
+    }
+    refused(&["target", "--round-ms", "0"], &there, "--round-ms");
+    refused(&["idle", "--idle-ms", "0"], &there, "--idle-ms");
+    for reading in [&["show"][..], &["publish"], &["readme"]] {
+        refused(reading, &there, "does not exist");
+    }
 }

@@ -60,6 +60,10 @@ pub fn run(args: &StatusArgs) -> Outcome {
 pub(super) fn silence(error: &io::Error) -> Failure {
     let (exit, remedy) = match error.kind() {
         io::ErrorKind::PermissionDenied => (Exit::Permission, "run as root, or as the user that it runs as"),
+        io::ErrorKind::TimedOut | io::ErrorKind::ConnectionRefused => (
+            Exit::Unreachable,
+            "it hangs, is stopped, or is draining: look into its log, and at its state in `ps`",
+        ),
         _ => (Exit::Failed, "it may be draining: try again; look into its log"),
     };
     Failure::new(exit, anyhow::anyhow!("a target does not answer: {error}")).with_remedy(remedy)

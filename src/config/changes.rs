@@ -1,6 +1,6 @@
 //! What a reload changes: what can be done live, and what of it needs a restart.
 
-use super::{Config, Hosts, LogLevel, Namespace, Nqn, NvmeChoice, Subsystem};
+use super::{Config, Hosts, LogLevel, Namespace, Nqn, NvmeChoice, PollMode, Subsystem};
 
 /// The difference between two configurations, in the order in which it is to be applied: what goes before what
 /// comes.
@@ -58,9 +58,15 @@ pub enum RestartReason {
     /// `buffer_memory`.
     #[error("buffer_memory")]
     BufferMemory,
-    /// `poll`, `idle_after_us` or `linger_us`.
+    /// `poll`.
     #[error("poll")]
     Poll,
+    /// `idle_after_us`.
+    #[error("idle_after_us")]
+    IdleAfter,
+    /// `linger_us`.
+    #[error("linger_us")]
+    Linger,
     /// `gather_us`.
     #[error("gather_us")]
     Gather,
@@ -145,7 +151,16 @@ fn restarts(old: &Config, new: &Config) -> Vec<RestartReason> {
     note(old.state_dir != new.state_dir, RestartReason::StateDir);
     note(old.cores != new.cores, RestartReason::Cores);
     note(old.buffer_memory != new.buffer_memory, RestartReason::BufferMemory);
-    note(old.poll != new.poll, RestartReason::Poll);
+    match (old.poll, new.poll) {
+        (
+            PollMode::Adaptive { idle_after, linger },
+            PollMode::Adaptive { idle_after: idle_after_then, linger: linger_then },
+        ) => {
+            note(idle_after != idle_after_then, RestartReason::IdleAfter);
+            note(linger != linger_then, RestartReason::Linger);
+        }
+        (before, after) => note(before != after, RestartReason::Poll),
+    }
     note(old.gather != new.gather, RestartReason::Gather);
     note(old.watch != new.watch, RestartReason::Watch);
     note(old.strict != new.strict, RestartReason::Strict);

@@ -47,7 +47,7 @@ pub const DEFAULT_BUFFER_MEMORY: ByteLen = ByteLen(64 << 20);
 /// How long an adaptive core spins without work before it sleeps, when the configuration does not say.
 pub const DEFAULT_IDLE_AFTER: Duration = Duration::from_micros(50);
 /// How far apart commands may be for an adaptive core to poll on between them, when the configuration does not say.
-pub const DEFAULT_LINGER: Duration = Duration::from_millis(20);
+pub const DEFAULT_LINGER: Duration = Duration::from_millis(60);
 /// How long commands of a host that is slower than its core are gathered at the most, when the configuration does not say.
 pub const DEFAULT_GATHER: Duration = Duration::from_micros(32);
 /// The model number that hosts see when the configuration does not say.

@@ -330,6 +330,14 @@ fn how_long_commands_are_gathered_is_told_in_microseconds() {
     assert_eq!(gather("gather_us = 0").ok(), Some(Duration::ZERO));
     let changed = good(&format!("gather_us = 5{MINIMAL}"));
     assert_eq!(Config::changes(&good(MINIMAL), &changed).restart, [RestartReason::Gather]);
+    for (text, reason) in [
+        ("linger_us = 1", RestartReason::Linger),
+        ("idle_after_us = 1", RestartReason::IdleAfter),
+        ("poll = \"always\"", RestartReason::Poll),
+    ] {
+        let changed = good(&format!("{text}\n{MINIMAL}"));
+        assert_eq!(Config::changes(&good(MINIMAL), &changed).restart, [reason], "{text}");
+    }
     assert_eq!(gather("poll = \"always\"\ngather_us = 150").ok(), Some(Duration::from_micros(150)));
     for text in ["gather_us = -1", "gather_us = 151", "gather_us = \"5us\""] {
         assert!(gather(text).is_err(), "{text}");

@@ -37,6 +37,10 @@ const TRACE: &str = "trace";
 const CLIENT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the control thread may take: it may be draining.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long who asks waits for the answer.
+const PATIENCE: Duration = Duration::from_secs(32);
+/// How long who looks on waits for one of several targets: the others are to be seen too.
+const ONLOOKER_PATIENCE: Duration = Duration::from_secs(3);
 /// More than any question has.
 const QUESTION_LEN_MAX: u64 = 4096;
 
@@ -171,36 +175,55 @@ fn told<T>(events: &Sender<Event>, ask: impl FnOnce(Sender<T>) -> Event) -> Opti
 /// what they said instead, or what went wrong.
 #[must_use]
 pub fn ask_all(state: &Path) -> Vec<io::Result<Status>> {
-    ask_each(state, &Question { ask: STATUS.to_owned(), histograms: false })
+    ask_each(state, &Question { ask: STATUS.to_owned(), histograms: false }, PATIENCE)
 }
 
-/// The same, with [`Status::histograms`].
+/// The same, with [`Status::histograms`], for who looks again and again: a target that hangs is not waited for as long.
 #[must_use]
 pub fn ask_all_with_histograms(state: &Path) -> Vec<io::Result<Status>> {
-    ask_each(state, &Question { ask: STATUS.to_owned(), histograms: true })
+    ask_each(state, &Question { ask: STATUS.to_owned(), histograms: true }, ONLOOKER_PATIENCE)
 }
 
 /// Asks them for their last commands in the same way.
 #[must_use]
 pub fn ask_all_for_traces(state: &Path) -> Vec<io::Result<TraceStatus>> {
-    ask_each(state, &Question { ask: TRACE.to_owned(), histograms: false })
+    ask_each(state, &Question { ask: TRACE.to_owned(), histograms: false }, PATIENCE)
 }
 
-fn ask_each<T: DeserializeOwned>(state: &Path, question: &Question) -> Vec<io::Result<T>> {
-    let living =
-        sockets(state).into_iter().filter(|path| Owner::named_by(path).is_some_and(|owner| owner.is_alive()));
-    living
-        .map(|path| match ask(&path, question) {
-            Ok(Answer::Good(answer)) => Ok(answer),
-            Ok(Answer::Error { error }) => Err(io::Error::other(error)),
-            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
-        })
-        .collect()
+/// Asks all side by side: one that hangs is waited for once, and nobody waits behind it.
+fn ask_each<T: DeserializeOwned + Send>(
+    state: &Path,
+    question: &Question,
+    patience: Duration,
+) -> Vec<io::Result<T>> {
+    let living: Vec<PathBuf> = sockets(state)
+        .into_iter()
+        .filter(|path| Owner::named_by(path).is_some_and(|owner| owner.is_alive()))
+        .collect();
+    let one = |path: &Path| match ask(path, question, patience) {
+        Ok(Answer::Good(answer)) => Ok(answer),
+        Ok(Answer::Error { error }) => Err(io::Error::other(error)),
+        Err(error) => {
+            // What a socket says of a time that is over is "resource temporarily unavailable".
+            let is_over = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+            let (kind, why) = if is_over {
+                (io::ErrorKind::TimedOut, format!("no answer within {} s", patience.as_secs()))
+            } else {
+                (error.kind(), error.to_string())
+            };
+            Err(io::Error::new(kind, format!("{}: {why}", path.display())))
+        }
+    };
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = living.iter().map(|path| scope.spawn(move || one(path))).collect();
+        let gone = |_| Err(io::Error::other("who asked ended before its time"));
+        asking.into_iter().map(|asked| asked.join().unwrap_or_else(gone)).collect()
+    })
 }
 
-fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> io::Result<Answer<T>> {
+fn ask<T: DeserializeOwned>(path: &Path, question: &Question, patience: Duration) -> io::Result<Answer<T>> {
     let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(CONTROL_PATIENCE + CLIENT_PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
     let mut question = serde_json::to_vec(question)?;
     question.push(b'\n');

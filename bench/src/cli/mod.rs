@@ -21,9 +21,16 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
+/// The report that rows are to go into: that it cannot be written is told before hours of work, not behind them.
+fn for_rows(path: &Path) -> Result<Report> {
+    let report = Report::load(path)?;
+    Report::may_be_saved(path)?;
+    Ok(report)
+}
+
 /// Measures, and puts the rows into the report. A report that cannot be read is told of before hours of work.
 fn add(path: &Path, measure: impl FnOnce(&mut Vec<Row>) -> Result<()>) -> Result<()> {
-    let mut report = Report::load(path)?;
+    let mut report = for_rows(path)?;
     let mut rows = Vec::new();
     measure(&mut rows)?;
     report.merge(rows);

@@ -30,8 +30,11 @@ pub(crate) enum Profiles {
         #[arg(long, value_name = "CPU")]
         processor: u32,
         /// One command was in flight at a time
-        #[arg(long)]
+        #[arg(long, conflicts_with = "host")]
         at_depth_1: bool,
+        /// The processor of the host, which is SPDK's initiator
+        #[arg(long, value_name = "CPU")]
+        host: Option<u32>,
     },
     /// A profile's text, of samples of all processors while a large file was pinned, from standard input
     Pins {
@@ -74,9 +77,12 @@ pub(crate) fn run(what: &Profiles) -> Result<()> {
             }
             return Ok(());
         }
-        Profiles::Samples { windows, processor, at_depth_1 } => {
+        Profiles::Samples { windows, processor, at_depth_1, host } => {
             let windows = profiles::windows::read(windows)?;
-            profiles::samples::profile(&script()?, &windows, *processor, *at_depth_1)
+            match host {
+                Some(host) => profiles::host::profile(&script()?, &windows, (*processor, *host)),
+                None => profiles::samples::profile(&script()?, &windows, *processor, *at_depth_1),
+            }
         }
         Profiles::Pins { windows, hz, threads } => {
             let threads: Vec<_> = threads.iter().map(String::as_str).collect();

@@ -44,6 +44,7 @@ pub(crate) fn update(report: &Path, readme: &Path) -> Result<()> {
 
 /// Prints the report.
 pub(crate) fn show(path: &Path) -> Result<()> {
+    ensure!(path.exists(), "{} does not exist", path.display());
     for row in Report::load(path)?.rows {
         say(&row.to_string());
     }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use fastice_bench::report::{Report, Row};
-use fastice_bench::{guest, machine, target};
+use fastice_bench::report::Row;
+use fastice_bench::{guest, machine, rest, target};
 
-use super::{add, say};
+use super::{add, for_rows, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct Target {
@@ -24,15 +24,21 @@ pub(crate) struct Target {
     /// Only cases whose name holds this, such as null/randread
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Only beside these; all that are here without it
+    #[arg(long, value_delimiter = ',', value_name = "PEER,PEER")]
+    peers: Option<Vec<target::PeerKind>>,
     /// Rounds of each side; an odd number has a middle one
     #[arg(long, default_value_t = 5, value_name = "N")]
     rounds: usize,
     /// Milliseconds of a round
-    #[arg(long, default_value_t = 500, value_name = "MS")]
+    #[arg(long, default_value_t = 500, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     round_ms: u64,
     /// How much longer all may take together where rounds are disturbed and tried again
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     spare: u64,
+    /// How long to wait for a machine at rest before; 0 measures at once
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    rest: u64,
     /// Where the rows go, into what is there
     #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
     report: PathBuf,
@@ -47,14 +53,17 @@ pub(crate) struct Idle {
     #[arg(long, default_value_t = 5, value_name = "N")]
     rounds: usize,
     /// Milliseconds of a round of full load
-    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     round_ms: u64,
     /// Milliseconds of a round without load, and of light load
-    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    #[arg(long, default_value_t = 10_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     idle_ms: u64,
     /// Most seconds beyond that for pairs of rounds that are not undisturbed
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     spare: u64,
+    /// How long to wait for a machine at rest before; 0 measures at once
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    rest: u64,
     /// Where the rows go, into what is there
     #[arg(long, default_value = "bench/report.json", value_name = "FILE")]
     report: PathBuf,
@@ -62,19 +71,21 @@ pub(crate) struct Idle {
 
 /// Measures the target beside each peer that is here.
 pub(crate) fn run(options: &Target) -> Result<()> {
-    let mut report = Report::load(&options.report)?;
+    let mut report = for_rows(&options.report)?;
     let plan = target::Plan {
         depths: options.depths.clone(),
         only: options.only.clone(),
+        peers: options.peers.clone(),
         rounds: options.rounds,
         time: Duration::from_millis(options.round_ms),
         spare: Duration::from_secs(options.spare),
         machine: machine::describe(),
         tell: say,
     };
+    settle(options.rest);
     let (mut rows, mut absent) = (Vec::new(), Vec::new());
     plan.run(&mut rows, &mut absent)?;
-    if options.only.is_none() {
+    if options.only.is_none() && options.peers.is_none() {
         // Rows that are not measured any more are of another time, and would be taken for those of this one.
         report.rows.retain(|row| !target::is_made_here(&row.name));
     }
@@ -96,5 +107,17 @@ pub(crate) fn idle(options: &Idle, run: fn(&target::idle::Plan, &mut Vec<Row>) -
         machine: machine::describe(),
         tell: say,
     };
-    add(&options.report, |rows| run(&plan, rows))
+    add(&options.report, |rows| {
+        settle(options.rest);
+        run(&plan, rows)
+    })
+}
+
+/// Waits until nobody else has the machine, and says so where it does not come to rest: the figures are then of a busy one.
+fn settle(seconds: u64) {
+    if seconds > 0
+        && let Err(busy) = rest::wait(Duration::from_secs(seconds))
+    {
+        say(&format!("before the measurements: {busy}"));
+    }
 }

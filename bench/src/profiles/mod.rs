@@ -4,6 +4,7 @@
 //!   table     which profile explains which rows
 //!   windows   which side was measured when, noted by the bench while it runs
 //!   samples   the processor of a target at work, by function, and the limit that follows
+//!   host      the processor of SPDK's initiator beside each target, and what it can do at most
 //!   shares    whose time the processors' is beside the kernel's initiator: target, initiator, fio
 //!   pins      the processors while a large file is pinned, beside its map read bare
 //!   wakes     the thread of a target under a light load: sleeps, wakes, who pushed it aside
@@ -11,6 +12,7 @@
 //!
 //! What it does not do: run perf.
 
+pub mod host;
 pub mod pins;
 pub mod samples;
 pub mod shares;

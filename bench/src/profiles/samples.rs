@@ -43,8 +43,8 @@ const OTHERS_MAX: f64 = 0.02;
 
 /// What one side did.
 #[derive(Clone, Debug, Default)]
-struct Side {
-    name: String,
+pub(super) struct Side {
+    pub(super) name: String,
     wall_us: f64,
     commands: f64,
     /// None where it did not tell.
@@ -61,6 +61,17 @@ struct Side {
 /// A profile's text: what is its limit, then a section a side, of the processor that targets have.
 #[must_use]
 pub fn profile(script: &str, windows: &[Window], processor: u32, at_depth_1: bool) -> (String, String) {
+    let sides = sides(script, windows, processor, &THREADS);
+    let mut text = String::new();
+    for side in &sides {
+        // A string takes everything.
+        let _ = write!(text, "\n## {}\n{}", side.name, side.section());
+    }
+    (limit(&sides, at_depth_1), text)
+}
+
+/// What each side did on a processor, by threads whose names begin so; ours first.
+pub(super) fn sides(script: &str, windows: &[Window], processor: u32, threads: &[&str]) -> Vec<Side> {
     let mut sides: Vec<Side> = Vec::new();
     for window in windows {
         let side = if let Some(side) = sides.iter_mut().find(|side| side.name == window.side) {
@@ -79,15 +90,10 @@ pub fn profile(script: &str, windows: &[Window], processor: u32, at_depth_1: boo
         if head.cpu == Some(processor)
             && let Some(side) = sides.iter_mut().find(|side| side.name == window.side)
         {
-            side.take(head.comm, chain);
+            side.take(head.comm, threads, chain);
         }
     });
-    let mut text = String::new();
-    for side in &sides {
-        // A string takes everything.
-        let _ = write!(text, "\n## {}\n{}", side.name, side.section());
-    }
-    (limit(&sides, at_depth_1), text)
+    sides
 }
 
 /// Gives each sample that is in a window: the window, its first line, its functions from the innermost on.
@@ -137,9 +143,9 @@ pub(super) fn function(line: &str) -> Option<(&str, bool)> {
 }
 
 impl Side {
-    fn take(&mut self, comm: &str, chain: &[(&str, bool)]) {
+    fn take(&mut self, comm: &str, threads: &[&str], chain: &[(&str, bool)]) {
         self.all += 1;
-        if !THREADS.iter().any(|thread| comm.starts_with(thread)) {
+        if !threads.iter().any(|thread| comm.starts_with(thread)) {
             // Workers of the kernel say what they work on behind their name, and have numbers in it.
             let name = comm.split(['/', ':', '-']).find(|part| !part.is_empty()).unwrap_or(comm);
             *self.others.entry(name.to_owned()).or_default() += 1;
@@ -155,8 +161,18 @@ impl Side {
         *self.functions.entry((in_kernel, name.to_owned())).or_default() += 1;
     }
 
+    /// Of a processor whose account is not the target's.
+    pub(super) fn without_account(self) -> Self {
+        Self { busy_us: None, ..self }
+    }
+
     fn part(&self, count: usize) -> f64 {
         count as f64 / self.of_thread.max(1) as f64
+    }
+
+    /// Whether there are enough samples to tell anything.
+    pub(super) const fn is_told(&self) -> bool {
+        self.of_thread >= SAMPLES_MIN
     }
 
     fn kernel(&self) -> f64 {
@@ -164,8 +180,13 @@ impl Side {
     }
 
     /// Microseconds of its thread a command.
-    fn each_us(&self) -> f64 {
+    pub(super) fn each_us(&self) -> f64 {
         self.wall_us * self.of_thread as f64 / self.all.max(1) as f64 / self.commands.max(1.0)
+    }
+
+    /// The part of its time that was no look at a socket, nor own code around looks, of which it has as much a call as around others.
+    pub(super) fn at_work(&self) -> f64 {
+        1.0 - self.in_looks as f64 / self.in_kernel.max(1) as f64
     }
 
     /// Microseconds of work a command, by its account.
@@ -192,9 +213,9 @@ impl Side {
         self.kernel() - self.part(self.in_looks).min(self.idle())
     }
 
-    fn section(&self) -> String {
+    pub(super) fn section(&self) -> String {
         let (kernel, each_us) = (self.kernel(), self.each_us());
-        if self.of_thread < SAMPLES_MIN {
+        if !self.is_told() {
             return format!("{} samples: too few to tell anything\n", self.of_thread);
         }
         let mut text = format!(
@@ -239,8 +260,8 @@ pub(super) fn most<K: Ord>(counts: &HashMap<K, usize>) -> Vec<(&K, usize)> {
 }
 
 /// What no target can get beyond, in a sentence.
-fn limit(sides: &[Side], at_depth_1: bool) -> String {
-    let told = |side: &&Side| side.of_thread >= SAMPLES_MIN;
+pub(super) fn limit(sides: &[Side], at_depth_1: bool) -> String {
+    let told = |side: &&Side| side.is_told();
     let ours = sides.iter().find(|side| side.name == OURS).filter(told);
     let peers = sides.iter().filter(|side| side.name != OURS).filter(told);
     let parts: Vec<_> = peers

@@ -6,6 +6,7 @@
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::time::{ClockId, clock_gettime};
@@ -46,8 +47,23 @@ impl Begun {
 
     /// Notes that it has ended, with so many commands a second, each of which took the target so long.
     pub(crate) fn end(self, side: &str, iops: f64, busy_us_each: Option<f64>) -> Result<()> {
+        self.end_at(Self::now().0, side, iops, busy_us_each)
+    }
+
+    /// The same of one that has ended `ago`, which lasted for so long.
+    pub(crate) fn ended(
+        (ago, lasted): (Duration, Duration),
+        side: &str,
+        iops: f64,
+        busy_us_each: Option<f64>,
+    ) -> Result<()> {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let ended_ns = Self::now().0.saturating_sub(ns(ago));
+        Self(ended_ns.saturating_sub(ns(lasted))).end_at(ended_ns, side, iops, busy_us_each)
+    }
+
+    fn end_at(self, ended_ns: u64, side: &str, iops: f64, busy_us_each: Option<f64>) -> Result<()> {
         let Some(path) = std::env::var_os(FILE) else { return Ok(()) };
-        let Self(ended_ns) = Self::now();
         let commands = iops * ended_ns.saturating_sub(self.0) as f64 / 1e9;
         let busy_us = busy_us_each.map(|each| each * commands);
         let window = Window { side: side.to_owned(), begun_ns: self.0, ended_ns, commands, busy_us };

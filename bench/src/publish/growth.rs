@@ -204,7 +204,11 @@ fn cores(report: &Report) -> String {
     let at = |wanted: f64| points.iter().find(|(count, _)| (count - wanted).abs() < 0.5).map(|point| point.1);
     match (at(1.0), at(2.0)) {
         (Some(one), Some(two)) => {
-            format!("Measured with two: {} times the processor time a command of one.", short(two / one))
+            format!(
+                "Measured with two, of which one had to share its processor with the host: {} times the processor time a command of one. That is \
+                 no proof of it.",
+                short(two / one)
+            )
         }
         _ => "This machine has no two cores to measure that on.".to_owned(),
     }

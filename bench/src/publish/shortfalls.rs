@@ -15,10 +15,11 @@ use crate::report::Report;
 /// Where profiles are, beside the report.
 const PROFILES: &str = "profiles";
 const ROWS: &str = "# rows:";
-/// In names of rows that the light host did not measure.
-const OF_ANOTHER_HOST: &str = "/spdk-perf/";
-/// Where in a row's method it begins how busy the two sides were.
-const BUSY: &str = "the target's core had work";
+/// What a limit says, and what it does not.
+const HEAD: &str = "\
+A limit is what remains when our own code takes no time, or the target none at all. Where it is beyond the bar, the bar is within reach
+and was not reached: what is between the two is in the profile. Rows by SPDK's initiator have profiles of its processor too.
+";
 
 /// A profile: its path from the report, how the names of its rows begin, and what is their limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,17 +66,13 @@ pub(super) fn section(report: &Report, profiles: &[Profile]) -> String {
             format!("[{}]({}){limit}", profile.path, profile.path)
         };
         let links: Vec<_> = of_it.map(link).collect();
-        let mut why = if links.is_empty() { "no profile yet".to_owned() } else { links.join(", ") };
-        // Profiles are made with the light host.
-        if row.name.contains(OF_ANOTHER_HOST) {
-            let busy = row.method.find(BUSY).and_then(|at| row.method.get(at..)).unwrap_or_default();
-            why += &format!("; the profile is by the light host, this row by SPDK's initiator: {busy}");
-        }
+        let why = if links.is_empty() { "no profile yet".to_owned() } else { links.join(", ") };
+        let mark = if row.is_disturbed() { " ~" } else { "" };
         let (bar, number) = (row.bar.as_deref().unwrap_or_default(), row.ratio.unwrap_or(row.ours));
         // A string takes everything.
-        let _ = writeln!(text, "* `{}`: {number} where {bar} is demanded; {why}", row.name);
+        let _ = writeln!(text, "* `{}`: {number}{mark} where {bar} is demanded; {why}", row.name);
     }
-    if text.is_empty() { text } else { format!("\n## Shortfalls\n\n{text}") }
+    if text.is_empty() { text } else { format!("\n## Shortfalls\n\n{HEAD}\n{text}") }
 }
 
 #[cfg(test)]

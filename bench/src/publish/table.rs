@@ -100,10 +100,11 @@ fn rows(text: &mut String, rows: &[&Row]) {
             format!("{} {name}", spread(peer, row.peer_min, row.peer_max))
         });
         let ratio = row.ratio.map_or(String::new(), |ratio| spread(ratio, row.ratio_min, row.ratio_max));
+        let mark = if row.is_disturbed() { " ~" } else { "" };
         let met = match row.met {
-            None => "",
-            Some(true) => "yes",
-            Some(false) => "**no**",
+            None => String::new(),
+            Some(true) => format!("yes{mark}"),
+            Some(false) => format!("**no**{mark}"),
         };
         put(
             text,

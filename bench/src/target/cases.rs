@@ -94,6 +94,12 @@ impl Case {
         self.served == Served::Null && self.connections == 1 && self.work.kind != Kind::Mixed && is_small
     }
 
+    /// Whether a socket may be left alone for a moment: many small commands in flight.
+    pub(super) fn gathers(&self) -> bool {
+        let is_small = self.work == Work::small(self.work.kind);
+        self.served == Served::Null && self.connections == 1 && self.depth >= DEEP && is_small
+    }
+
     /// What must hold beside the bare responder.
     pub(super) fn bars_of_ceiling(&self) -> Bars {
         let is_barred = self.depth >= DEEP;

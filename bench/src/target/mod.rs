@@ -17,7 +17,7 @@
 //! SPDK's. Sides take turns, each with a process and connections of its own every round.
 
 pub mod bare;
-mod calm;
+pub mod calm;
 mod cases;
 pub mod cost;
 mod curve;
@@ -52,6 +52,7 @@ use crate::spread::Spread;
 use calm::Calm;
 use cases::{Bars, Case};
 use file::Ground;
+pub use peers::PeerKind;
 use peers::{Peer, Side};
 pub use places::Space;
 pub use process::{Served, serve};
@@ -73,6 +74,8 @@ pub struct Plan {
     pub depths: Vec<u16>,
     /// Only cases whose name holds this.
     pub only: Option<String>,
+    /// Only these peers; all where it is none.
+    pub peers: Option<Vec<PeerKind>>,
     /// Rounds of each side.
     pub rounds: usize,
     /// How long a round is busy.
@@ -117,27 +120,32 @@ impl Plan {
             self.rounds > 0 && self.depths.iter().all(|depth| *depth > 0),
             "there must be rounds and depths"
         );
-        let peers = peers::found(absent);
+        let mut peers = peers::found(absent);
+        if let Some(wanted) = &self.peers {
+            peers.retain(|peer| wanted.contains(&peer.kind()));
+        }
         let ground = self.ground(absent);
         absent.iter().for_each(|absent| (self.tell)(&format!("ABSENT: {absent}")));
         let mut calm = Calm::new(self.spare);
         let files = ground.as_ref().map_or(&[][..], |ground| &ground.files);
         for case in cases::all(&self.depths, files).into_iter().filter(|case| self.wants(&case.name())) {
-            let mut share = Vec::new();
+            let (mut share, mut is_alone) = (Vec::new(), self.peers.is_none());
             for peer in peers.iter().filter(|peer| peer.can(&case)) {
+                is_alone = false;
                 share.extend(self.pair(rows, &case, peer, &mut calm)?);
             }
-            if share.is_empty() {
+            if is_alone {
                 share = self.alone(rows, &case, &mut calm)?;
             }
-            if case.connections > 1 {
+            // SPDK's initiator does not tell of single ones.
+            if case.connections > 1 && !share.is_empty() {
                 self.share(rows, &case, &share)?;
             }
         }
         drop(ground);
         curve::rows(self, rows, &peers, &mut calm)?;
         cost::rows(self, rows, &peers, &mut calm)?;
-        ensure!(!calm.trips_ns.is_empty(), "no case has a name like that");
+        ensure!(!calm.trips_ns.is_empty(), "no case has a name like that{}", known(&self.depths));
         let method = "a cache line from one processor to the other and back, before and after every round";
         let name = "target/round-trip".to_owned();
         self.row(rows, &Measurement { name, unit: "ns", ours: &calm.trips_ns, peer: None, bar: None, method })
@@ -213,16 +221,15 @@ impl Plan {
                 ours * 100.0,
                 theirs * 100.0
             );
-            if ours < BUSY_MIN && case.depth > 1 && case.file.is_none() {
-                method += ", where a socket that is left alone for up to 32 us, so that commands of a slower host gather, counts as no work: the host is what limits ours, and processor time a command decides";
-            }
+            method += waited_for(case, ours);
         }
         if case.is_map() {
-            method += "; one target serves both sides, with the map and without, and one connection asks for them in turn, 25 ms at a time";
+            method += slices::METHOD;
         }
         if let Some(file) = &case.file {
             method += &format!(
-                "; {} extents, XFS on a loop device in memory by io_uring, whose threads need a processor too; the peer serves that device and is asked for the file's blocks",
+                "; {} extents, XFS on a loop device in memory by io_uring, whose threads need a processor too; the peer serves that device \
+                 and is asked for the file's blocks",
                 file.extents
             );
         }
@@ -289,6 +296,12 @@ impl Plan {
     }
 }
 
+/// Names that there are, by these depths.
+fn known(depths: &[u16]) -> String {
+    let names: Vec<_> = cases::all(depths, &[]).iter().map(Case::name).collect();
+    format!(", or no peer can do it. Beside files and curves there are: {}", names.join(", "))
+}
+
 /// Whether a whole run makes rows of this kind: what it does not make any more is of another time.
 #[must_use]
 pub fn is_made_here(name: &str) -> bool {
@@ -309,6 +322,19 @@ fn attention(case: &Case, rounds: &[Round]) -> f64 {
 fn skipped(what: &str, why: &str) {
     // Nobody who reads it is no reason to stop.
     let _ = writeln!(std::io::stderr().lock(), "SKIPPED: {what}: {why}");
+}
+
+/// What the rest of the time of our core was, where that is much.
+fn waited_for(case: &Case, busy: f64) -> &'static str {
+    if busy >= BUSY_MIN || case.depth == 1 || case.file.is_some() {
+        return "";
+    }
+    // Longer commands are not gathered.
+    if case.work.len > 4096 {
+        return ": for the rest ours waited for its host";
+    }
+    ": for the rest ours waited for its host, or left its socket alone for up to 32 us so that commands gather (rows that end in \
+     /ungathered tell what that costs); processor time a command decides"
 }
 
 /// Who was pinned where.

@@ -15,6 +15,8 @@ use super::work::Kind;
 use crate::profiles::windows::{OURS, UNPINNED};
 use crate::threads::cpu_time_of;
 
+const UNGATHERED: &str = "fastice, which leaves no socket alone (gather_us = 0)";
+
 /// One that the same work is given to.
 #[derive(Clone, Debug)]
 pub(super) enum Peer {
@@ -28,11 +30,33 @@ pub(super) enum Peer {
     Previous(Previous),
     /// fastice, with the same blocks of the same device and no pin.
     Unpinned,
+    /// fastice, which leaves no socket alone, and the host of both sides; the light one where it is none.
+    Ungathered(Option<Perf>),
+}
+
+/// How a peer is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PeerKind {
+    /// The bare responder
+    Bare,
+    /// SPDK's target, by the light host
+    Spdk,
+    /// SPDK's target, by SPDK's initiator
+    SpdkPerf,
+    /// Our previous release
+    Previous,
+    /// The same blocks without a pin, or without a map
+    Unpinned,
+    /// Ours, which leaves no socket alone, by both hosts
+    Ungathered,
 }
 
 /// Those that are on this machine. Who is absent is named, and why.
 pub(super) fn found(absent: &mut Vec<String>) -> Vec<Peer> {
-    let mut peers = vec![Peer::Bare, Peer::Unpinned];
+    let mut peers = vec![Peer::Bare, Peer::Unpinned, Peer::Ungathered(None)];
+    if let Ok(perf) = Perf::find() {
+        peers.push(Peer::Ungathered(Some(perf)));
+    }
     let mut missing = |name: &str, why: &anyhow::Error| absent.push(format!("{name}: {why}"));
     match Spdk::find() {
         Ok(spdk) => {
@@ -57,6 +81,18 @@ pub(super) fn found(absent: &mut Vec<String>) -> Vec<Peer> {
 }
 
 impl Peer {
+    /// As it is asked for.
+    pub(super) const fn kind(&self) -> PeerKind {
+        match self {
+            Self::Bare => PeerKind::Bare,
+            Self::Spdk(_) => PeerKind::Spdk,
+            Self::SpdkByItsInitiator(..) => PeerKind::SpdkPerf,
+            Self::Previous(_) => PeerKind::Previous,
+            Self::Unpinned => PeerKind::Unpinned,
+            Self::Ungathered(_) => PeerKind::Ungathered,
+        }
+    }
+
     /// What rows call it.
     pub(super) fn name(&self) -> &str {
         match self {
@@ -64,6 +100,7 @@ impl Peer {
             Self::Spdk(spdk) | Self::SpdkByItsInitiator(spdk, _) => &spdk.name,
             Self::Previous(previous) => &previous.name,
             Self::Unpinned => "fastice, with the same blocks of the same device and no pin",
+            Self::Ungathered(_) => UNGATHERED,
         }
     }
 
@@ -74,6 +111,8 @@ impl Peer {
             Self::Spdk(_) => "/spdk",
             Self::SpdkByItsInitiator(..) => "/spdk-perf",
             Self::Previous(_) => "/previous",
+            Self::Ungathered(None) => "/ungathered",
+            Self::Ungathered(Some(_)) => "/spdk-perf/ungathered",
         }
     }
 
@@ -85,6 +124,7 @@ impl Peer {
             Self::SpdkByItsInitiator(..) => case.served == Served::Null,
             Self::Previous(_) => case.served == Served::Null && case.work.kind != Kind::Mixed,
             Self::Unpinned => case.is_pinned(),
+            Self::Ungathered(_) => case.gathers() && case.work.kind != Kind::Mixed,
         }
     }
 
@@ -93,7 +133,7 @@ impl Peer {
         match self {
             Self::Bare => case.bars_of_ceiling(),
             Self::Spdk(_) | Self::SpdkByItsInitiator(..) => case.bars_of_spdk(),
-            Self::Previous(_) => Bars::default(),
+            Self::Previous(_) | Self::Ungathered(_) => Bars::default(),
             Self::Unpinned => Case::bars_of_pin(),
         }
     }
@@ -101,7 +141,7 @@ impl Peer {
     /// The program that plays the host for both sides; none where the light one does.
     pub(super) const fn initiator(&self) -> Option<&Perf> {
         match self {
-            Self::SpdkByItsInitiator(_, perf) => Some(perf),
+            Self::SpdkByItsInitiator(_, perf) | Self::Ungathered(Some(perf)) => Some(perf),
             _ => None,
         }
     }
@@ -111,8 +151,10 @@ impl Peer {
     pub(super) const fn rounds(&self, case: &Case, rounds: usize) -> usize {
         match self {
             Self::Unpinned if case.file.is_some() => rounds * 3,
-            Self::SpdkByItsInitiator(..) | Self::Previous(_) => rounds.div_ceil(2),
-            Self::Bare | Self::Spdk(_) | Self::Unpinned => rounds,
+            Self::SpdkByItsInitiator(..) | Self::Previous(_) | Self::Ungathered(Some(_)) => {
+                rounds.div_ceil(2)
+            }
+            Self::Bare | Self::Spdk(_) | Self::Unpinned | Self::Ungathered(None) => rounds,
         }
     }
 }
@@ -135,6 +177,7 @@ impl Side<'_> {
             Self::Peer(Peer::Spdk(_) | Peer::SpdkByItsInitiator(..)) => "SPDK's target",
             Self::Peer(Peer::Previous(_)) => "our previous release",
             Self::Peer(Peer::Unpinned) => UNPINNED,
+            Self::Peer(Peer::Ungathered(_)) => UNGATHERED,
         }
     }
 
@@ -144,6 +187,7 @@ impl Side<'_> {
         Ok(match self {
             Self::Ours => Target::Child(TargetProcess::start(case.served, file)?),
             Self::Peer(Peer::Unpinned) => Target::Child(TargetProcess::start(Served::Disk, file)?),
+            Self::Peer(Peer::Ungathered(_)) => Target::Child(TargetProcess::start(Served::Ungathered, file)?),
             Self::Peer(Peer::Bare) => {
                 let served =
                     if case.work.kind == Kind::Read { Served::BareReads } else { Served::BareWrites };

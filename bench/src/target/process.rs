@@ -29,6 +29,9 @@ const STAGES: &str = "stages";
 pub enum Served {
     /// fastice, with a namespace that stores nothing
     Null,
+    /// The same, and no socket is ever left alone (`gather_us = 0`)
+    #[value(name = "null-ungathered")]
+    Ungathered,
     /// fastice, with a namespace in memory
     Memory,
     /// fastice, with a file, pinned
@@ -54,6 +57,7 @@ impl Served {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Null => "null",
+            Self::Ungathered => "null-ungathered",
             Self::Memory => "memory",
             Self::File => "file",
             Self::Disk => "disk",
@@ -79,7 +83,7 @@ impl Served {
 pub(super) fn namespace_of(served: Served) -> Option<String> {
     let len_mib = super::LEN >> 20;
     match served {
-        Served::Null => Some(format!("null = \"{len_mib}MiB\"")),
+        Served::Null | Served::Ungathered => Some(format!("null = \"{len_mib}MiB\"")),
         Served::Memory => Some(format!("memory = \"{len_mib}MiB\"")),
         _ => None,
     }
@@ -100,12 +104,13 @@ pub(super) fn configuration(namespace: &str, state: &Path, cpu: usize, address: 
 pub fn serve(served: Served, file: Option<&Path>) -> Result<()> {
     let (_, [first, _]) = both_ends()?;
     let namespace = match served {
-        Served::Null | Served::Memory => namespace_of(served),
+        Served::Null | Served::Ungathered | Served::Memory => namespace_of(served),
         Served::File => Some(format!("file = {:?}", file.context("no file is named")?)),
         _ => None,
     };
     if let Some(namespace) = namespace {
-        return serve_configured(&namespace, first);
+        let keys = if served == Served::Ungathered { "gather_us = 0\n" } else { "" };
+        return serve_configured(keys, &namespace, first);
     }
     let whole = match served {
         Served::Disk => Whole::start_disk(file.context("no file is named")?, first)?,
@@ -118,9 +123,10 @@ pub fn serve(served: Served, file: Option<&Path>) -> Result<()> {
     whole.stop()
 }
 
-fn serve_configured(namespace: &str, cpu: usize) -> Result<()> {
+fn serve_configured(keys: &str, namespace: &str, cpu: usize) -> Result<()> {
     let state = tempfile::tempdir()?;
     let text = configuration(namespace, state.path(), cpu, SocketAddr::from(([127, 0, 0, 1], 0)));
+    let text = format!("{keys}{text}");
     let running = control::start(Config::parse(&text, "bench")?, &mut NoProgress)?;
     let address = *running.addresses().first().context("it listens nowhere")?;
     let busy_us = || running.cores().iter().map(|core| core.busy_us).sum();

@@ -43,7 +43,7 @@ pub(super) fn round(case: &Case, side: &Side<'_>, by: Option<&Perf>, time: Durat
     let mut target = side.start(case)?;
     match by {
         None => by_light_host(case, side, &mut target, time),
-        Some(perf) => by_perf(case, perf, &mut target, time),
+        Some(perf) => by_perf(case, (side, perf), &mut target, time),
     }
 }
 
@@ -79,19 +79,30 @@ pub(super) fn measured(host: &mut LightHost, target: &mut Target, time: Duration
     })
 }
 
-fn by_perf(case: &Case, perf: &Perf, target: &mut Target, time: Duration) -> Result<Round> {
+/// For a profiler so much is left out at both ends of what SPDK's initiator measures: when that was is known by the end of its process
+/// alone.
+const TAIL: Duration = Duration::from_millis(500);
+
+fn by_perf(
+    case: &Case,
+    (side, perf): (&Side<'_>, &Perf),
+    target: &mut Target,
+    time: Duration,
+) -> Result<Round> {
     let (busy, had) = (target.busy_us()?, target.processor_time()?);
     let watch = Stopwatch::start();
     let (told, ran) = perf.measure(target.address(), case, time)?;
     let wall_ns = watch.wall_ns();
     let target_ns = target.processor_time()?.saturating_sub(had).as_nanos() as f64;
-    let seconds = Perf::time(time).as_secs_f64();
+    let (time, seconds) = (Perf::time(time), Perf::time(time).as_secs_f64());
+    // Where many connections join and leave, that is too much of what the account has.
+    let cpu_us = per_command(busy, target.busy_us()?, told.iops * seconds).filter(|_| case.connections == 1);
+    Begun::ended((TAIL, time.saturating_sub(TAIL + TAIL)), side.name(), told.iops, cpu_us)?;
     Ok(Round {
         iops: told.iops,
         p50_us: told.p50_us,
         p99_us: told.p99_us,
-        // Where many connections join and leave, that is too much of what the account has.
-        cpu_us: per_command(busy, target.busy_us()?, told.iops * seconds).filter(|_| case.connections == 1),
+        cpu_us,
         // Beyond its measurement it waits now and then.
         processor_share: (ran.as_secs_f64() / seconds).min(target_ns / wall_ns),
         least_share: None,

@@ -24,6 +24,10 @@ use crate::profiles::windows::Begun;
 /// What one side gets at a time.
 const SLICE: Duration = Duration::from_millis(25);
 
+/// How a row is made.
+pub(super) const METHOD: &str = "; one target serves both sides, with the map and without, and one connection asks for them in turn, \
+                                 25 ms at a time";
+
 /// The slices of one side.
 #[derive(Debug)]
 struct Sum {

@@ -70,10 +70,12 @@ fn add_core(events: &mut Vec<Value>, process: usize, commands: &[&Named<'_>]) {
 fn add_command(events: &mut Vec<Value>, process: usize, thread: usize, it: &Named<'_>) {
     let mut args = json!({
         "cid": it.command.cid,
-        "nsid": it.command.nsid,
         "status": it.status().to_string(),
         "sent": it.is_sent(),
     });
+    if let Some(nsid) = it.nsid() {
+        args["nsid"] = nsid.into();
+    }
     if let Some((lba, blocks)) = it.blocks() {
         args["lba"] = lba.into();
         args["blocks"] = blocks.into();

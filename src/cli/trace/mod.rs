@@ -127,10 +127,18 @@ impl<'a> Named<'a> {
         self.connection.is_none_or(|connection| connection.qid == 0)
     }
 
+    fn is_fabrics(&self) -> bool {
+        AdminOpcode(self.command.opcode) == AdminOpcode::FABRICS
+    }
+
+    /// Fabrics commands have none: FCTYPE is where other commands have its first byte.
+    fn nsid(&self) -> Option<u32> {
+        (!self.is_fabrics()).then_some(self.command.nsid)
+    }
+
     fn name(&self) -> String {
         let CommandTrace { opcode, nsid, .. } = *self.command;
-        if AdminOpcode(opcode) == AdminOpcode::FABRICS {
-            // FCTYPE is where other commands have the first byte of their NSID.
+        if self.is_fabrics() {
             return format!("Fabrics {:?}", FabricsCommandType(nsid.to_le_bytes()[0]));
         }
         if self.is_admin() {

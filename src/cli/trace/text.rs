@@ -68,7 +68,7 @@ fn cells(it: &Named<'_>) -> [String; 20] {
         of(|it| it.qid.to_string()),
         it.command.cid.to_string(),
         it.name(),
-        it.command.nsid.to_string(),
+        it.nsid().map_or_else(none, |nsid| nsid.to_string()),
         lba,
         blocks,
         us(it.end_ns().saturating_sub(it.arrived_ns())),
@@ -108,7 +108,7 @@ mod tests {
         );
         assert_eq!(text[0], first);
         assert!(text[1].contains(" 0.5 - - - - - - yes LBA Out of Range"), "{}", text[1]);
-        assert!(text[2].contains(" - - 9 Fabrics CONNECT "), "{}", text[2]);
+        assert!(text[2].contains(" - - 9 Fabrics CONNECT - "), "{}", text[2]);
         assert!(text[4].contains(" 91.0 0.1 0.2 0.3 0.4 90.0 - no Successful"), "{}", text[4]);
     }
 }

@@ -47,9 +47,8 @@ const HOST_DEPTH: u16 = 32;
 const SETTLE: Duration = Duration::from_secs(2);
 /// Most of a core, in per cent.
 const IDLE_CPU_MAX: f64 = 0.5;
-/// Commands a second of a light load, and by how much their pauses differ: so that they fall into no step with anything.
+/// Between two commands of a light load on average. They come at random: in step with nothing, and with long pauses now and then.
 const LIGHT_PAUSE: Duration = Duration::from_millis(10);
-const LIGHT_JITTER: Duration = Duration::from_millis(3);
 const LIGHT_RATIO_MAX: f64 = 1.5;
 const FULL_DEPTH: u16 = 32;
 const FULL_RATIO_MIN: f64 = 0.99;
@@ -171,7 +170,7 @@ impl Plan {
         let of = |poll| if poll == Poll::Adaptive { ours } else { poll };
         let (best, what) = self.pairs(self.rounds, |poll| self.light_round(of(poll)))?;
         let method = format!(
-            "4 KiB reads on one connection, one at a time, begun every 10 ms +- 3 ms by a host that spins; null device; {what}"
+            "4 KiB reads on one connection, one at a time, begun at random by a host that spins, 100 a second (exponential pauses); null device; {what}"
         );
         let place = (place, PEER);
         self.beside(rows, (place, "p50", "us"), &best, None, &method, |round| round.p50_us)?;
@@ -358,7 +357,8 @@ fn pauses(time: Duration) -> impl Iterator<Item = Duration> {
         word ^= word >> 7;
         word ^= word << 17;
         let part = (word >> 11) as f64 / (1u64 << 53) as f64;
-        LIGHT_PAUSE - LIGHT_JITTER + LIGHT_JITTER.mul_f64(2.0 * part)
+        // Below 1, so that its logarithm is a number.
+        LIGHT_PAUSE.mul_f64(-(1.0 - part).ln())
     })
     .take(usize::try_from(count).unwrap_or(usize::MAX))
 }
@@ -371,9 +371,12 @@ mod tests {
     fn a_light_load_is_a_hundred_commands_a_second_in_no_step() {
         let all: Vec<_> = pauses(Duration::from_secs(10)).collect();
         assert_eq!(all.len(), 1000);
-        assert!(all.iter().all(|pause| pause.abs_diff(LIGHT_PAUSE) <= LIGHT_JITTER));
         let sum: Duration = all.iter().sum();
-        assert!(sum.abs_diff(Duration::from_secs(10)) < Duration::from_millis(200), "{sum:?}");
+        assert!(sum.abs_diff(Duration::from_secs(10)) < Duration::from_secs(1), "{sum:?}");
+        // Of a thousand some 135 are longer than twice the mean, and some 100 shorter than a tenth of it.
+        let longer = all.iter().filter(|pause| **pause > 2 * LIGHT_PAUSE).count();
+        let shorter = all.iter().filter(|pause| **pause < LIGHT_PAUSE / 10).count();
+        assert!((90..180).contains(&longer) && (60..140).contains(&shorter), "{longer} {shorter}");
         assert!(all.windows(2).filter(|pair| pair[0] == pair[1]).count() < 10);
         assert_eq!(pauses(Duration::ZERO).count(), 1);
     }
