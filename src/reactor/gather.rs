@@ -10,13 +10,15 @@
 //! commands. So where a look after many answers finds nothing, the core leaves the socket alone: two microseconds an answer, which
 //! is what the slower hosts need.
 //!
-//! It is of no use to wait for a host that waits for the core, and that is guarded against twice. A host has to have had twice as
-//! many commands answered by one send, not long ago, as by this one: of a burst that is answered whole no more are awaited. And
-//! where again and again nothing came in the second half of the time, or the core was busy with others meanwhile, the host is not
-//! waited for during some thousand batches. Few commands at a time are never delayed, nor such as move much data: beside that a system call
-//! is nothing.
+//! Whether that pays depends on the host: one that is quicker runs out of commands meanwhile. No rule tells, so it is tried
+//! ([`Trial`]): a connection is served with it and without in turn for a moment, and goes on as it did more commands, until it is
+//! tried again. Where it makes no difference nobody is delayed. A host has to have had twice as many commands answered by one send,
+//! not long ago, as by this one: of a burst that is answered whole no more are awaited. Few commands at a time are never delayed, nor
+//! such as move much data: beside that a system call is nothing.
 
 use std::time::{Duration, Instant};
+
+use super::trial::Trial;
 
 /// So many commands that are answered are many.
 const MANY: u64 = 8;
@@ -26,11 +28,6 @@ const BYTES_MAX: u64 = 16 << 10;
 const OF_A_COMMAND: Duration = Duration::from_micros(2);
 /// After so many batches, what was seen before the last so many is forgotten.
 const BATCHES_A_SPAN: u32 = 512;
-/// So often in a row nothing may come in the second half of the time. Hosts send several commands at once: now and then it is so by
-/// chance.
-const IN_VAIN_MAX: u8 = 16;
-/// Batches for which a host is not waited for then: so one in 256 may be delayed for nothing.
-const BATCHES_OF_REST: u32 = 4096;
 
 /// How a connection's commands come.
 #[derive(Debug)]
@@ -42,46 +39,40 @@ pub struct Gather {
     batches: u32,
     /// How long the socket is left alone, if the next look finds nothing.
     wait: Option<Duration>,
-    pause: Option<Pause>,
-    in_vain: u8,
-    /// Batches for which nothing is waited for.
-    rest: u32,
-}
-
-/// A socket is left alone.
-#[derive(Clone, Copy, Debug)]
-struct Pause {
-    half: Instant,
-    until: Instant,
-    /// Bytes that were there after half of the time, once that is known.
-    seen_bytes: Option<u64>,
+    until: Option<Instant>,
+    /// Whether it pays; none before a host had enough under way.
+    trial: Option<Box<Trial>>,
 }
 
 impl Gather {
     /// For a connection that begins; its socket is left alone for `most` at a time, and never if that is zero.
     #[must_use]
     pub const fn new(most: Duration) -> Self {
-        Self { most, peak: 0, peak_before: 0, batches: 0, wait: None, pause: None, in_vain: 0, rest: 0 }
+        Self { most, peak: 0, peak_before: 0, batches: 0, wait: None, until: None, trial: None }
     }
 
     /// So many commands were answered by one send, for which so many bytes were received and sent.
     #[inline]
-    pub fn answered(&mut self, commands: u64, bytes: u64) {
-        (self.wait, self.pause) = (None, None);
+    pub fn answered(&mut self, commands: u64, bytes: u64, now: Instant) {
+        (self.wait, self.until) = (None, None);
+        if let Some(trial) = &mut self.trial {
+            trial.answered(commands, now);
+        }
         if commands >= MANY && bytes <= commands.saturating_mul(BYTES_MAX) && !self.most.is_zero() {
-            self.answered_many(commands);
+            self.answered_many(commands, now);
         }
     }
 
-    fn answered_many(&mut self, commands: u64) {
+    fn answered_many(&mut self, commands: u64, now: Instant) {
         self.batches += 1;
         if self.batches == BATCHES_A_SPAN {
             (self.peak_before, self.peak, self.batches) = (self.peak, 0, 0);
         }
         self.peak = self.peak.max(commands);
-        if self.rest > 0 {
-            self.rest -= 1;
-        } else if commands <= self.peak.max(self.peak_before) / 2 {
+        if commands > self.peak.max(self.peak_before) / 2 {
+            return;
+        }
+        if self.trial.get_or_insert_with(|| Box::new(Trial::new(now))).is_with() {
             let commands = u32::try_from(commands).unwrap_or(u32::MAX);
             self.wait = Some(OF_A_COMMAND.saturating_mul(commands).min(self.most));
         }
@@ -90,36 +81,20 @@ impl Gather {
     /// A look at the socket found nothing. Until when it is to be left alone, if it is.
     #[inline]
     pub fn missed(&mut self, now: Instant) -> Option<Instant> {
-        let wait = self.wait.take()?;
-        let until = now + wait;
-        self.pause = Some(Pause { half: now + wait / 2, until, seen_bytes: None });
+        let until = now + self.wait.take()?;
+        self.until = Some(until);
         Some(until)
     }
 
-    /// Whether the socket is to be left alone for now; `unread` tells how many bytes are there.
+    /// Whether the socket is to be left alone for now.
     #[inline]
-    pub fn holds(&mut self, now: Instant, unread: impl FnOnce() -> u64) -> bool {
-        let Some(pause) = &mut self.pause else { return false };
-        if now < pause.half {
-            return true;
+    pub fn holds(&mut self, now: Instant) -> bool {
+        let Some(until) = self.until else { return false };
+        let holds = now < until;
+        if !holds {
+            self.until = None;
         }
-        if now < pause.until {
-            pause.seen_bytes.get_or_insert_with(unread);
-            return true;
-        }
-        let seen_bytes = pause.seen_bytes;
-        self.pause = None;
-        // Where the core was busy elsewhere for all of the second half, commands gather without being waited for.
-        self.judge(seen_bytes.is_some_and(|seen_bytes| unread() > seen_bytes));
-        false
-    }
-
-    /// Whether more came in the second half.
-    fn judge(&mut self, came: bool) {
-        self.in_vain = if came { 0 } else { self.in_vain + 1 };
-        if self.in_vain == IN_VAIN_MAX {
-            (self.rest, self.in_vain) = (BATCHES_OF_REST, 0);
-        }
+        holds
     }
 }
 
@@ -133,38 +108,35 @@ mod tests {
     /// Of a host that had this many answered together not long ago.
     fn seen(peak: u64) -> Gather {
         let mut gather = Gather::new(LONG);
-        gather.answered(peak, 0);
-        assert_eq!(gather.missed(Instant::now()), None);
+        let now = Instant::now();
+        gather.answered(peak, 0, now);
+        assert_eq!(gather.missed(now), None);
         gather
     }
 
     /// How long the socket is left alone after a batch of so many and a look in vain.
     fn wait(gather: &mut Gather, commands: u64) -> Option<Duration> {
-        gather.answered(commands, 0);
         let now = Instant::now();
+        gather.answered(commands, 0, now);
         gather.missed(now).map(|until| until - now)
-    }
-
-    fn holds(gather: &mut Gather, now: Instant) -> bool {
-        gather.holds(now, || 0)
     }
 
     #[test]
     fn the_socket_is_left_alone_after_many_answers_and_a_look_in_vain() {
         let mut gather = seen(64);
         let now = Instant::now();
-        assert!(!holds(&mut gather, now));
-        gather.answered(32, 0);
-        assert!(!holds(&mut gather, now), "the next look may find something");
+        assert!(!gather.holds(now));
+        gather.answered(32, 0, now);
+        assert!(!gather.holds(now), "the next look may find something");
         let until = gather.missed(now).expect("it is left alone");
         assert_eq!(until, now + 32 * OF_A_COMMAND);
-        assert!(holds(&mut gather, now) && holds(&mut gather, until - US));
-        assert!(!holds(&mut gather, until), "it is over");
+        assert!(gather.holds(now) && gather.holds(until - US));
+        assert!(!gather.holds(until), "it is over");
         assert_eq!(gather.missed(now), None, "once a batch");
-        gather.answered(32, 0);
+        gather.answered(32, 0, now);
         assert!(gather.missed(now).is_some());
-        gather.answered(1, 0);
-        assert!(!holds(&mut gather, now), "other answers: another look");
+        gather.answered(1, 0, now);
+        assert!(!gather.holds(now), "other answers: another look");
     }
 
     #[test]
@@ -175,7 +147,7 @@ mod tests {
         assert_eq!(wait(&mut gather, 20), Some(5 * US));
         gather.most = Duration::ZERO;
         assert_eq!(wait(&mut gather, 20), None, "switched off");
-        assert!(!holds(&mut gather, Instant::now()));
+        assert!(!gather.holds(Instant::now()));
     }
 
     #[test]
@@ -193,63 +165,57 @@ mod tests {
     fn commands_that_move_much_are_not_awaited() {
         let mut gather = seen(64);
         let now = Instant::now();
-        gather.answered(32, 32 * BYTES_MAX + 1);
+        gather.answered(32, 32 * BYTES_MAX + 1, now);
         assert_eq!(gather.missed(now), None);
-        gather.answered(32, 32 * BYTES_MAX);
+        gather.answered(32, 32 * BYTES_MAX, now);
         assert!(gather.missed(now).is_some());
     }
 
     #[test]
     fn how_many_a_host_had_is_forgotten() {
         let mut gather = seen(64);
-        // Two spans, less the batch of 64.
-        let waits: Vec<bool> = (1..2 * BATCHES_A_SPAN).map(|_| wait(&mut gather, 32).is_some()).collect();
+        // Two spans, less the batch of 64, within less time than it is tried for.
+        let now = Instant::now();
+        let waits: Vec<bool> = (1..2 * BATCHES_A_SPAN)
+            .map(|_| {
+                gather.answered(32, 0, now);
+                gather.missed(now).is_some()
+            })
+            .collect();
         let [remembered @ .., last] = waits.as_slice() else { panic!("no batches") };
         assert!(remembered.iter().all(|waits| *waits));
         assert!(!last, "64 at a time is long ago, and 32 is all that is known");
     }
 
-    /// One wait after 16 answers, of a host that has sent so much after half of it, and at its end. False where there was none.
-    fn waited(gather: &mut Gather, after_half: u64, at_the_end: u64) -> bool {
-        gather.answered(16, 0);
-        let now = Instant::now();
-        let Some(until) = gather.missed(now) else { return false };
-        assert!(gather.holds(until - US, || after_half));
-        assert!(!gather.holds(until, || at_the_end));
-        true
-    }
-
-    #[test]
-    fn a_host_that_has_nothing_more_to_say_is_not_waited_for_again_and_again() {
+    /// A host whose batches of 16 take so long while it is waited for, and while it is not; how often it was waited for in the second
+    /// of the two seconds.
+    fn waits_of(with: Duration, without: Duration) -> (usize, usize) {
         let mut gather = seen(64);
-        for _ in 0..100 {
-            assert!(waited(&mut gather, 72, 144), "it goes on to send");
-        }
-        for _ in 1..IN_VAIN_MAX {
-            assert!(waited(&mut gather, 72, 72));
-        }
-        assert!(waited(&mut gather, 72, 73), "in time");
-        for _ in 0..IN_VAIN_MAX {
-            assert!(waited(&mut gather, 1152, 1152), "all of its 16 are there long before");
-        }
-        while gather.rest > 0 {
-            gather.answered(64, 0);
-            assert_eq!(gather.missed(Instant::now()), None);
-            if gather.rest > 0 {
-                assert!(!waited(&mut gather, 0, 0), "a burst of 64, and then 16, is no reason either");
+        let begun = Instant::now();
+        let (mut now, mut waits, mut batches) = (begun, 0, 0);
+        while now < begun + Duration::from_secs(2) {
+            // All come together now and then.
+            if batches % 100 == 0 {
+                gather.answered(64, 0, now);
             }
+            gather.answered(16, 0, now);
+            let is_waited_for = gather.missed(now).is_some();
+            if now > begun + Duration::from_secs(1) {
+                waits += usize::from(is_waited_for);
+                batches += 1;
+            }
+            now += if is_waited_for { with } else { without };
         }
-        assert!(waited(&mut gather, 0, 0), "it is tried again");
+        (waits, batches)
     }
 
     #[test]
-    fn a_core_whose_turns_take_longer_than_the_wait_does_not_wait_for_ever() {
-        let mut gather = seen(64);
-        for turn in 0..IN_VAIN_MAX {
-            gather.answered(16, 0);
-            let until = gather.missed(Instant::now()).unwrap_or_else(|| panic!("turn {turn}"));
-            assert!(!gather.holds(until, || 1152), "the look in the second half did not take place");
+    fn a_host_that_does_more_with_it_is_waited_for_and_no_other() {
+        let (waits, batches) = waits_of(20 * US, 24 * US);
+        assert!(waits > batches * 9 / 10, "{waits} of {batches}");
+        for (with, without) in [(24, 20), (20, 20)] {
+            let (waits, batches) = waits_of(with * US, without * US);
+            assert!(waits < batches / 10, "{with} {without}: {waits} of {batches}");
         }
-        assert_eq!(wait(&mut gather, 16), None);
     }
 }

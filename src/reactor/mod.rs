@@ -36,6 +36,7 @@ mod mailbox;
 mod pause;
 mod polls;
 mod slab;
+mod trial;
 
 use std::time::{Duration, Instant};
 

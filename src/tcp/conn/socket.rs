@@ -12,8 +12,6 @@
 
 use std::io::ErrorKind;
 
-use rustix::io::ioctl_fionread;
-
 use super::{Stage, TcpConnection};
 use crate::reactor::{CoreContext, Polled};
 use crate::ring::{RecvBatch, SendBatch};
@@ -39,7 +37,7 @@ impl TcpConnection {
             if sent == batch.bytes_len() {
                 self.times.count(self.tx.flying(), Stamp::now(), &mut cx.trace);
                 let bytes = u64::from(std::mem::take(&mut self.received_bytes)) + sent as u64;
-                self.gather.answered(self.tx.flying().commands(), bytes);
+                self.gather.answered(self.tx.flying().commands(), bytes, cx.now);
                 self.tx.give_back(batch);
                 continue;
             }
@@ -144,7 +142,7 @@ impl TcpConnection {
             cx.polls.held(&mut self.heard);
             return Polled::Nothing;
         }
-        if goes_on && self.gather.holds(cx.now, || ioctl_fionread(&self.socket).unwrap_or_default()) {
+        if goes_on && self.gather.holds(cx.now) {
             return Polled::Nothing;
         }
         match self.rx.take_batch(&mut self.requests) {
