@@ -58,6 +58,11 @@ impl Section {
         u16::try_from(self.rows.len()).unwrap_or(u16::MAX).saturating_add(3)
     }
 
+    /// The height below which it shows nothing of what it could show.
+    fn height_min(&self) -> u16 {
+        self.height().min(SECTION_MIN)
+    }
+
     fn draw(&self, area: Rect, buffer: &mut Buffer) {
         let [_, title, table] = rows_of(area, [1, 1, area.height.saturating_sub(2)]);
         let room = usize::from(table.height.saturating_sub(1));
@@ -232,12 +237,13 @@ pub(super) fn draw(view: &View, foot: Option<&str>, area: Rect, buffer: &mut Buf
         rest = below;
     }
     let sections = sections(view);
-    for (section, after) in sections.iter().zip((0_u16..4).rev()) {
-        // Each that follows gets a row, where there is room for one.
-        let kept = SECTION_MIN.saturating_mul(after);
-        let height = section.height().min(rest.height.saturating_sub(kept)).max(SECTION_MIN.min(rest.height));
+    for (at, section) in sections.iter().enumerate() {
+        // Each that follows gets a row, where there is room for one; but not if it has none to show.
+        let kept = sections[at + 1..].iter().fold(0_u16, |sum, next| sum.saturating_add(next.height_min()));
+        let room = rest.height.saturating_sub(kept).max(section.height_min()).min(rest.height);
+        let height = section.height().min(room);
         let [place, below] = rows_of(rest, [height, rest.height.saturating_sub(height)]);
-        if place.height >= SECTION_MIN.min(section.height()) {
+        if place.height >= section.height_min() {
             section.draw(place, buffer);
         }
         rest = below;
@@ -325,6 +331,22 @@ mod tests {
             "{lines:#?}"
         );
         assert!(lines.iter().all(|line| line.trim_end() == line));
+    }
+
+    #[test]
+    fn lines_of_text_have_every_export_where_no_host_is() {
+        for count in [2, 6] {
+            let mut view = view();
+            view.hosts.clear();
+            let first = view.exports[0].clone();
+            view.exports = (1..=count)
+                .map(|nsid| ExportRow { nsid, path: format!("/srv/{nsid}"), ..first.clone() })
+                .collect();
+            let lines = lines(&view);
+            let is_there = |path: &String| lines.iter().any(|line| line.split(' ').any(|word| word == path));
+            assert!(view.exports.iter().all(|export| is_there(&export.path)), "{lines:#?}");
+            assert!(lines.iter().any(|line| line == "exports"), "nothing was left out: {lines:#?}");
+        }
     }
 
     #[test]
