@@ -9,6 +9,7 @@
 
 mod draw;
 mod screen;
+mod section;
 mod view;
 
 use std::io::{self, IsTerminal as _};

@@ -240,6 +240,16 @@ pub(super) fn run(state: &Path, interval: Duration, sort: Sort) -> io::Result<()
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+    use std::fs::File;
+    use std::io::Read as _;
+    use std::os::unix::process::CommandExt as _;
+    use std::process::Command;
+
+    use rustix::process::{ioctl_tiocsctty, setsid};
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{Winsize, tcsetwinsize};
+
     use super::super::view::tests::samples;
     use super::*;
 
@@ -286,5 +296,78 @@ mod tests {
         top.heed(Wish::Pause);
         top.answered(second);
         assert_eq!(top.view, shown);
+    }
+
+    /// What a process is to do that the test below has started of itself.
+    const ROLE: &str = "FASTICE_TEST_TOP_ROLE";
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn myself(role: &str) -> Command {
+        let (_, module) = module_path!().split_once("::").expect("a module of a crate");
+        let name = format!("{module}::it_runs_in_front_of_its_terminal_and_not_behind");
+        let mut command = Command::new(env::current_exe().expect("a program"));
+        command.args(["--exact", &name, "--nocapture"]).env(ROLE, role);
+        command
+    }
+
+    #[test]
+    fn it_runs_in_front_of_its_terminal_and_not_behind() {
+        let look = || run(Path::new("/nonexistent"), Duration::from_millis(100), Sort::Rate);
+        match env::var(ROLE).as_deref() {
+            Ok("leader") => lead_a_session(),
+            Ok("in front") => look().expect("a key ends it"),
+            Ok(_) => {
+                let error = look().expect_err("it may not draw").to_string();
+                assert!(error.contains("in the background") && error.contains("--once"), "{error}");
+            }
+            Err(_) => watch_a_session(),
+        }
+    }
+
+    /// Starts a session on a new terminal, and types the key that ends the live view.
+    fn watch_a_session() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let keyboard = openpt(flags).expect("a terminal");
+        unlockpt(&keyboard).expect("it is ours");
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&keyboard, size).expect("a terminal");
+        let terminal = ioctl_tiocgptpeer(&keyboard, flags).expect("its other end");
+        let stdin = terminal.try_clone().expect("a descriptor");
+        let mut leader = myself("leader").stdin(stdin).stdout(terminal).spawn().expect("it runs");
+        let mut keyboard = File::from(keyboard);
+        let (mut seen, mut piece, mut is_typed) = (Vec::new(), [0; 4096], false);
+        // It fails when nobody has the other end any more.
+        while let Some(len) = keyboard.read(&mut piece).ok().filter(|len| *len > 0) {
+            seen.extend_from_slice(&piece[..len]);
+            if !is_typed && String::from_utf8_lossy(&seen).contains("quit") {
+                keyboard.write_all(b"q").expect("it reads");
+                is_typed = true;
+            }
+        }
+        let seen = String::from_utf8_lossy(&seen);
+        assert!(leader.wait().expect("it was started").success() && is_typed, "{seen}");
+    }
+
+    /// A child of this group is in front, one with a group of its own is not.
+    fn lead_a_session() {
+        setsid().expect("who was just started leads no group");
+        ioctl_tiocsctty(io::stdin()).expect("a terminal of no other session");
+        let ends_well = |mut command: Command| {
+            let mut child = command.spawn().expect("it runs");
+            let start = Instant::now();
+            // Who tries to draw in the background is stopped, and never ends.
+            while start.elapsed() < PATIENCE {
+                if let Some(status) = child.try_wait().expect("a child") {
+                    return status.success();
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            child.kill().and_then(|()| child.wait()).expect("a child");
+            false
+        };
+        let mut behind = myself("behind");
+        behind.process_group(0);
+        assert!(ends_well(behind), "in the background");
+        assert!(ends_well(myself("in front")), "in front");
     }
 }
