@@ -11,8 +11,8 @@
 //! is what the slower hosts need.
 //!
 //! Whether that pays depends on the host: one that is quicker runs out of commands meanwhile. No rule tells, so it is tried
-//! ([`Trial`]): a connection is served with it and without in turn for a moment, and goes on as it did more commands, until it is
-//! tried again. Where it makes no difference nobody is delayed. A host has to have had twice as many commands answered by one send,
+//! ([`Trial`]): a connection is served with it and without in turn for a moment, and goes on as was better, until it is tried
+//! again. Where it makes no difference nobody is delayed. A host has to have had twice as many commands answered by one send,
 //! not long ago, as by this one: of a burst that is answered whole no more are awaited. Few commands at a time are never delayed, nor
 //! such as move much data: beside that a system call is nothing.
 
