@@ -15,7 +15,7 @@
 //!    |        |
 //!   ring    units       io_uring with operations that own their buffers | newtypes
 //!   stage   probes      where the time of a command goes, in histograms    | places for tracers to attach
-//!           durable   chain                                              | files that survive a crash; errors on one line
+//!   aligned   durable   chain   memory at a boundary | files that survive a crash; errors on one line
 //!    |
 //!   spdk/async-nvme, spdk/nvme-model      our NVMe driver, and a controller in software for demo and tests
 //!    |

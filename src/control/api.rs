@@ -232,3 +232,37 @@ fn ask<T: DeserializeOwned>(path: &Path, question: &Question, patience: Duration
     (&stream).read_to_string(&mut text)?;
     Ok(serde_json::from_str(&text)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_hangs_is_waited_for_once_and_the_others_are_heard() {
+        let state = tempfile::tempdir().unwrap();
+        let me = Owner::this_process();
+        let socket = |number: u32| {
+            let name = format!("{}-{}-{number}.{EXTENSION}", me.pid, me.start_time_ticks);
+            UnixListener::bind(state.path().join(name)).unwrap()
+        };
+        let [_hangs, _hangs_too, answers] = [0, 1, 2].map(socket);
+        let healthy = std::thread::spawn(move || {
+            let (client, _) = answers.accept().unwrap();
+            BufReader::new(&client).read_line(&mut String::new()).unwrap();
+            (&client).write_all(b"{\"pid\": 7}").unwrap();
+        });
+        let question = Question { ask: STATUS.to_owned(), histograms: false };
+        let begun = std::time::Instant::now();
+        let told = ask_each::<serde_json::Value>(state.path(), &question, Duration::from_secs(1));
+        assert!(begun.elapsed() >= Duration::from_secs(1));
+        healthy.join().unwrap();
+        let (heard, silent): (Vec<_>, Vec<_>) = told.into_iter().partition(Result::is_ok);
+        assert_eq!(heard.into_iter().flatten().collect::<Vec<_>>(), [serde_json::json!({ "pid": 7 })]);
+        let silent: Vec<io::Error> = silent.into_iter().filter_map(Result::err).collect();
+        assert_eq!(silent.len(), 2);
+        for error in silent {
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(error.to_string().ends_with("no answer within 1 s"), "{error}");
+        }
+    }
+}

@@ -54,8 +54,20 @@ pub struct CoreActivity {
     pub polling_ns: u64,
     /// Time asleep in the kernel.
     pub asleep_ns: u64,
-    /// What ended its sleeps: how often each of [`Wake::ALL`].
+    /// How often it found work, after a turn that had none, or a sleep.
+    pub begins_of_work: u64,
+    /// How often it found none, after a turn that had some, or a sleep.
+    pub begins_of_polling: u64,
+    /// What ended its sleeps: how often each of [`Wake::ALL`]. It fell asleep as often.
     pub wakes: [u64; Wake::ALL.len()],
+}
+
+impl CoreActivity {
+    /// How often it fell asleep.
+    #[must_use]
+    pub fn sleeps(&self) -> u64 {
+        self.wakes.iter().fold(0, |sum, wakes| sum.wrapping_add(*wakes))
+    }
 }
 
 /// Counts the turns of one core.
@@ -90,6 +102,10 @@ impl Ledger {
         let dealt_ns = submits.ns_since(self.before);
         let inside_ns = now.ns_since(submits);
         let counted = &mut self.counted;
+        // A sleep lies between this turn and the one before.
+        let is_another = slept.is_some() || has_work != self.had_work;
+        let begins = if has_work { &mut counted.begins_of_work } else { &mut counted.begins_of_polling };
+        *begins = begins.wrapping_add(is_another as u64);
         if self.had_work {
             counted.busy_ns = counted.busy_ns.wrapping_add(dealt_ns);
         } else {
@@ -133,7 +149,9 @@ mod tests {
         assert_eq!(counted.busy_ns, 95 + 300 + 390);
         assert_eq!(counted.asleep_ns, 25_000);
         assert_eq!(counted.polling_ns + counted.busy_ns + counted.asleep_ns, 26_000);
-        assert_eq!(counted.wakes, [1, 0, 0, 0, 1]);
+        assert_eq!((counted.wakes, counted.sleeps()), ([1, 0, 0, 0, 1], 2));
+        assert_eq!(counted.begins_of_work, 2, "of 95 and of the sleep that a socket ended");
+        assert_eq!(counted.begins_of_polling, 2, "after 300, and of the sleep that time ended");
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct CoreGauges {
     busy_ns: AtomicU64,
     polling_ns: AtomicU64,
     asleep_ns: AtomicU64,
+    begins_of_work: AtomicU64,
+    begins_of_polling: AtomicU64,
     wakes: [AtomicU64; Wake::ALL.len()],
 }
 
@@ -59,6 +61,8 @@ impl CoreGauges {
             busy_ns: self.busy_ns.load(Ordering::Relaxed),
             polling_ns: self.polling_ns.load(Ordering::Relaxed),
             asleep_ns: self.asleep_ns.load(Ordering::Relaxed),
+            begins_of_work: self.begins_of_work.load(Ordering::Relaxed),
+            begins_of_polling: self.begins_of_polling.load(Ordering::Relaxed),
             wakes: std::array::from_fn(|at| self.wakes[at].load(Ordering::Relaxed)),
         }
     }
@@ -70,6 +74,8 @@ impl CoreGauges {
         self.busy_ns.store(activity.busy_ns, Ordering::Relaxed);
         self.polling_ns.store(activity.polling_ns, Ordering::Relaxed);
         self.asleep_ns.store(activity.asleep_ns, Ordering::Relaxed);
+        self.begins_of_work.store(activity.begins_of_work, Ordering::Relaxed);
+        self.begins_of_polling.store(activity.begins_of_polling, Ordering::Relaxed);
         for (told, wakes) in self.wakes.iter().zip(activity.wakes) {
             told.store(wakes, Ordering::Relaxed);
         }

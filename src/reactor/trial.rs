@@ -25,17 +25,17 @@ const PAIRS: usize = SLICES.len() / 2;
 /// How long the better one is kept.
 const KEPT: Duration = Duration::from_secs(1);
 /// It must be better by so much to be begun: what makes no difference is not done.
-const GAIN_MIN: f64 = 0.02;
+const GAIN_MIN: f32 = 0.02;
 /// What batches of twice the size are worth, in parts of the rate.
-const OF_LARGER_BATCHES: f64 = 0.05;
+const OF_LARGER_BATCHES: f32 = 0.05;
 
 /// A slice.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     /// Commands a second.
-    rate: f64,
+    rate: f32,
     /// Commands that were answered together.
-    batch: f64,
+    batch: f32,
 }
 
 /// What is known of the two ways.
@@ -51,7 +51,7 @@ pub(super) struct Trial {
     /// What was seen in each slice.
     seen: [Seen; SLICES.len()],
     /// By how much it is better, in parts of the rate; none before it was tried.
-    gain: Option<f64>,
+    gain: Option<f32>,
     is_kept: bool,
 }
 
@@ -86,8 +86,8 @@ impl Trial {
             None => self.at = 0,
             Some(_) if took > SLICE_MAX => self.at = 0,
             Some(seen) => {
-                let commands = self.commands as f64;
-                *seen = Seen { rate: commands / took.as_secs_f64(), batch: commands / self.batches as f64 };
+                let commands = self.commands as f32;
+                *seen = Seen { rate: commands / took.as_secs_f32(), batch: commands / self.batches as f32 };
                 self.at += 1;
                 if self.at == SLICES.len() {
                     self.decide();
@@ -109,9 +109,9 @@ impl Trial {
             let of_batches = OF_LARGER_BATCHES * (with.batch / without.batch).log2();
             *gain = with.rate / without.rate - 1.0 + of_batches;
         }
-        gains.sort_unstable_by(f64::total_cmp);
-        let middle = f64::midpoint(gains[PAIRS / 2 - 1], gains[PAIRS / 2]);
-        let gain = self.gain.map_or(middle, |before| f64::midpoint(before, middle));
+        gains.sort_unstable_by(f32::total_cmp);
+        let middle = f32::midpoint(gains[PAIRS / 2 - 1], gains[PAIRS / 2]);
+        let gain = self.gain.map_or(middle, |before| f32::midpoint(before, middle));
         self.gain = Some(gain);
         // Not given up for what may be chance, nor begun.
         self.is_kept = gain >= if self.is_kept { 0.0 } else { GAIN_MIN };

@@ -393,6 +393,8 @@ mod tests {
             busy_ns: 1_500_000_000,
             polling_ns: 250_000_000,
             asleep_ns: 3_000_000_000,
+            begins_of_work: 700,
+            begins_of_polling: 801,
             wakes: [9, 4, 3, 2, 150],
         };
         vec![(stats, activity), Default::default()]

@@ -333,22 +333,6 @@ impl TcpConnection {
             && !self.tx.in_flight()
     }
 
-    /// Ends a connection whose host neither sends the data that it owes nor takes what it asked for.
-    fn check_transfers(&mut self, cx: &CoreContext) {
-        let oldest = [self.requests.owed_since(), self.tx.in_flight_since()].into_iter().flatten().min();
-        let overdue =
-            oldest.is_some_and(|since| cx.now.saturating_duration_since(since) >= self.timeouts.transfer);
-        if !self.is_open() || !overdue {
-            return;
-        }
-        self.counters.transfer_timeouts.bump();
-        if self.counters.may_log() {
-            let who = self.session.controller_label();
-            tracing::warn!(peer = %self.peer, who, "connection ended: the host let a transfer hang");
-        }
-        self.abort(cx);
-    }
-
     /// Gives the large receive buffer back when nothing was received for a while.
     fn shrink_idle(&mut self, cx: &CoreContext) {
         let is_idle = cx.stages.now().ns_since(self.arrived) >= IDLE_NS;
@@ -472,15 +456,7 @@ impl Connection for TcpConnection {
         if self.is_open() {
             self.session_events(cx);
         }
-        if let Stage::Handshake { deadline } = self.stage
-            && cx.now >= deadline
-        {
-            self.counters.handshake_timeouts.bump();
-            if self.counters.may_log() {
-                tracing::warn!(peer = %self.peer, "connection ended: no Connect command in time");
-            }
-            self.abort(cx);
-        }
+        self.check_handshake(cx);
         if cx.now >= self.next_look {
             self.next_look = cx.now + TRANSFER_LOOK;
             self.check_transfers(cx);

@@ -25,7 +25,7 @@ const STEP: usize = 4;
 
 const _: () = assert!(FIRST_BUCKET + OCTAVES * STEP < BUCKETS);
 
-/// Seconds in each state, and sleeps by what ended them.
+/// Seconds in each state, how often it was entered, and sleeps by what ended them.
 pub(super) fn activity(writer: &mut Writer<'_>, cores: &[(CoreStats, CoreActivity)]) -> fmt::Result {
     let states = cores.iter().enumerate().flat_map(|(core, (_, activity))| {
         let CoreActivity { busy_ns, polling_ns, asleep_ns, .. } = activity;
@@ -34,6 +34,12 @@ pub(super) fn activity(writer: &mut Writer<'_>, cores: &[(CoreStats, CoreActivit
     });
     let help = "Time of the core with work, polling without any, and asleep in the kernel";
     writer.seconds("core_state", help, states)?;
+    let entered = cores.iter().enumerate().flat_map(|(core, (_, activity))| {
+        let CoreActivity { begins_of_work, begins_of_polling, .. } = *activity;
+        [("busy", begins_of_work), ("polling", begins_of_polling), ("asleep", activity.sleeps())]
+            .map(|(state, count)| (and(core_label(core), "state", state), count))
+    });
+    writer.counters("core_state_entries", "How often the core entered each state", None, entered)?;
     let wakes = cores.iter().enumerate().flat_map(|(core, (_, activity))| {
         let told = Wake::ALL.iter().zip(activity.wakes);
         told.map(|(wake, count)| (and(core_label(core), "cause", wake.word()), count)).collect::<Vec<_>>()
