@@ -38,7 +38,7 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the control thread may take: it may be draining.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long who asks waits for the answer.
-const PATIENCE: Duration = Duration::from_secs(32);
+const PATIENCE: Duration = CONTROL_PATIENCE.saturating_add(CLIENT_PATIENCE);
 /// How long who looks on waits for one of several targets: the others are to be seen too.
 const ONLOOKER_PATIENCE: Duration = Duration::from_secs(3);
 /// More than any question has.

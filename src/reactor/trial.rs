@@ -84,7 +84,8 @@ impl Trial {
         match self.seen.get_mut(self.at) {
             // It was kept long enough.
             None => self.at = 0,
-            Some(_) if took > SLICE_MAX => self.at = 0,
+            // Of one in which nothing was done, or there was a pause, no part of anything can be told.
+            Some(_) if took > SLICE_MAX || self.commands == 0 => self.at = 0,
             Some(seen) => {
                 let commands = self.commands as f32;
                 *seen = Seen { rate: commands / took.as_secs_f32(), batch: commands / self.batches as f32 };
@@ -223,5 +224,21 @@ mod tests {
         assert_eq!((trial.gain, trial.is_kept), (None, false));
         let (_, after) = kept_after(1, |_, _| 0);
         assert!(!after.is_kept, "of nothing done nothing is known");
+    }
+
+    #[test]
+    fn sends_that_answer_no_command_are_no_work_and_spoil_nothing_for_ever() {
+        let mut now = Instant::now();
+        let mut trial = Trial::new(now);
+        for _ in 0..100 {
+            now += SLICE;
+            trial.answered(0, now);
+        }
+        assert_eq!(trial.gain, None);
+        for _ in 0..SLICES.len() {
+            now += SLICE;
+            trial.answered(if trial.is_with() { 1100 } else { 1000 }, now);
+        }
+        assert!(trial.is_kept, "{trial:?}");
     }
 }
