@@ -6,17 +6,16 @@
 
 use std::fmt::Write as _;
 
-use super::samples::{Side, limit, sides};
+use super::samples::{self, Side, limit, sides};
 use super::windows::{OURS, Window};
 
 /// How the names of its threads begin.
 const THREADS: [&str; 2] = ["spdk_nvme_perf", "reactor_"];
-const TARGETS: [&str; 2] = ["core-", "reactor_"];
 
 /// A profile's text: what is its limit, then a section a side of both processors. `processors` are those of target and host.
 #[must_use]
 pub fn profile(script: &str, windows: &[Window], processors: (u32, u32)) -> (String, String) {
-    let targets = sides(script, windows, processors.0, &TARGETS);
+    let targets = sides(script, windows, processors.0, &samples::THREADS);
     let hosts = sides(script, windows, processors.1, &THREADS);
     let hosts: Vec<_> = hosts.into_iter().map(Side::without_account).collect();
     let mut text = String::new();
@@ -50,7 +49,7 @@ fn of_hosts(hosts: &[Side]) -> String {
 mod tests {
     use super::*;
 
-    fn samples(comm: &str, cpu: u32, at_s: u32, chain: &str, count: usize) -> String {
+    fn sampled(comm: &str, cpu: u32, at_s: u32, chain: &str, count: usize) -> String {
         format!("{comm}  123 [{cpu:03}]  {at_s}.000000500: \n\t{chain} ([kernel.kallsyms])\n\n").repeat(count)
     }
 
@@ -66,12 +65,12 @@ mod tests {
             busy_us: Some(500_000.0),
         };
         let windows = [window(OURS, 1, 1e6), window("SPDK's target", 2, 5e5)];
-        let script = samples("spdk_nvme_perf", 1, 1, SEND, 900)
-            + &samples("spdk_nvme_perf", 1, 1, LOOK, 100)
-            + &samples("spdk_nvme_perf", 1, 2, SEND, 500)
-            + &samples("spdk_nvme_perf", 1, 2, LOOK, 500)
-            + &samples("core-0", 0, 1, SEND, 200)
-            + &samples("reactor_0", 0, 2, SEND, 200);
+        let script = sampled("spdk_nvme_perf", 1, 1, SEND, 900)
+            + &sampled("spdk_nvme_perf", 1, 1, LOOK, 100)
+            + &sampled("spdk_nvme_perf", 1, 2, SEND, 500)
+            + &sampled("spdk_nvme_perf", 1, 2, LOOK, 500)
+            + &sampled("core-0", 0, 1, SEND, 200)
+            + &sampled("reactor_0", 0, 2, SEND, 200);
         let (limit, text) = profile(&script, &windows, (0, 1));
         // 0.9 of 1 us beside ours; 1 of 2 us beside the peer.
         assert!(

@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use super::windows::{OURS, UNPINNED, Window};
 
 /// How the names of the threads of targets begin.
-const THREADS: [&str; 3] = ["core-", "bare", "reactor_"];
+pub(super) const THREADS: [&str; 3] = ["core-", "bare", "reactor_"];
 /// In the kernel with one of these in the chain: something was there.
 const WORK: [&str; 14] = [
     "tcp_sendmsg",

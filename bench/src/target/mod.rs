@@ -137,8 +137,8 @@ impl Plan {
             if is_alone {
                 share = self.alone(rows, &case, &mut calm)?;
             }
-            // SPDK's initiator does not tell of single ones.
-            if case.connections > 1 && !share.is_empty() {
+            // SPDK's initiator does not tell of single ones, and may be the only one that is wanted.
+            if case.connections > 1 && (self.peers.is_none() || !share.is_empty()) {
                 self.share(rows, &case, &share)?;
             }
         }
