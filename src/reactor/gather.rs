@@ -59,7 +59,7 @@ impl Gather {
         if let Some(trial) = &mut self.trial {
             trial.answered(commands, now);
         }
-        if commands >= MANY && bytes <= commands.saturating_mul(BYTES_MAX) && !self.most.is_zero() {
+        if commands >= MANY && bytes <= commands.saturating_mul(BYTES_MAX) {
             self.answered_many(commands, now);
         }
     }
@@ -70,13 +70,20 @@ impl Gather {
             (self.peak_before, self.peak, self.batches) = (self.peak, 0, 0);
         }
         self.peak = self.peak.max(commands);
-        if commands > self.peak.max(self.peak_before) / 2 {
+        if self.most.is_zero() || commands > self.peak() / 2 {
             return;
         }
         if self.trial.get_or_insert_with(|| Trial::new(now)).is_with() {
             let commands = u32::try_from(commands).unwrap_or(u32::MAX);
             self.wait = Some(OF_A_COMMAND.saturating_mul(commands).min(self.most));
         }
+    }
+
+    /// Most commands that one send answered lately; zero of a host that never had many under way.
+    #[must_use]
+    #[inline]
+    pub fn peak(&self) -> u64 {
+        self.peak.max(self.peak_before)
     }
 
     /// A look at the socket found nothing. Until when it is to be left alone, if it is.

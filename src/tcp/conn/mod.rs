@@ -21,6 +21,7 @@ mod commands;
 mod counters;
 mod ended;
 mod fuzz;
+mod held;
 mod request;
 mod rx;
 mod socket;

@@ -8,6 +8,7 @@ use hugepage_alloc::DmaBuf;
 use nvme_spec::CompletionQueueEntry;
 use zerocopy::IntoBytes;
 
+use super::held::HeldResponses;
 use super::request::{Index, Requests, State};
 use super::times::{Notes, Passed};
 use crate::fabrics::{Completion, QueueSession};
@@ -17,9 +18,9 @@ use crate::stage::{Trace, Who};
 use crate::tcp::digest::Digest;
 use crate::tcp::pdu::{self, DataPdu, Digests, HEADER_MAX, IcResp, R2t, TERM_REQ_MAX, TermReq};
 
-/// Arena and parts that the longest answer takes: a data header with its padding, a digest, a response.
+/// Arena and parts that the longest answer takes: held responses before it, a data header with its padding, a digest, a response.
 const ANSWER_BYTES_MAX: usize = 3 * HEADER_MAX;
-const ANSWER_PARTS_MAX: usize = 3;
+const ANSWER_PARTS_MAX: usize = 4;
 /// What nearly all headers have, without digests.
 const PLAIN_HEADER_LEN: usize = 24;
 /// Data is hashed in pieces of this size, copied out of memory that a device may share.
@@ -51,6 +52,8 @@ pub(super) struct Answer<'a> {
 pub(super) struct Tx {
     queue: VecDeque<Out>,
     filling: Box<SendBatch>,
+    /// Responses that follow the data in it.
+    held: HeldResponses,
     /// Of the commands whose answers it has.
     notes: Notes,
     /// The other batch; `None` while it is in flight.
@@ -90,6 +93,7 @@ impl Tx {
         Self {
             queue: VecDeque::with_capacity(size.queue),
             filling: size.batch(),
+            held: HeldResponses::default(),
             notes: Notes::with_capacity(size.notes),
             spare: Some(size.batch()),
             flying: Notes::with_capacity(size.notes),
@@ -134,7 +138,7 @@ impl Tx {
 
     /// Bytes of answers that the peer has not taken yet.
     pub(super) fn bytes_len(&self) -> usize {
-        self.filling.bytes_len() + self.flight.map_or(0, |(_, bytes)| bytes)
+        self.filling.bytes_len() + self.held.bytes().len() + self.flight.map_or(0, |(_, bytes)| bytes)
     }
 
     /// Since when a batch is in flight.
@@ -151,6 +155,7 @@ impl Tx {
     pub(super) fn discard(&mut self) {
         self.queue.clear();
         self.filling.clear();
+        self.held.clear();
         self.notes.clear();
     }
 
@@ -159,12 +164,19 @@ impl Tx {
     pub(super) fn terminate(&mut self, term: TermReq, offending: &[u8]) -> bool {
         if self.filling.is_begun() {
             self.queue.clear();
+            self.held.clear();
         } else {
             self.discard();
         }
         let mut out = [0; TERM_REQ_MAX];
         let len = pdu::c2h_term_req(&mut out, term, offending);
         self.filling.push_bytes(out.get(..len).unwrap_or_default())
+    }
+
+    /// The host had so many commands answered by one send, not long ago.
+    #[inline]
+    pub(super) fn hold_responses(&mut self, peak: u64) {
+        self.held.set_peak(peak);
     }
 
     /// Puts answers into the batch as long as there is room.
@@ -202,7 +214,7 @@ impl Tx {
     /// Whether the batch has room for one more answer.
     #[inline]
     fn has_room(&self) -> bool {
-        self.filling.arena_room() >= ANSWER_BYTES_MAX
+        self.filling.arena_room() >= ANSWER_BYTES_MAX + self.held.bytes().len()
             && self.filling.parts_room() >= ANSWER_PARTS_MAX
             && !self.notes.is_full()
     }
@@ -245,15 +257,23 @@ impl Tx {
         trace.command(group, sqe, completion.status);
         probes::command_answered(sqe, completion.status, passed.stamps.arrived.ns());
         requests.remove(index);
-        let mut answered = false;
+        let data_len = buf.as_ref().map_or(0, DmaBuf::len);
         if let Some(buf) = buf {
             // Without SQ flow control the host has no use for SQHD, and the last data PDU may stand for the
             // completion (TCP section 3.3.2.1).
-            answered = session.is_flow_control_disabled() && completion == Completion::SUCCESS;
+            let answered = session.is_flow_control_disabled() && completion == Completion::SUCCESS;
             self.data(cid, buf, answered, digests);
+            if answered {
+                return;
+            }
         }
-        if !answered {
+        if !self.held.takes(data_len) {
             self.response(cid, completion, session, digests);
+            return;
+        }
+        let len = self.write_response(cid, completion, session, digests);
+        if self.held.hold(self.header.get(..len).unwrap_or_default(), data_len) {
+            self.release_held();
         }
     }
 
@@ -270,7 +290,30 @@ impl Tx {
         }
     }
 
+    /// Behind those that are held: SQHD never goes back.
     fn response(&mut self, cid: u16, completion: Completion, session: &QueueSession, digests: Digests) {
+        self.release_held();
+        let len = self.write_response(cid, completion, session, digests);
+        self.push_header(len);
+    }
+
+    /// Puts the responses that are held into the batch: room was kept for them.
+    fn release_held(&mut self) {
+        if !self.held.bytes().is_empty() {
+            let pushed = self.filling.push_bytes(self.held.bytes());
+            debug_assert!(pushed, "room was kept");
+            self.held.clear();
+        }
+    }
+
+    /// Writes a response into the place of headers: its length.
+    fn write_response(
+        &mut self,
+        cid: u16,
+        completion: Completion,
+        session: &QueueSession,
+        digests: Digests,
+    ) -> usize {
         let cqe = CompletionQueueEntry {
             dw0: completion.dw0.into(),
             dw1: completion.dw1.into(),
@@ -281,8 +324,7 @@ impl Tx {
         };
         let mut bytes = [0; 16];
         bytes.copy_from_slice(cqe.as_bytes());
-        let len = pdu::capsule_resp(&mut self.header, digests, &bytes);
-        self.push_header(len);
+        pdu::capsule_resp(&mut self.header, digests, &bytes)
     }
 
     /// Copies the header that was written last into the batch; whoever asks for an answer made sure that there is room.
@@ -300,6 +342,7 @@ impl Tx {
             return None;
         }
         let spare = self.spare.take()?;
+        self.release_held();
         self.flight = Some((now, self.filling.bytes_len()));
         self.notes.complete();
         std::mem::swap(&mut self.notes, &mut self.flying);
