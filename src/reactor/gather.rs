@@ -1,4 +1,5 @@
-//! When the socket of a busy connection is left alone for a moment, so that its next commands come together.
+//! How the commands of a busy connection come, and what is done so that they come together: its socket is left alone for a moment, and
+//! responses are held until there are several.
 //!
 //! ```text
 //!   the core     answers 20 . look: nothing . . . . . . . . . . look: 20     one call for 20 commands, one for 20 answers
@@ -15,10 +16,14 @@
 //! again. Where it makes no difference nobody is delayed. A host has to have had twice as many commands answered by one send,
 //! not long ago, as by this one: of a burst that is answered whole no more are awaited. Few commands at a time are never delayed, nor
 //! such as move much data: beside that a system call is nothing.
+//!
+//! How many responses are held together ([`Gather::together`]) is asked of a trial as well: half of what came together lately, or all.
+//!
+//! Not here: how long the ways are tried (`trial`), which responses can be held (`tcp/conn/held.rs`).
 
 use std::time::{Duration, Instant};
 
-use super::trial::Trial;
+use super::trial::{Question, Trial};
 
 /// So many commands that are answered are many.
 const MANY: u64 = 8;
@@ -26,6 +31,9 @@ const MANY: u64 = 8;
 const BYTES_MAX: u64 = 16 << 10;
 /// What the slower hosts need for a command and its answer.
 const OF_A_COMMAND: Duration = Duration::from_micros(2);
+/// What is tried: that its socket is left alone, and that all is answered together.
+const LEAVES_ALONE: Question = Question::First;
+const ANSWERS_ALL: Question = Question::Second;
 /// After so many batches, what was seen before the last so many is forgotten.
 const BATCHES_A_SPAN: u32 = 512;
 
@@ -59,30 +67,41 @@ impl Gather {
         if let Some(trial) = &mut self.trial {
             trial.answered(commands, now);
         }
+        self.batches += 1;
+        if self.batches == BATCHES_A_SPAN {
+            (self.peak_before, self.peak, self.batches) = (self.peak, 0, 0);
+        }
         if commands >= MANY && bytes <= commands.saturating_mul(BYTES_MAX) {
             self.answered_many(commands, now);
         }
     }
 
     fn answered_many(&mut self, commands: u64, now: Instant) {
-        self.batches += 1;
-        if self.batches == BATCHES_A_SPAN {
-            (self.peak_before, self.peak, self.batches) = (self.peak, 0, 0);
-        }
         self.peak = self.peak.max(commands);
         if self.most.is_zero() || commands > self.peak() / 2 {
             return;
         }
-        if self.trial.get_or_insert_with(|| Trial::new(now)).is_with() {
+        if self.trial.get_or_insert_with(|| Trial::new(now)).is_with(LEAVES_ALONE) {
             let commands = u32::try_from(commands).unwrap_or(u32::MAX);
             self.wait = Some(OF_A_COMMAND.saturating_mul(commands).min(self.most));
         }
     }
 
-    /// Most commands that one send answered lately; zero of a host that never had many under way.
+    /// How many commands shall be answered together, if so many were done together; zero of a host that never had many under way.
+    ///
+    /// Half of what it has, for one that got all its answers at once would wait for the core, and then the core for it. But what it has
+    /// is known only as what came together, which is less than all where it has much: so all is tried too.
     #[must_use]
     #[inline]
-    pub fn peak(&self) -> u64 {
+    pub fn together(&self) -> u64 {
+        match (self.peak(), &self.trial) {
+            (0, _) => 0,
+            (_, Some(trial)) if trial.is_with(ANSWERS_ALL) => u64::MAX,
+            (peak, _) => peak / 2,
+        }
+    }
+
+    fn peak(&self) -> u64 {
         self.peak.max(self.peak_before)
     }
 
@@ -177,6 +196,48 @@ mod tests {
         assert_eq!(gather.missed(now), None);
         gather.answered(32, 32 * BYTES_MAX, now);
         assert!(gather.missed(now).is_some());
+    }
+
+    #[test]
+    fn half_of_what_came_together_is_answered_together() {
+        let mut gather = seen(32);
+        assert_eq!(gather.together(), 16);
+        gather.most = Duration::ZERO;
+        assert_eq!(gather.together(), 16, "also of one that is never left alone");
+        let now = Instant::now();
+        (0..2 * BATCHES_A_SPAN).for_each(|_| gather.answered(MANY - 1, 0, now));
+        assert_eq!(gather.together(), 0, "it has few by now");
+        assert_eq!(Gather::new(LONG).together(), 0, "of one of which nothing is known");
+    }
+
+    /// How often all was answered together in the second of two seconds, of a host whose batches take so long with it and without.
+    fn all_of(with: Duration, without: Duration) -> (usize, usize) {
+        let mut gather = seen(64);
+        let begun = Instant::now();
+        let (mut now, mut all, mut batches) = (begun, 0, 0);
+        while now < begun + Duration::from_secs(2) {
+            if batches % 100 == 0 {
+                gather.answered(64, 0, now);
+            }
+            gather.answered(16, 0, now);
+            let is_all = gather.together() == u64::MAX;
+            if now > begun + Duration::from_secs(1) {
+                all += usize::from(is_all);
+                batches += 1;
+            }
+            now += if is_all { with } else { without };
+        }
+        (all, batches)
+    }
+
+    #[test]
+    fn all_is_answered_together_where_that_is_more() {
+        let (all, batches) = all_of(20 * US, 24 * US);
+        assert!(all > batches * 9 / 10, "{all} of {batches}");
+        for (with, without) in [(24, 20), (20, 20)] {
+            let (all, batches) = all_of(with * US, without * US);
+            assert!(all < batches / 10, "{with} {without}: {all} of {batches}");
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Which of two ways of serving a connection is the better one: both are tried in turn for a moment, and one is kept for longer.
+//! There are two such questions; while one is tried, the other stays as it was answered.
 //!
 //! ```text
-//!   | with | out | out | with | with | out | out | with |  the better one . . . . . . . . | with | out | ...
-//!     5 ms                                                1 s
+//!   | with | out | out | with | with | out | out | with |  the same of the other . . |  the better ones . . . | with | out | ...
+//!     5 ms                                                 40 ms                        1 s
 //! ```
 //!
 //! More commands a second are better. So are larger batches, for each costs both sides a system call, and who has a certain number of
@@ -11,7 +12,7 @@
 //! A slice in which something else had the processor tells nothing, so it is the middle one of four neighbours' ratios that counts, half
 //! of it, and half what was known before. A host that has nothing to do for a while is not tried: its pauses would be counted.
 //!
-//! What it does not do: know what the two ways are.
+//! What it does not do: know what the ways are.
 
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,24 @@ const GAIN_MIN: f32 = 0.02;
 /// What batches of twice the size are worth, in parts of the rate.
 const OF_LARGER_BATCHES: f32 = 0.05;
 
+/// What is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    First,
+    Second,
+}
+
+/// The slices of all questions.
+const ALL: usize = 2 * SLICES.len();
+
+/// What is known of one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answer {
+    /// By how much it is better with it, in parts of the rate; none before it was tried.
+    gain: Option<f32>,
+    is_kept: bool,
+}
+
 /// A slice.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
@@ -38,21 +57,19 @@ struct Seen {
     batch: f32,
 }
 
-/// What is known of the two ways.
+/// What is known of the ways.
 #[derive(Debug)]
 pub(super) struct Trial {
-    /// The slice; beyond the last one while the better way is kept.
+    /// The slice, of the first question and then of the second; beyond the last one while the better ways are kept.
     at: usize,
     begun: Instant,
     ends: Instant,
     /// Commands in this slice, and how often some were answered.
     commands: u64,
     batches: u64,
-    /// What was seen in each slice.
+    /// What was seen in each slice of the question.
     seen: [Seen; SLICES.len()],
-    /// By how much it is better, in parts of the rate; none before it was tried.
-    gain: Option<f32>,
-    is_kept: bool,
+    answers: [Answer; 2],
 }
 
 impl Trial {
@@ -60,13 +77,18 @@ impl Trial {
     pub(super) fn new(now: Instant) -> Self {
         let seen = [Seen::default(); SLICES.len()];
         let (begun, ends) = (now, now + SLICE);
-        Self { at: 0, begun, ends, commands: 0, batches: 0, seen, gain: None, is_kept: false }
+        Self { at: 0, begun, ends, commands: 0, batches: 0, seen, answers: [Answer::default(); 2] }
     }
 
     /// Whether the connection is to be served with it for now.
     #[inline]
-    pub(super) fn is_with(&self) -> bool {
-        SLICES.get(self.at).copied().unwrap_or(self.is_kept)
+    pub(super) fn is_with(&self, question: Question) -> bool {
+        let before = match question {
+            Question::First => 0,
+            Question::Second => SLICES.len(),
+        };
+        let slice = self.at.checked_sub(before).and_then(|at| SLICES.get(at));
+        slice.copied().unwrap_or(self.answers[question as usize].is_kept)
     }
 
     /// So many commands are answered together.
@@ -81,26 +103,28 @@ impl Trial {
 
     fn next(&mut self, now: Instant) {
         let took = now.duration_since(self.begun);
-        match self.seen.get_mut(self.at) {
-            // It was kept long enough.
-            None => self.at = 0,
+        let (question, slice) = (self.at / SLICES.len(), self.at % SLICES.len());
+        if question >= self.answers.len() {
+            // They were kept long enough.
+            self.at = 0;
+        } else if took > SLICE_MAX || self.commands == 0 {
             // Of one in which nothing was done, or there was a pause, no part of anything can be told.
-            Some(_) if took > SLICE_MAX || self.commands == 0 => self.at = 0,
-            Some(seen) => {
-                let commands = self.commands as f32;
-                *seen = Seen { rate: commands / took.as_secs_f32(), batch: commands / self.batches as f32 };
-                self.at += 1;
-                if self.at == SLICES.len() {
-                    self.decide();
-                }
+            self.at = question * SLICES.len();
+        } else {
+            let commands = self.commands as f32;
+            self.seen[slice] =
+                Seen { rate: commands / took.as_secs_f32(), batch: commands / self.batches as f32 };
+            self.at += 1;
+            if slice == SLICES.len() - 1 {
+                self.decide(question);
             }
         }
-        let lasts = if self.at == SLICES.len() { KEPT } else { SLICE };
+        let lasts = if self.at == ALL { KEPT } else { SLICE };
         (self.begun, self.ends) = (now, now + lasts);
         (self.commands, self.batches) = (0, 0);
     }
 
-    fn decide(&mut self) {
+    fn decide(&mut self, question: usize) {
         let mut gains = [0.0; PAIRS];
         for (gain, (pair, ways)) in
             gains.iter_mut().zip(self.seen.as_chunks::<2>().0.iter().zip(SLICES.as_chunks::<2>().0))
@@ -112,10 +136,11 @@ impl Trial {
         }
         gains.sort_unstable_by(f32::total_cmp);
         let middle = f32::midpoint(gains[PAIRS / 2 - 1], gains[PAIRS / 2]);
-        let gain = self.gain.map_or(middle, |before| f32::midpoint(before, middle));
-        self.gain = Some(gain);
+        let answer = &mut self.answers[question];
+        let gain = answer.gain.map_or(middle, |before| f32::midpoint(before, middle));
+        answer.gain = Some(gain);
         // Not given up for what may be chance, nor begun.
-        self.is_kept = gain >= if self.is_kept { 0.0 } else { GAIN_MIN };
+        answer.is_kept = gain >= if answer.is_kept { 0.0 } else { GAIN_MIN };
     }
 }
 
@@ -129,7 +154,7 @@ mod tests {
         let mut trial = Trial::new(now);
         for ms in 0..seconds * 1000 {
             now += Duration::from_millis(1);
-            let with = trial.is_with();
+            let with = trial.is_with(Question::First);
             let (count, commands) = (batches(with), rate(with, ms));
             (1..count).for_each(|_| trial.answered(commands / count, now));
             trial.answered(commands - commands / count * (count - 1), now);
@@ -143,9 +168,9 @@ mod tests {
         let mut trial = Trial::new(now);
         for ms in 0..seconds * 1000 {
             now += Duration::from_millis(1);
-            (0..rate(trial.is_with(), ms)).for_each(|_| trial.answered(1, now));
+            (0..rate(trial.is_with(Question::First), ms)).for_each(|_| trial.answered(1, now));
         }
-        (trial.is_kept, trial)
+        (trial.answers[0].is_kept, trial)
     }
 
     #[test]
@@ -154,10 +179,13 @@ mod tests {
         let as_many = |_: bool| 20;
         for (with, kept) in [(1000, true), (975, true), (965, false), (900, false)] {
             let trial = kept_with(1, half, |is_with, _| if is_with { with } else { 1000 });
-            assert_eq!(trial.is_kept, kept, "{with}: {trial:?}");
+            assert_eq!(trial.answers[0].is_kept, kept, "{with}: {trial:?}");
         }
-        assert!(!kept_with(1, as_many, |_, _| 1000).is_kept, "no difference");
-        assert!(!kept_with(1, |with| if with { 20 } else { 10 }, |_, _| 1000).is_kept, "smaller ones");
+        assert!(!kept_with(1, as_many, |_, _| 1000).answers[0].is_kept, "no difference");
+        assert!(
+            !kept_with(1, |with| if with { 20 } else { 10 }, |_, _| 1000).answers[0].is_kept,
+            "smaller ones"
+        );
     }
 
     #[test]
@@ -175,11 +203,32 @@ mod tests {
         let mut with = [0, 0];
         while now < begun + KEPT {
             let is_tried = usize::from(now >= begun + SLICE * 8);
-            with[is_tried] += u32::from(trial.is_with());
+            with[is_tried] += u32::from(trial.is_with(Question::First));
             now += Duration::from_millis(1);
-            (0..if trial.is_with() { 11 } else { 10 }).for_each(|_| trial.answered(1, now));
+            (0..if trial.is_with(Question::First) { 11 } else { 10 }).for_each(|_| trial.answered(1, now));
         }
         assert_eq!(with, [20, 960]);
+    }
+
+    #[test]
+    fn each_question_has_its_own_answer_and_is_tried_while_the_other_has_none() {
+        for (first, second) in [(1100, 1000), (1000, 1100), (1100, 1100), (1000, 1000)] {
+            let mut now = Instant::now();
+            let mut trial = Trial::new(now);
+            for at in 0..ALL {
+                let ways = [Question::First, Question::Second].map(|question| trial.is_with(question));
+                let [slices_of_first, slices_of_second] = [at < SLICES.len(), at >= SLICES.len()];
+                assert_eq!(ways[0], if slices_of_first { SLICES[at] } else { first > 1000 }, "{at}");
+                assert_eq!(ways[1], slices_of_second && SLICES[at - SLICES.len()], "{at}");
+                now += SLICE;
+                let commands = [(ways[0], first), (ways[1], second)];
+                let rate: u64 =
+                    commands.map(|(is_with, rate)| if is_with { rate } else { 1000 }).iter().sum();
+                trial.answered(rate, now);
+            }
+            let ways = [Question::First, Question::Second].map(|question| trial.is_with(question));
+            assert_eq!(ways, [first > 1000, second > 1000], "{trial:?}");
+        }
     }
 
     #[test]
@@ -199,7 +248,7 @@ mod tests {
                     };
                     trial.answered(commands, now);
                 }
-                assert_eq!(trial.is_kept, kept, "{wrong}: {trial:?}");
+                assert_eq!(trial.answers[0].is_kept, kept, "{wrong}: {trial:?}");
             }
         }
     }
@@ -219,11 +268,11 @@ mod tests {
         for _ in 0..100 {
             // More with it, but each time with a pause.
             now += SLICE_MAX + Duration::from_millis(1);
-            (0..if trial.is_with() { 100 } else { 1 }).for_each(|_| trial.answered(1, now));
+            (0..if trial.is_with(Question::First) { 100 } else { 1 }).for_each(|_| trial.answered(1, now));
         }
-        assert_eq!((trial.gain, trial.is_kept), (None, false));
+        assert_eq!((trial.answers[0].gain, trial.answers[0].is_kept), (None, false));
         let (_, after) = kept_after(1, |_, _| 0);
-        assert!(!after.is_kept, "of nothing done nothing is known");
+        assert!(!after.answers[0].is_kept, "of nothing done nothing is known");
     }
 
     #[test]
@@ -234,11 +283,11 @@ mod tests {
             now += SLICE;
             trial.answered(0, now);
         }
-        assert_eq!(trial.gain, None);
+        assert_eq!(trial.answers[0].gain, None);
         for _ in 0..SLICES.len() {
             now += SLICE;
-            trial.answered(if trial.is_with() { 1100 } else { 1000 }, now);
+            trial.answered(if trial.is_with(Question::First) { 1100 } else { 1000 }, now);
         }
-        assert!(trial.is_kept, "{trial:?}");
+        assert!(trial.answers[0].is_kept, "{trial:?}");
     }
 }

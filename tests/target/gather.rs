@@ -1,15 +1,22 @@
-//! Commands of a host that keeps many in flight are gathered: its socket is left alone for a moment, and nothing is lost by it.
+//! Commands of a host that keeps many in flight are gathered: its socket is left alone for a moment, responses come together, and
+//! nothing is lost by it.
 
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
 use fastice::initiator::raw::RawConnection;
-use fastice::tcp::pdu::Digests;
-use nvme_spec::{Nsid, Status};
+use fastice::tcp::pdu::{Digests, PduHeader};
+use nvme_spec::{Nsid, NvmOpcode, Status};
 
-use crate::rude::{RudeHost, capsule, completion_of, flush, tcp_stats};
+use crate::rude::{
+    RudeHost, WRITABLE, capsule, completion_in, completion_of, flush, pdu_of, tcp_stats, transfer,
+    write_in_capsule,
+};
 use crate::support::{TestTarget, memory_config};
+
+/// Of the queues.
+const ENTRIES: u16 = 128;
 
 /// Sends so many commands at once, and waits until all are answered.
 fn burst(queue: &mut RawConnection, commands: u16) {
@@ -52,4 +59,68 @@ fn a_host_that_had_twice_as_many_in_flight_is_given_time() {
 fn no_other_host_is_and_nobody_where_it_is_switched_off() {
     assert_eq!(gathers("poll = \"always\"\ngather_us = 0", &[48, 16]), 0);
     assert_eq!(gathers("poll = \"always\"", &[7, 1, 3]), 0, "few at a time");
+}
+
+/// What a burst of reads, with a flush and a write among them, is answered with: in each place the CID, and whether it is data.
+/// Each read has its data once and then its response, each other command its response, and SQHD never goes back.
+fn answers_to_reads(queue: &mut RawConnection, digests: Digests, reads: u16) -> Vec<(u16, bool)> {
+    let mut bytes = Vec::new();
+    for cid in 0..reads {
+        bytes.extend(capsule(digests, &transfer(NvmOpcode::READ, WRITABLE, cid, u64::from(cid), 1), &[]));
+        if cid == reads / 3 {
+            bytes.extend(capsule(digests, &flush(WRITABLE, reads), &[]));
+            let write = write_in_capsule(WRITABLE, reads + 1, 4096, 4096);
+            bytes.extend(capsule(digests, &write, &[0xA5; 4096]));
+        }
+    }
+    queue.send(&bytes).expect("sent");
+    let (mut answers, mut head) = (Vec::new(), None);
+    let mut data: BTreeSet<u16> = BTreeSet::new();
+    let mut answered: BTreeSet<u16> = BTreeSet::new();
+    while answered.len() < usize::from(reads) + 2 {
+        let pdu = pdu_of(queue);
+        match pdu.header {
+            PduHeader::C2hData(header) => {
+                assert!(pdu.data.len() == 4096 && pdu.data_digest_good);
+                assert!(header.cccid < reads && data.insert(header.cccid), "data twice, or of no read");
+                answers.push((header.cccid, true));
+            }
+            PduHeader::CapsuleResp(cqe) => {
+                let (cid, status, _) = completion_in(&pdu).expect("a response");
+                assert_eq!(status, Status::SUCCESS);
+                assert!(answered.insert(cid), "{cid} is answered twice");
+                assert!(cid >= reads || data.contains(&cid), "{cid} is answered before its data is there");
+                let new = u16::from_le_bytes([cqe[8], cqe[9]]);
+                let before = head.replace(new).unwrap_or(new);
+                assert!((new + ENTRIES - before) % ENTRIES < ENTRIES / 2, "SQHD goes back: {before}, {new}");
+                answers.push((cid, false));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    answers
+}
+
+/// The most data that came in a row before a response.
+fn most_in_a_row(answers: &[(u16, bool)]) -> usize {
+    answers.split(|(_, is_data)| !is_data).map(<[_]>::len).max().unwrap_or(0)
+}
+
+#[test]
+fn responses_of_many_reads_follow_the_data_of_several_and_no_more_than_half() {
+    let both = Digests { header: true, data: true };
+    for (keys, digests) in [("", Digests::NONE), ("gather_us = 0", Digests::NONE), ("gather_us = 0", both)] {
+        let target = TestTarget::start(&format!("poll = \"always\"\n{keys}\n{}", memory_config()));
+        let host = RudeHost::connect(target.address());
+        let mut queue = host.queue(1, ENTRIES, digests);
+        let mut in_a_row = || most_in_a_row(&answers_to_reads(&mut queue, digests, 48));
+        assert_eq!(in_a_row(), 1, "nothing is known of the host");
+        let bursts: Vec<usize> = (0..20).map(|_| in_a_row()).collect();
+        assert!(bursts.iter().any(|data| *data >= 8), "{bursts:?}");
+        // The kernel may cut a burst in two: then there is less in a row, not more. Where it is tried, also all.
+        assert!(keys.is_empty() || bursts.iter().all(|data| *data <= 25), "{bursts:?}");
+        let mut queue = host.queue(2, ENTRIES, digests);
+        let few = answers_to_reads(&mut queue, digests, 5);
+        assert_eq!(most_in_a_row(&few), 1, "few are answered one by one");
+    }
 }

@@ -10,8 +10,9 @@
 //! a piece, and a send costs more than all else that it does for a command. Of responses that come together it completes all at once, so
 //! its commands come together too. That takes nothing from it: the data arrives no later, and it is copied meanwhile.
 //!
-//! But a host that got *all* its responses together would wait for the target, and the target then for it. So half of what it has under
-//! way is held together at the most. Few commands are never held, nor the responses of long data.
+//! But a host that got *all* its responses together would wait for the target, and the target then for it: how many shall be held is
+//! decided where its commands are seen to ([`Gather`](crate::reactor::Gather)). Few commands are never held, nor the responses of long
+//! data.
 //!
 //! What it does not do: change the order of responses among themselves, for SQHD must not go back, or hold one beyond its batch.
 
@@ -36,10 +37,10 @@ pub(super) struct HeldResponses {
 }
 
 impl HeldResponses {
-    /// The host had so many commands answered by one send, not long ago; zero when they are few.
+    /// So many shall be held together, or as many as may be.
     #[inline]
-    pub(super) fn set_peak(&mut self, peak: u64) {
-        self.most = u32::try_from(peak / 2).unwrap_or(COUNT_MAX).min(COUNT_MAX);
+    pub(super) fn set_most(&mut self, most: u64) {
+        self.most = u32::try_from(most).unwrap_or(COUNT_MAX).min(COUNT_MAX);
     }
 
     /// Whether the response of a command with so much data is held: one without any behind others only.
@@ -81,10 +82,10 @@ mod tests {
     use super::*;
 
     /// How many are held until they go.
-    fn held(peak: u64, data_len: usize) -> u32 {
+    fn held(most: u64, data_len: usize) -> u32 {
         let mut held = HeldResponses::default();
-        held.set_peak(peak);
-        assert!(held.takes(data_len), "{peak} {data_len}");
+        held.set_most(most);
+        assert!(held.takes(data_len), "{most} {data_len}");
         let mut count = 1;
         while !held.hold(&[0; RESPONSE_BYTES_MAX], data_len) {
             count += 1;
@@ -94,9 +95,9 @@ mod tests {
     }
 
     #[test]
-    fn half_of_what_a_host_has_under_way_is_held_together() {
-        assert_eq!(held(32, 4096), 16);
-        assert_eq!(held(9, 512), 4);
+    fn as_many_are_held_together_as_shall_be() {
+        assert_eq!(held(16, 4096), 16);
+        assert_eq!(held(2, 512), 2);
         assert_eq!(held(u64::MAX, 512), COUNT_MAX);
     }
 
@@ -111,18 +112,18 @@ mod tests {
     fn few_commands_and_long_data_are_answered_at_once() {
         let mut held = HeldResponses::default();
         assert!(!held.takes(512), "nothing is known of the host");
-        held.set_peak(3);
+        held.set_most(1);
         assert!(!held.takes(512));
-        held.set_peak(16);
+        held.set_most(16);
         assert!(held.takes(DATA_BYTES_MAX) && !held.takes(DATA_BYTES_MAX + 1));
-        held.set_peak(0);
+        held.set_most(0);
         assert!(!held.takes(512), "it has few by now");
     }
 
     #[test]
     fn a_write_is_answered_at_once_or_behind_reads() {
         let mut held = HeldResponses::default();
-        held.set_peak(16);
+        held.set_most(16);
         assert!(!held.takes(0), "nothing is gained");
         assert!(!held.hold(&[1], 512));
         assert!(held.takes(0), "in order");
@@ -133,11 +134,11 @@ mod tests {
     #[test]
     fn what_is_held_is_in_order_and_goes_whole() {
         let mut held = HeldResponses::default();
-        held.set_peak(8);
+        held.set_most(4);
         assert!(!held.hold(&[1], 512) && !held.hold(&[2], 512));
         assert_eq!(held.bytes(), [1, 2]);
         held.clear();
-        assert_eq!(held.bytes(), []);
+        assert!(held.bytes().is_empty());
         assert!(
             !held.hold(&[3], 512) && !held.hold(&[4], 512) && !held.hold(&[5], 512),
             "counted from the start"

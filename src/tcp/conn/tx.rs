@@ -173,10 +173,10 @@ impl Tx {
         self.filling.push_bytes(out.get(..len).unwrap_or_default())
     }
 
-    /// The host had so many commands answered by one send, not long ago.
+    /// So many responses shall be held together.
     #[inline]
-    pub(super) fn hold_responses(&mut self, peak: u64) {
-        self.held.set_peak(peak);
+    pub(super) fn hold_responses(&mut self, most: u64) {
+        self.held.set_most(most);
     }
 
     /// Puts answers into the batch as long as there is room.
