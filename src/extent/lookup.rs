@@ -15,6 +15,8 @@
 //! A range that crosses extents gives one [`Segment`] an extent. Nothing here is trusted by the data path:
 //! [`FrozenMap::check`](super::FrozenMap::check) proves each segment again, by another route.
 
+use zerocopy::FromBytes as _;
+
 use super::error::LookupError;
 use super::map::Extent;
 use super::sys;
@@ -37,7 +39,7 @@ pub struct Segment {
 /// cursor holds only a guess, so one that was used with another map costs time, never a wrong answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LookupCursor {
-    index: usize,
+    pub(super) index: usize,
 }
 
 /// The segments of a range, in file order: contiguous, non-empty, covering exactly the range.
@@ -102,8 +104,8 @@ impl Iterator for Segments<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Index<'m> {
     pub(super) extents: &'m [Extent],
-    /// As [`starts`] made it.
-    pub(super) starts: &'m [u32],
+    /// The bytes of what [`starts`] made: most lookups need none of them.
+    pub(super) starts: &'m [u8],
     pub(super) stretch_shift: u32,
 }
 
@@ -113,6 +115,25 @@ const WINDOW: usize = 4;
 const STRETCH_EXTENTS_MAX: u64 = 8;
 
 impl Index<'_> {
+    /// The segment that holds all of `at..end`, if one does: its extent is the cursor's guess, or is found. A range without bytes has
+    /// none.
+    #[inline]
+    pub(super) fn whole(&self, cursor: &mut LookupCursor, at: u64, end: u64) -> Option<Segment> {
+        let mut index = cursor.index;
+        if !self.extents.get(index).is_some_and(|extent| extent.holds(at)) {
+            index = self.find(index, at)?;
+            cursor.index = index;
+        }
+        let extent = self.extents.get(index)?;
+        (at < end && end <= extent.end()).then_some(())?;
+        Some(Segment {
+            file_offset: ByteOffset(at),
+            device_offset: ByteOffset(extent.device_offset.get().checked_add(at - extent.file_offset.get())?),
+            len: ByteLen(end - at),
+            extent_index: u32::try_from(index).ok()?,
+        })
+    }
+
     /// The index of the extent that holds the byte at `at`: that of `guess`, the next one, or the one that is found.
     fn find(&self, guess: usize, at: u64) -> Option<usize> {
         let extents = self.extents;
@@ -124,9 +145,7 @@ impl Index<'_> {
         if holds(next) {
             return Some(next);
         }
-        let stretch = usize::try_from(at >> self.stretch_shift).ok()?;
-        let first = *self.starts.get(stretch)? as usize;
-        let last = self.starts.get(stretch + 1).map_or(extents.len() - 1, |last| *last as usize);
+        let (first, last) = self.stretch(at)?;
         if let Some(found) = self.near(self.guess(first, last, at), at) {
             return Some(found);
         }
@@ -138,15 +157,22 @@ impl Index<'_> {
     /// Has the processor fetch what [`find`](Self::find) is most likely to look at.
     pub(super) fn prefetch(&self, at: u64) {
         let around = || {
-            let stretch = usize::try_from(at >> self.stretch_shift).ok()?;
-            let first = *self.starts.get(stretch)? as usize;
-            let last = self.starts.get(stretch + 1).map_or(self.extents.len() - 1, |last| *last as usize);
+            let (first, last) = self.stretch(at)?;
             let start = self.window_start(self.guess(first, last, at))?;
             self.extents.get(start..start + WINDOW)
         };
         if let Some(window) = around() {
             sys::prefetch(window);
         }
+    }
+
+    /// The first and the last extent of the stretch of the byte at `at`.
+    fn stretch(&self, at: u64) -> Option<(usize, usize)> {
+        let starts = <[u32]>::ref_from_bytes(self.starts).ok()?;
+        let stretch = usize::try_from(at >> self.stretch_shift).ok()?;
+        let first = *starts.get(stretch)? as usize;
+        let last = starts.get(stretch + 1).map_or(self.extents.len().checked_sub(1)?, |last| *last as usize);
+        Some((first, last))
     }
 
     /// Where the window around `guess` begins; `None` in a map that has no room for one.

@@ -164,16 +164,7 @@ impl FrozenMap {
     /// The sealed extents, in file order.
     #[must_use]
     pub fn extents(&self) -> &[Extent] {
-        // The memory was written from whole extents and is page aligned, so the cast never fails; an empty list
-        // would make every lookup fail, which is the safe answer.
-        <[Extent]>::ref_from_prefix_with_elems(self.memory.bytes(), self.count)
-            .map_or(&[][..], |(extents, _)| extents)
-    }
-
-    /// Where lookups begin: for each stretch of the file the extent that holds its first byte.
-    fn starts(&self) -> &[u32] {
-        let behind = self.memory.bytes().get(self.count * size_of::<Extent>()..).unwrap_or_default();
-        <[u32]>::ref_from_bytes(behind).unwrap_or_default()
+        self.index().extents
     }
 
     /// The memory that the map takes as long as it lives, beside its identity: the extents, and where lookups begin.
@@ -218,8 +209,33 @@ impl FrozenMap {
         self.count > CACHED_EXTENTS_MAX
     }
 
+    #[inline]
     fn index(&self) -> Index<'_> {
-        Index { extents: self.extents(), starts: self.starts(), stretch_shift: self.stretch_shift }
+        // The memory was written from whole extents and is page aligned, so the cast never fails; an empty list
+        // would make every lookup fail, which is the safe answer.
+        let (extents, starts) =
+            <[Extent]>::ref_from_prefix_with_elems(self.memory.bytes(), self.count).unwrap_or_default();
+        Index { extents, starts, stretch_shift: self.stretch_shift }
+    }
+
+    /// The one segment that holds all of `len` bytes of what is served, from `range_start` in it: what most commands need, and
+    /// nothing else. `None` where [`segments`](Self::segments) has more than one to give, or none, and tells why.
+    #[inline]
+    #[must_use]
+    pub fn segment(
+        &self,
+        cursor: &mut LookupCursor,
+        range_start: ByteOffset,
+        len: ByteLen,
+    ) -> Option<Segment> {
+        let end = range_start.get().checked_add(len.get()).filter(|end| *end <= self.len().get())?;
+        let mask = u64::from(self.logical_block_size().bytes()) - 1;
+        if (range_start.get() | len.get()) & mask != 0 {
+            return None;
+        }
+        // The range ends within the file, so neither sum overflows.
+        let reserved = self.identity.reserved.get();
+        self.index().whole(cursor, reserved + range_start.get(), reserved + end)
     }
 
     /// The device segments that hold `len` bytes of what is served, from `range_start` in it: the first byte that is

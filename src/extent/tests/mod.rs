@@ -145,6 +145,13 @@ proptest! {
             let start = start.index(model.len());
             let (offset, len) = (ByteOffset(start as u64 * BLOCK), ByteLen(blocks * BLOCK));
             let fits = start as u64 + blocks <= model.len() as u64;
+            // What needs one segment gets the same one in one step, whatever the cursor guesses; and nothing else does.
+            for index in [0, cursor.index, map.extent_count() - 1, usize::MAX] {
+                let all = map.segments(&mut cursor, offset, len).map(Iterator::collect::<Vec<_>>);
+                let expected = all.ok().and_then(|all| <[Segment; 1]>::try_from(all).ok());
+                let mut guess = LookupCursor { index };
+                prop_assert_eq!(map.segment(&mut guess, offset, len), expected.map(|[segment]| segment));
+            }
             let Ok(segments) = map.segments(&mut cursor, offset, len) else {
                 prop_assert!(!fits);
                 continue;
@@ -375,10 +382,12 @@ fn ranges_that_the_map_cannot_serve_are_refused() {
     for (offset, len) in [(0, 1536), (1024, 512), (u64::MAX, 2), (1 << 63, 1 << 63)] {
         let result = map.segments(&mut cursor, ByteOffset(offset), ByteLen(len));
         assert!(matches!(result, Err(LookupError::OutOfRange { .. })), "{offset} {len}");
+        assert_eq!(map.segment(&mut cursor, ByteOffset(offset), ByteLen(len)), None);
     }
     for (offset, len) in [(1, 512), (0, 511)] {
         let result = map.segments(&mut cursor, ByteOffset(offset), ByteLen(len));
         assert!(matches!(result, Err(LookupError::Misaligned { .. })), "{offset} {len}");
+        assert_eq!(map.segment(&mut cursor, ByteOffset(offset), ByteLen(len)), None);
     }
     assert_eq!(map.segments(&mut cursor, ByteOffset(1024), ByteLen(0)).unwrap().count(), 0);
 }

@@ -163,7 +163,7 @@ impl CoreExport {
             return None;
         }
         let Some(map) = &self.export.map else { return Some((kind, start)) };
-        let segment = map.segments(&mut self.cursor, start, len).ok()?.next()?;
+        let segment = map.segment(&mut self.cursor, start, len)?;
         // The frozen map has the last word on every segment, whatever the lookup and its cache said.
         map.check(&segment).ok()?;
         let is_all = segment.len == len && map.served_offset(segment.file_offset) == Some(start);
