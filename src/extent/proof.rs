@@ -246,7 +246,10 @@ impl<'a> Reader<'a> {
         let start = ByteOffset(block.saturating_mul(self.block_len));
         let len = ByteLen(self.block_len.min(map.len().get().saturating_sub(start.get())));
         let mut cursor = LookupCursor::default();
-        let segment = map.segments(&mut cursor, start, len).ok().and_then(|mut found| found.next());
+        // As commands are looked up, in one step, and the first part where a block has several.
+        let segment = map
+            .segment(&mut cursor, start, len)
+            .or_else(|| map.segments(&mut cursor, start, len).ok().and_then(|mut found| found.next()));
         let Some(segment) = segment else { return Ok(None) };
         let file_offset = segment.file_offset;
         let bytes = self

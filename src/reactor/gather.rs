@@ -36,6 +36,9 @@ const LEAVES_ALONE: Question = Question::First;
 const ANSWERS_ALL: Question = Question::Second;
 /// After so many batches, what was seen before the last so many is forgotten.
 const BATCHES_A_SPAN: u32 = 512;
+/// So many small ones are as good as one: a host has few under way only if it goes on like that. Between two trials a slow host that is
+/// not waited for may send by sixes.
+const SMALL_BATCHES_A_BATCH: u32 = 128;
 
 /// How a connection's commands come.
 #[derive(Debug)]
@@ -44,11 +47,12 @@ pub struct Gather {
     /// Most commands that one send answered in this span, and in the one before: a host that had so many under way.
     peak: u64,
     peak_before: u64,
-    batches: u32,
+    /// How much of the span is over, in small batches.
+    span: u32,
     /// How long the socket is left alone, if the next look finds nothing.
     wait: Option<Duration>,
     until: Option<Instant>,
-    /// Whether it pays; none before a host had enough under way. In place: a small piece of the heap that is taken under load lies behind
+    /// Which ways pay; none before a host had enough under way. In place: a small piece of the heap that is taken under load lies behind
     /// the large buffers of that time, and keeps their memory when they are given back, 12 KiB a connection.
     trial: Option<Trial>,
 }
@@ -57,7 +61,7 @@ impl Gather {
     /// For a connection that begins; its socket is left alone for `most` at a time, and never if that is zero.
     #[must_use]
     pub const fn new(most: Duration) -> Self {
-        Self { most, peak: 0, peak_before: 0, batches: 0, wait: None, until: None, trial: None }
+        Self { most, peak: 0, peak_before: 0, span: 0, wait: None, until: None, trial: None }
     }
 
     /// So many commands were answered by one send, for which so many bytes were received and sent.
@@ -67,11 +71,12 @@ impl Gather {
         if let Some(trial) = &mut self.trial {
             trial.answered(commands, now);
         }
-        self.batches += 1;
-        if self.batches == BATCHES_A_SPAN {
-            (self.peak_before, self.peak, self.batches) = (self.peak, 0, 0);
+        let is_many = commands >= MANY;
+        self.span += if is_many { SMALL_BATCHES_A_BATCH } else { 1 };
+        if self.span >= BATCHES_A_SPAN * SMALL_BATCHES_A_BATCH {
+            (self.peak_before, self.peak, self.span) = (self.peak, 0, 0);
         }
-        if commands >= MANY && bytes <= commands.saturating_mul(BYTES_MAX) {
+        if is_many && bytes <= commands.saturating_mul(BYTES_MAX) {
             self.answered_many(commands, now);
         }
     }
@@ -205,7 +210,10 @@ mod tests {
         gather.most = Duration::ZERO;
         assert_eq!(gather.together(), 16, "also of one that is never left alone");
         let now = Instant::now();
-        (0..2 * BATCHES_A_SPAN).for_each(|_| gather.answered(MANY - 1, 0, now));
+        let small = |gather: &mut Gather, count| (0..count).for_each(|_| gather.answered(MANY - 1, 0, now));
+        small(&mut gather, BATCHES_A_SPAN * SMALL_BATCHES_A_BATCH);
+        assert_eq!(gather.together(), 16, "for a second it may have few");
+        small(&mut gather, BATCHES_A_SPAN * SMALL_BATCHES_A_BATCH);
         assert_eq!(gather.together(), 0, "it has few by now");
         assert_eq!(Gather::new(LONG).together(), 0, "of one of which nothing is known");
     }

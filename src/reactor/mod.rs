@@ -19,7 +19,8 @@
 //! ```
 //!
 //! A core that was stopped for a while makes sure of the files before it goes on: see `pause`. What it does while there is little to do is
-//! decided in `polls` (which sockets it reads itself), `linger` (whether it sleeps), `gather` and `trial` (whether it lets commands gather).
+//! decided in `polls` (which sockets it reads itself), `linger` (whether it sleeps), `gather` and `trial` (whether it lets commands gather,
+//! and how many responses go together).
 //!
 //! A connection lives on the core that adopted it until it ends. The loop knows connections only by the
 //! [`Connection`] trait; what they speak is decided by the [`ConnectionFactory`] that the control part passes in.

@@ -11,8 +11,8 @@
 //! its commands come together too. That takes nothing from it: the data arrives no later, and it is copied meanwhile.
 //!
 //! But a host that got *all* its responses together would wait for the target, and the target then for it: how many shall be held is
-//! decided where its commands are seen to ([`Gather`](crate::reactor::Gather)). Few commands are never held, nor the responses of long
-//! data.
+//! decided where its commands are seen to ([`Gather`](crate::reactor::Gather)). A host that never had many is answered at once, and so is long
+//! data, behind what was held.
 //!
 //! What it does not do: change the order of responses among themselves, for SQHD must not go back, or hold one beyond its batch.
 

@@ -135,7 +135,7 @@ pub struct TcpConnection {
     /// All that was received is parsed: more may come.
     receives: bool,
     heard: Heard,
-    /// When the socket is left alone for a moment.
+    /// How commands come, and what is done so that they come together.
     gather: Gather,
     /// Since the last answers.
     received_bytes: u32,

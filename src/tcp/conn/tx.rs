@@ -18,7 +18,8 @@ use crate::stage::{Trace, Who};
 use crate::tcp::digest::Digest;
 use crate::tcp::pdu::{self, DataPdu, Digests, HEADER_MAX, IcResp, R2t, TERM_REQ_MAX, TermReq};
 
-/// Arena and parts that the longest answer takes: held responses before it, a data header with its padding, a digest, a response.
+/// Arena that the longest answer takes: a data header with its padding, a digest, a response. And parts, with the responses that are
+/// held before it.
 const ANSWER_BYTES_MAX: usize = 3 * HEADER_MAX;
 const ANSWER_PARTS_MAX: usize = 4;
 /// What nearly all headers have, without digests.
@@ -258,6 +259,11 @@ impl Tx {
         probes::command_answered(sqe, completion.status, passed.stamps.arrived.ns());
         requests.remove(index);
         let data_len = buf.as_ref().map_or(0, DmaBuf::len);
+        let is_held = self.held.takes(data_len);
+        if !is_held {
+            // Those before it are not to wait for its data as well.
+            self.release_held();
+        }
         if let Some(buf) = buf {
             // Without SQ flow control the host has no use for SQHD, and the last data PDU may stand for the
             // completion (TCP section 3.3.2.1).
@@ -267,7 +273,7 @@ impl Tx {
                 return;
             }
         }
-        if !self.held.takes(data_len) {
+        if !is_held {
             self.response(cid, completion, session, digests);
             return;
         }
