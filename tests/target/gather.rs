@@ -10,8 +10,8 @@ use fastice::tcp::pdu::{Digests, PduHeader};
 use nvme_spec::{Nsid, NvmOpcode, Status};
 
 use crate::rude::{
-    RudeHost, WRITABLE, capsule, completion_in, completion_of, flush, pdu_of, tcp_stats, transfer,
-    write_in_capsule,
+    RudeHost, WRITABLE, capsule, completion_in, completion_of, expect_closed, expect_service, flush, pdu_of,
+    tcp_stats, transfer, write_in_capsule,
 };
 use crate::support::{TestTarget, memory_config};
 
@@ -99,6 +99,39 @@ fn answers_to_reads(queue: &mut RawConnection, digests: Digests, reads: u16) -> 
         }
     }
     answers
+}
+
+/// What a target whose host has so many reads in flight says to garbage behind them: whole PDUs, the data of each read before its
+/// response, and a TermReq.
+#[test]
+fn garbage_behind_many_reads_cuts_no_answer_and_leaves_none_behind_the_end() {
+    let target = TestTarget::start(&memory_config());
+    let host = RudeHost::connect(target.address());
+    for qid in 1..=8 {
+        let mut queue = host.queue(qid, ENTRIES, Digests::NONE);
+        answers_to_reads(&mut queue, Digests::NONE, 48);
+        let mut bytes: Vec<u8> = (0..48)
+            .flat_map(|cid| capsule(Digests::NONE, &transfer(NvmOpcode::READ, WRITABLE, cid, 0, 1), &[]))
+            .collect();
+        bytes.extend([0xFF; 128]);
+        queue.send(&bytes).expect("sent");
+        let mut data = BTreeSet::new();
+        loop {
+            let pdu = pdu_of(&mut queue);
+            match pdu.header {
+                PduHeader::C2hData(header) => assert!(pdu.data.len() == 4096 && data.insert(header.cccid)),
+                PduHeader::CapsuleResp(_) => {
+                    let (cid, status, _) = completion_in(&pdu).expect("a response");
+                    assert_eq!(status, Status::SUCCESS);
+                    assert!(data.contains(&cid), "{cid} is answered before its data is there");
+                }
+                PduHeader::TermReq(_) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        expect_closed(&mut queue);
+    }
+    expect_service(&target);
 }
 
 /// The most data that came in a row before a response.

@@ -37,6 +37,11 @@ pub(super) struct HeldResponses {
 }
 
 impl HeldResponses {
+    /// Makes room for as many as there may be.
+    pub(super) fn reserve(&mut self) {
+        self.bytes.reserve_exact(COUNT_MAX as usize * RESPONSE_BYTES_MAX);
+    }
+
     /// So many shall be held together, or as many as may be.
     #[inline]
     pub(super) fn set_most(&mut self, most: u64) {
@@ -55,9 +60,6 @@ impl HeldResponses {
     /// Holds the response of a command with so much data. True when they are enough, and go.
     #[inline]
     pub(super) fn hold(&mut self, response: &[u8], data_len: usize) -> bool {
-        if self.bytes.capacity() == 0 {
-            self.bytes.reserve_exact(COUNT_MAX as usize * RESPONSE_BYTES_MAX);
-        }
         self.bytes.extend_from_slice(response);
         self.count += 1;
         self.data_len += data_len;

@@ -384,6 +384,9 @@ impl TcpConnection {
             self.gather = Gather::new(cx.gather);
             self.rx.most_bytes = RX_BYTES_IO;
             self.tx.resize(TxSize { queue: usize::from(entries) * 2, ..TX_IO });
+            if !self.session.is_flow_control_disabled() {
+                self.tx.reserve_held();
+            }
         }
     }
 }

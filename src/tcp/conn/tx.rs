@@ -113,6 +113,12 @@ impl Tx {
         self.queue.reserve(size.queue.saturating_sub(self.queue.len()));
     }
 
+    /// Makes room for responses that are held, of a host that gets them. Now, for a small piece of the heap that is taken under load lies
+    /// behind the large buffers of that time, and keeps their memory when they are given back.
+    pub(super) fn reserve_held(&mut self) {
+        self.held.reserve();
+    }
+
     pub(super) fn push(&mut self, out: Out) {
         self.queue.push_back(out);
     }

@@ -67,6 +67,8 @@ struct Sent {
     lba: u64,
     blocks: u16,
     reads: bool,
+    /// Its data came.
+    got: bool,
     times: u32,
 }
 
@@ -292,7 +294,7 @@ impl Host {
         let len = pdu::capsule_cmd(&mut header, self.rules.digests, 0, &bytes, data.len() as u32);
         self.outbox.extend(&header[..len]);
         self.payload(data);
-        let sent = Sent { lba, blocks, reads: sqe.opcode == 2, times: 0 };
+        let sent = Sent { lba, blocks, reads: sqe.opcode == 2, got: false, times: 0 };
         self.sent.entry(cid).or_insert(sent).times += 1;
     }
 
@@ -385,6 +387,9 @@ impl Host {
                 if self.cntlid == 0 && status.is_success() {
                     self.cntlid = cqe.dw0.get() as u16;
                 }
+                let sent = self.sent.get(&cqe.cid.get());
+                let lacks = status.is_success() && sent.is_some_and(|sent| sent.reads && !sent.got);
+                assert!(self.rude || !lacks, "a read is answered before its data is there");
                 self.completed(cqe.cid.get());
             }
             PduHeader::TermReq(term) => assert!(self.rude, "a good host was terminated: {term:?}"),
@@ -395,6 +400,9 @@ impl Host {
     fn take_data(&mut self, header: &DataHeader, data: &[u8]) {
         if !self.rude {
             self.verify(header, data);
+        }
+        if let Some(sent) = self.sent.get_mut(&header.cccid) {
+            sent.got = true;
         }
         if header.success {
             self.completed(header.cccid);
