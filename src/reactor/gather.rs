@@ -218,36 +218,6 @@ mod tests {
         assert_eq!(Gather::new(LONG).together(), 0, "of one of which nothing is known");
     }
 
-    /// How often all was answered together in the second of two seconds, of a host whose batches take so long with it and without.
-    fn all_of(with: Duration, without: Duration) -> (usize, usize) {
-        let mut gather = seen(64);
-        let begun = Instant::now();
-        let (mut now, mut all, mut batches) = (begun, 0, 0);
-        while now < begun + Duration::from_secs(2) {
-            if batches % 100 == 0 {
-                gather.answered(64, 0, now);
-            }
-            gather.answered(16, 0, now);
-            let is_all = gather.together() == u64::MAX;
-            if now > begun + Duration::from_secs(1) {
-                all += usize::from(is_all);
-                batches += 1;
-            }
-            now += if is_all { with } else { without };
-        }
-        (all, batches)
-    }
-
-    #[test]
-    fn all_is_answered_together_where_that_is_more() {
-        let (all, batches) = all_of(20 * US, 24 * US);
-        assert!(all > batches * 9 / 10, "{all} of {batches}");
-        for (with, without) in [(24, 20), (20, 20)] {
-            let (all, batches) = all_of(with * US, without * US);
-            assert!(all < batches / 10, "{with} {without}: {all} of {batches}");
-        }
-    }
-
     #[test]
     fn how_many_a_host_had_is_forgotten() {
         let mut gather = seen(64);
@@ -264,35 +234,49 @@ mod tests {
         assert!(!last, "64 at a time is long ago, and 32 is all that is known");
     }
 
-    /// A host whose batches of 16 take so long while it is waited for, and while it is not; how often it was waited for in the second
-    /// of the two seconds.
-    fn waits_of(with: Duration, without: Duration) -> (usize, usize) {
+    /// A host whose batches of 16 take so long where it is served in a way, and where it is not: how often it is served so in the second
+    /// of two seconds.
+    fn served_so(
+        way: impl Fn(&mut Gather, Instant) -> bool,
+        with: Duration,
+        without: Duration,
+    ) -> (usize, usize) {
         let mut gather = seen(64);
         let begun = Instant::now();
-        let (mut now, mut waits, mut batches) = (begun, 0, 0);
+        let (mut now, mut so, mut batches) = (begun, 0, 0);
         while now < begun + Duration::from_secs(2) {
             // All come together now and then.
             if batches % 100 == 0 {
                 gather.answered(64, 0, now);
             }
             gather.answered(16, 0, now);
-            let is_waited_for = gather.missed(now).is_some();
+            let is_so = way(&mut gather, now);
             if now > begun + Duration::from_secs(1) {
-                waits += usize::from(is_waited_for);
+                so += usize::from(is_so);
                 batches += 1;
             }
-            now += if is_waited_for { with } else { without };
+            now += if is_so { with } else { without };
         }
-        (waits, batches)
+        (so, batches)
+    }
+
+    /// A way is kept where the host does more by it, and nowhere else.
+    fn is_kept_where_it_is_more(way: impl Fn(&mut Gather, Instant) -> bool) {
+        let (so, batches) = served_so(&way, 20 * US, 24 * US);
+        assert!(so > batches * 9 / 10, "{so} of {batches}");
+        for (with, without) in [(24, 20), (20, 20)] {
+            let (so, batches) = served_so(&way, with * US, without * US);
+            assert!(so < batches / 10, "{with} {without}: {so} of {batches}");
+        }
     }
 
     #[test]
     fn a_host_that_does_more_with_it_is_waited_for_and_no_other() {
-        let (waits, batches) = waits_of(20 * US, 24 * US);
-        assert!(waits > batches * 9 / 10, "{waits} of {batches}");
-        for (with, without) in [(24, 20), (20, 20)] {
-            let (waits, batches) = waits_of(with * US, without * US);
-            assert!(waits < batches / 10, "{with} {without}: {waits} of {batches}");
-        }
+        is_kept_where_it_is_more(|gather, now| gather.missed(now).is_some());
+    }
+
+    #[test]
+    fn all_is_answered_together_where_that_is_more() {
+        is_kept_where_it_is_more(|gather, _| gather.together() == u64::MAX);
     }
 }
