@@ -17,6 +17,7 @@ use self::device::fence_lost;
 use self::recall::Endings;
 use self::reload::{Asked, Reloaded};
 use self::set_up::{bind, publish, start_cores};
+use super::allocator::{self, Settled};
 use super::api::Api;
 use super::backings::Backings;
 use super::drains::Drains;
@@ -40,6 +41,7 @@ use crate::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the cores are looked after.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Everything that serves.
 pub(super) struct Server {
     pub(super) target: Arc<Target>,
@@ -65,6 +67,8 @@ pub(super) struct Server {
     /// Exports that are gone, and not drained yet.
     retiring: Vec<Arc<Export>>,
     started: Instant,
+    /// Of memory that connections gave back.
+    settled: Settled,
     /// Tells what it is doing; without it nobody can ask.
     _api: Option<Api>,
     metrics: Option<Metrics>,
@@ -145,6 +149,7 @@ impl Server {
             reloaded: Vec::new(),
             retiring: Vec::new(),
             started: Instant::now(),
+            settled: Settled::default(),
             _api: api.ok(),
             metrics,
             hidden: Arc::default(),
@@ -191,9 +196,18 @@ impl Server {
                     let _ = self.stop(Duration::from_secs(1));
                     return Err(ServeError::CoreLost);
                 }
+                self.give_memory_back();
             }
             self.look_after_endings(now);
             self.go_on_with_reloads();
+        }
+    }
+
+    /// When connections became idle or ended, their memory is the kernel's again.
+    fn give_memory_back(&mut self) {
+        let tcp = self.counters.snapshot();
+        if self.settled.is_due(tcp.shrunk + tcp.connections_ended) {
+            allocator::give_free_pages_back();
         }
     }
 

@@ -350,6 +350,7 @@ fn counted(writer: &mut Writer<'_>, target: &TargetStats, tcp: &TcpStats) -> fmt
         ("tcp_transfer_timeouts", "Connections whose host let a transfer hang", tcp.transfer_timeouts),
         ("tcp_broken", "Connections that the peer or the network broke off", tcp.broken),
         ("tcp_gathers", "Times a socket was left alone so that commands come together", tcp.gathers),
+        ("tcp_shrunk", "Times an idle connection gave its large receive buffer back", tcp.shrunk),
     ];
     rows.into_iter()
         .try_for_each(|(name, help, value)| writer.counters(name, help, None, [(Vec::new(), value)]))

@@ -64,6 +64,8 @@ counters! {
     broken,
     /// How often a socket was left alone so that more commands come together: see [`Gather`](crate::reactor::Gather).
     gathers,
+    /// How often a connection that was idle gave its large receive buffer back.
+    shrunk,
 }
 
 /// One event's count.
