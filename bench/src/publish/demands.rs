@@ -8,7 +8,7 @@ use crate::report::{Report, Row};
 struct Demand {
     work: &'static str,
     bar: &'static str,
-    /// Names of rows; a `*` stands for anything.
+    /// Names of rows; a `*` stands for anything that has a bar. A row that is named whole is shown without one too: it is the price.
     rows: &'static [&'static str],
 }
 
@@ -93,9 +93,10 @@ const DEMANDS: [Demand; 14] = [
         rows: &["idle/100-connections/*"],
     },
     Demand {
-        work: "100 reads a second, asleep when idle, against always polling: latency p99",
+        work: "100 reads a second, `poll = \"adaptive\"`, against always polling: latency p99; what that costs, and what it is where \
+               the core sleeps between any two (`linger_us = 0`)",
         bar: "at most 1.5",
-        rows: &["idle/light/p99"],
+        rows: &["idle/light/p99", "idle/light/cpu", "idle/asleep/p99", "idle/asleep/cpu"],
     },
     Demand { work: "full load, the same: IOPS", bar: "at least 0.99", rows: &["idle/full/iops"] },
     Demand {
@@ -128,12 +129,15 @@ pub(super) fn table(report: &Report) -> String {
         let found: Vec<&Row> = demand
             .rows
             .iter()
-            .flat_map(|wanted| report.rows.iter().filter(move |row| is_like(&row.name, wanted)))
-            .filter(|row| row.bar.is_some())
+            .flat_map(|wanted| {
+                let is_shown = |row: &&Row| row.bar.is_some() || row.name == *wanted;
+                report.rows.iter().filter(move |row| is_like(&row.name, wanted)).filter(is_shown)
+            })
             .collect();
+        let barred = found.iter().filter(|row| row.bar.is_some());
         let measured: Vec<_> = found.iter().map(|row| measured(row)).collect();
-        let missed = found.iter().filter(|row| row.met != Some(true)).count();
-        let met = match (found.len(), missed) {
+        let missed = barred.clone().filter(|row| row.met != Some(true)).count();
+        let met = match (barred.count(), missed) {
             (0, _) => "not measured".to_owned(),
             (_, 0) => "yes".to_owned(),
             (all, missed) => format!("**no**: {missed} of {all} not"),
@@ -153,8 +157,9 @@ fn measured(row: &Row) -> String {
     };
     let name = row.name.strip_prefix("target/").unwrap_or(&row.name);
     let mark = if row.is_disturbed() { " ~" } else { "" };
+    let judged = if row.bar.is_some() { "" } else { " (no bar)" };
     // Three digits, so that what misses its bar by little does not read like it.
-    format!("{number:.3}{unit}{mark} {}", name.strip_prefix("null/").unwrap_or(name))
+    format!("{number:.3}{unit}{mark} {}{judged}", name.strip_prefix("null/").unwrap_or(name))
 }
 
 /// Whether a name is like a pattern, in which `*` stands for anything.
@@ -200,7 +205,9 @@ mod tests {
             row("target/null/randread/qd32/spdk/iops", 1.4, bar),
             row("target/null/randread/qd32/spdk-perf/iops", 1.2, bar),
             row("target/null/randread-digests/qd32/spdk/iops", 1.5, bar),
-            row("target/null/randread/qd32/iops", 0.9, None),
+            row("target/null/randread/qd128/spdk/iops", 0.9, None),
+            row("idle/light/p99", 0.9, Some(Bar::RatioAtMost(1.5))),
+            row("idle/asleep/p99", 1.9, None),
         ];
         let text = table(&Report { rows, absent: Vec::new() });
         assert!(
@@ -210,6 +217,8 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("| at least 1.3 | 1.500 randread-digests/qd32/spdk/iops | yes |"), "{text}");
-        assert_eq!(text.matches("not measured").count(), 12, "{text}");
+        let price = "| at most 1.5 | 0.900 idle/light/p99<br>1.900 idle/asleep/p99 (no bar) | yes |";
+        assert!(text.contains(price), "{text}");
+        assert_eq!(text.matches("not measured").count(), 11, "{text}");
     }
 }

@@ -51,10 +51,15 @@ pub(super) fn document(report: &Report, plots: &[(String, String)], shortfalls: 
         put(&mut text, format_args!("* Absent, so not compared with: {absent}\n"));
     }
     let (barred, others): (Vec<_>, Vec<_>) = report.rows.iter().partition(|row| row.bar.is_some());
-    let missed = barred.iter().filter(|row| row.met == Some(false)).count();
+    let met: Vec<_> = barred.iter().filter(|row| row.met != Some(false)).collect();
+    let disturbed = met.iter().filter(|row| row.is_disturbed()).count();
     put(
         &mut text,
-        format_args!("\n## What is demanded\n\n{} of {} met.\n\n", barred.len() - missed, barred.len()),
+        format_args!(
+            "\n## What is demanded\n\n{} of {} met, {disturbed} of them by rounds most of which were disturbed (`~`).\n\n",
+            met.len(),
+            barred.len()
+        ),
     );
     rows(&mut text, &barred);
     if !plots.is_empty() {
@@ -138,7 +143,7 @@ mod tests {
         let rows = rows.iter().map(|measured| Row::new(measured, "here").unwrap()).collect();
         let report = Report { rows, absent: vec!["somebody".to_owned()] };
         let text = document(&report, &[("plots/a.svg".to_owned(), "A".to_owned())], "\n## Shortfalls\n");
-        assert!(text.contains("0 of 1 met."), "{text}");
+        assert!(text.contains("0 of 1 met, 0 of them"), "{text}");
         assert!(text.contains("| `judged` | 2.5 (2 to 3) us | 1.5 (1 to 2) the peer | 1.75 (1.5 to 2) | ratio <= 1 | **no** |"), "{text}");
         assert!(text.contains("not compared with: somebody") && text.contains("![A](plots/a.svg)"), "{text}");
         assert!(text.find("judged") < text.find("plain") && text.contains("## Shortfalls"));
