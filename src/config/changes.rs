@@ -141,6 +141,31 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     found
 }
 
+/// `new` with all that takes effect at a start as it is in `running`: what is served after a reload.
+pub(super) fn kept(running: &Config, new: Config) -> Config {
+    let mut subsystems = new.subsystems;
+    for after in &mut subsystems {
+        if let Some(before) = find(running, &after.nqn) {
+            (after.serial, after.model) = (before.serial.clone(), before.model.clone());
+        }
+    }
+    Config {
+        state_dir: running.state_dir.clone(),
+        cores: running.cores.clone(),
+        buffer_memory: running.buffer_memory,
+        poll: running.poll,
+        gather: running.gather,
+        watch: running.watch,
+        strict: running.strict,
+        log_format: running.log_format,
+        metrics: running.metrics,
+        listeners: running.listeners.clone(),
+        log: new.log,
+        nvme: new.nvme,
+        subsystems,
+    }
+}
+
 fn restarts(old: &Config, new: &Config) -> Vec<RestartReason> {
     let mut reasons = Vec::new();
     let mut note = |changed: bool, reason: RestartReason| {

@@ -321,6 +321,13 @@ impl Config {
         changes::changes(old, new)
     }
 
+    /// This configuration with all that takes effect at a start as `running` has it: what is served once it was reloaded, and what the next
+    /// reload is to be compared with.
+    #[must_use]
+    pub fn keeping(self, running: &Self) -> Self {
+        changes::kept(running, self)
+    }
+
     /// Whether a controller in another process must be able to reach the buffers.
     #[must_use]
     pub fn shares_buffers(&self) -> bool {

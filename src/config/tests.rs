@@ -72,6 +72,40 @@ fn the_sample_in_deploy_is_good() {
     let text = include_str!("../../deploy/fastice.toml.example");
     let config = good(text);
     assert!(!config.subsystems.is_empty());
+    // A key that is a comment has its default, but for these two, which say so.
+    let uncommented = |line: &str| match line.strip_prefix("# ") {
+        Some(key) if key.contains(" = ") && !key.starts_with("cores") && !key.starts_with("strict") => {
+            key.to_owned()
+        }
+        _ => line.to_owned(),
+    };
+    let (keys, rest) = text.split_once("# [metrics]").expect("tables come after the keys");
+    let keys: Vec<_> = keys.lines().map(uncommented).collect();
+    assert!(keys.iter().filter(|line| line.contains(" = ") && !line.starts_with('#')).count() > 7);
+    assert_eq!(good(&format!("{}\n# [metrics]{rest}", keys.join("\n"))), config);
+}
+
+#[test]
+fn what_needs_a_start_is_compared_with_what_runs_and_not_with_the_last_file() {
+    let running = good(MINIMAL);
+    for text in [
+        "state_dir = \"/srv/state\"",
+        "cores = 1",
+        "buffer_memory = \"8MiB\"",
+        "poll = \"always\"",
+        "linger_us = 5",
+        "gather_us = 5",
+        "watch_cpu_percent = 2.0",
+        "strict = true",
+        "log_format = \"json\"",
+    ] {
+        let asked = good(&format!("{text}\n{MINIMAL}"));
+        let pending = Config::changes(&running, &asked).restart;
+        assert_eq!(pending.len(), 1, "{text}");
+        let kept = asked.clone().keeping(&running);
+        assert_eq!(Config::changes(&kept, &asked).restart, pending, "{text}: still to come");
+        assert!(Config::changes(&kept, &running).is_empty(), "{text}: as it runs");
+    }
 }
 
 #[test]

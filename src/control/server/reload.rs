@@ -112,16 +112,7 @@ impl Server {
     /// Carries out what can be changed while hosts are connected: with it come the exports that are to be drained.
     fn reload(&mut self, new: Config) -> Result<(ReloadReport, Vec<ExportSlot>), ServeError> {
         let changes = Config::changes(&self.config, &new);
-        let config = Config {
-            state_dir: self.config.state_dir.clone(),
-            watch: self.config.watch,
-            strict: self.config.strict,
-            cores: self.config.cores.clone(),
-            buffer_memory: self.config.buffer_memory,
-            poll: self.config.poll,
-            listeners: self.config.listeners.clone(),
-            ..new
-        };
+        let config = new.keeping(&self.config);
         let cores = self.cores.as_ref().ok_or(ServeError::CoreLost)?;
         let published =
             self.provider.back(&config, &self.backings, Unfit::Fails, &mut NoProgress).and_then(|backings| {
