@@ -108,6 +108,14 @@ impl Failure {
         self.error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
     }
 
+    /// With its causes and the remedy on one line, for a log.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        let chain: Vec<String> = self.error.chain().map(ToString::to_string).collect();
+        let remedy = self.remedy.iter().map(|remedy| format!("; remedy: {remedy}"));
+        remedy.fold(chain.join(": "), |line, remedy| line + &remedy)
+    }
+
     /// As one JSON object, for commands that were asked for JSON.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
@@ -154,13 +162,15 @@ impl From<anyhow::Error> for Failure {
 
 impl From<crate::config::ConfigError> for Failure {
     fn from(error: crate::config::ConfigError) -> Self {
-        let unread = std::error::Error::source(&error).is_some();
-        let failure = Self::new(Exit::Usage, error);
-        if unread {
-            return failure
-                .with_remedy("name the file with --config; deploy/fastice.toml.example is a sample");
+        let unread = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+        match unread.map(io::Error::kind) {
+            None => Self::new(Exit::Usage, error),
+            Some(io::ErrorKind::PermissionDenied) => {
+                Self::new(Exit::Permission, error).with_remedy("run as root, or as who may read the file")
+            }
+            Some(_) => Self::new(Exit::Usage, error)
+                .with_remedy("name the file with --config; deploy/fastice.toml.example is a sample"),
         }
-        failure
     }
 }
 
@@ -174,6 +184,14 @@ pub fn help_table() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_has_causes_and_remedy_on_one_line() {
+        let error = anyhow::anyhow!("no such file").context("cannot read it");
+        let failure = Failure::new(Exit::Usage, error);
+        assert_eq!(failure.to_line(), "cannot read it: no such file");
+        assert_eq!(failure.with_remedy("name it").to_line(), "cannot read it: no such file; remedy: name it");
+    }
 
     #[test]
     fn numbers_are_distinct_and_in_order() {

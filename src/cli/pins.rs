@@ -247,7 +247,7 @@ fn tell_more(row: &PinRow, out: &mut Out) -> io::Result<()> {
             out.line(format!("\n{path}"))?;
             served.lines().iter().try_for_each(|line| out.line(format!("    {line}")))?;
         }
-        None if row.path.is_some() => out.line(format!("\n{path}: nobody serves it"))?,
+        None if row.path.is_some() => out.line(format!("\n{path}: {}", row.not_served()))?,
         None => {}
     }
     if let Some(incident) = &row.incident {
@@ -345,6 +345,16 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
 }
 
 impl PinRow {
+    /// What is known of who serves it, when no target with this state directory says that it does. One that guards it may have no time
+    /// to answer; and a file that cannot be looked at may be served with another state directory.
+    fn not_served(&self) -> String {
+        match (self.pid, self.state) {
+            (Some(pid), _) => format!("process {pid} holds it, and does not say whether it serves it"),
+            (None, PinState::Unknown) => "no target with this state directory serves it".to_owned(),
+            (None, _) => "nobody serves it".to_owned(),
+        }
+    }
+
     /// Whether it is the pin of the file, by whatever path that is reached, or of one that was at its path.
     fn is_of(&self, wanted: &WantedFile) -> bool {
         self.key.as_ref().is_some_and(|key| wanted.keys.contains(key))

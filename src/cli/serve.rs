@@ -128,7 +128,7 @@ fn reload(args: &ServeArgs, log: &LogHandle, running: &Running) {
     let config = match args.load() {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!("the configuration stays as it was:\n{error}");
+            tracing::error!("the configuration stays as it was: {}", Failure::from(error).to_line());
             return;
         }
     };
@@ -144,8 +144,7 @@ fn reload(args: &ServeArgs, log: &LogHandle, running: &Running) {
             }
         }
         Err(error) => {
-            let failure = Failure::from(error);
-            tracing::error!("the configuration stays as it was: {failure}");
+            tracing::error!("the configuration stays as it was: {}", Failure::from(error).to_line());
         }
     }
 }

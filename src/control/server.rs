@@ -118,13 +118,11 @@ impl Server {
             }
         };
         fence_lost(&target, &mut provider);
-        let addresses = ports.iter().map(|port| port.listen).collect();
+        let addresses: Vec<_> = ports.iter().map(|port| port.listen).collect();
         for (listener, port) in listeners.into_iter().zip(&ports) {
             cores.listen(listener, port.id);
         }
-        let pinned_bytes = provider.pinned_len().0;
-        tracing::info!(subsystems = config.subsystems.len(), pinned_bytes, ?addresses, "serving");
-        tell_served(&backings);
+        tell_served(&config, &addresses, &provider, &backings);
         let source = Source::new(&events, &target, &counters, &cores);
         let metrics = config.metrics.and_then(|address| Metrics::start(address, source));
         let api = Api::start(provider.state(), events.clone()).inspect_err(|error| {
@@ -264,7 +262,9 @@ impl Server {
 }
 
 /// So that nobody misses what is not.
-fn tell_served(backings: &Backings) {
+fn tell_served(config: &Config, addresses: &[SocketAddr], provider: &Provider, backings: &Backings) {
+    let pinned_bytes = provider.pinned_len().0;
+    tracing::info!(subsystems = config.subsystems.len(), pinned_bytes, ?addresses, "serving");
     let (served, namespaces) = (backings.whole(), backings.0.len());
     if served < namespaces {
         tracing::error!(
