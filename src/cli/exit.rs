@@ -108,7 +108,7 @@ impl Failure {
         self.error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
     }
 
-    /// With its causes and the remedy on one line, for a log.
+    /// With its causes and the remedy on one line, for a log; of an error that shows lines of a file, behind them.
     #[must_use]
     pub fn to_line(&self) -> String {
         let chain: Vec<String> = self.error.chain().map(ToString::to_string).collect();

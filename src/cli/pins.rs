@@ -345,12 +345,13 @@ fn row(state: &StateDir, record: Result<StoredPin, ExtentError>, events: bool, s
 }
 
 impl PinRow {
-    /// What is known of who serves it, when no target with this state directory says that it does. One that guards it may have no time
-    /// to answer; and a file that cannot be looked at may be served with another state directory.
+    /// What is known of who serves it, when no target with this state directory says that it does. One that holds it may have no time to
+    /// answer, and a file that cannot be looked at may be served with another state directory.
     fn not_served(&self) -> String {
+        let silence = "no target with this state directory says that it serves it";
         match (self.pid, self.state) {
-            (Some(pid), _) => format!("process {pid} holds it, and does not say whether it serves it"),
-            (None, PinState::Unknown) => "no target with this state directory serves it".to_owned(),
+            (Some(pid), _) => format!("process {pid} holds it, but {silence}"),
+            (None, PinState::Unknown) => silence.to_owned(),
             (None, _) => "nobody serves it".to_owned(),
         }
     }

@@ -128,15 +128,23 @@ fn reload(args: &ServeArgs, log: &LogHandle, running: &Running) {
     let config = match args.load() {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!("the configuration stays as it was: {}", Failure::from(error).to_line());
+            // Mistakes in it are shown with their lines, and no other remedy is needed.
+            let told = match Failure::from(error) {
+                failure if failure.exit == Exit::Usage && failure.remedy.is_none() => {
+                    format!("\n{}", failure.error)
+                }
+                failure => format!(" {}", Failure { remedy: None, ..failure }.to_line()),
+            };
+            tracing::error!("the configuration stays as it was:{told}");
             return;
         }
     };
-    if let Err(error) = log.set_level(config.log) {
-        tracing::error!("{error:#}");
-    }
+    let level = config.log;
     match running.reload(config) {
         Ok(report) => {
+            if let Err(error) = log.set_level(level) {
+                tracing::error!("{error:#}");
+            }
             let (added, removed, kept) = (report.added, report.removed, report.kept);
             tracing::info!(added, removed, kept, "configuration reloaded");
             for reason in report.needs_restart {

@@ -98,8 +98,16 @@ fn what_needs_a_start_is_compared_with_what_runs_and_not_with_the_last_file() {
         "watch_cpu_percent = 2.0",
         "strict = true",
         "log_format = \"json\"",
+        "idle_after_us = 5",
+        "[metrics]\nlisten = \"127.0.0.1:9464\"",
+        "[[listener]]\naddress = \"127.0.0.1:4421\"",
+        "IDENTITY",
     ] {
-        let asked = good(&format!("{text}\n{MINIMAL}"));
+        let asked = match text {
+            "IDENTITY" => MINIMAL.replace("allow_any_host", "serial = \"S2\"\nallow_any_host"),
+            _ => format!("{text}\n{MINIMAL}"),
+        };
+        let asked = good(&asked);
         let pending = Config::changes(&running, &asked).restart;
         assert_eq!(pending.len(), 1, "{text}");
         let kept = asked.clone().keeping(&running);

@@ -69,6 +69,8 @@ pub(super) struct Server {
     started: Instant,
     /// Of memory that connections gave back.
     settled: Settled,
+    /// Whether other processes can reach the buffers: settled at the start.
+    shares_buffers: bool,
     /// Tells what it is doing; without it nobody can ask.
     _api: Option<Api>,
     metrics: Option<Metrics>,
@@ -129,6 +131,7 @@ impl Server {
             tracing::warn!(%error, "no control socket: `fastice status` will not know of this target");
         });
         let server = Self {
+            shares_buffers: config.shares_buffers(),
             target,
             counters,
             addresses,
@@ -147,7 +150,7 @@ impl Server {
             reloaded: Vec::new(),
             retiring: Vec::new(),
             started: Instant::now(),
-            settled: Settled::default(),
+            settled: Settled::new(Instant::now()),
             _api: api.ok(),
             metrics,
             hidden: Arc::default(),
@@ -194,7 +197,7 @@ impl Server {
                     let _ = self.stop(Duration::from_secs(1));
                     return Err(ServeError::CoreLost);
                 }
-                self.give_memory_back();
+                self.give_memory_back(now);
             }
             self.look_after_endings(now);
             self.go_on_with_reloads();
@@ -202,9 +205,9 @@ impl Server {
     }
 
     /// When connections became idle or ended, their memory is the kernel's again.
-    fn give_memory_back(&mut self) {
+    fn give_memory_back(&mut self, now: Instant) {
         let tcp = self.counters.snapshot();
-        if self.settled.is_due(tcp.shrunk + tcp.connections_ended) {
+        if self.settled.is_due(tcp.shrunk.saturating_add(tcp.connections_ended), now) {
             allocator::give_free_pages_back();
         }
     }

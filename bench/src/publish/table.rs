@@ -51,12 +51,12 @@ pub(super) fn document(report: &Report, plots: &[(String, String)], shortfalls: 
         put(&mut text, format_args!("* Absent, so not compared with: {absent}\n"));
     }
     let (barred, others): (Vec<_>, Vec<_>) = report.rows.iter().partition(|row| row.bar.is_some());
-    let met: Vec<_> = barred.iter().filter(|row| row.met != Some(false)).collect();
+    let met: Vec<_> = barred.iter().filter(|row| row.met == Some(true)).collect();
     let disturbed = met.iter().filter(|row| row.is_disturbed()).count();
     put(
         &mut text,
         format_args!(
-            "\n## What is demanded\n\n{} of {} met, {disturbed} of them by rounds most of which were disturbed (`~`).\n\n",
+            "\n## What is demanded\n\n{} of {} met, {disturbed} of them marked `~`.\n\n",
             met.len(),
             barred.len()
         ),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::Server;
 use super::device::fence_lost;
 use super::set_up::publish;
-use crate::config::Config;
+use crate::config::{Config, RestartReason};
 use crate::control::error::ServeError;
 use crate::control::event::ReloadReport;
 use crate::control::provider::Unfit;
@@ -111,7 +111,12 @@ impl Server {
 
     /// Carries out what can be changed while hosts are connected: with it come the exports that are to be drained.
     fn reload(&mut self, new: Config) -> Result<(ReloadReport, Vec<ExportSlot>), ServeError> {
-        let changes = Config::changes(&self.config, &new);
+        let mut needs_restart = Config::changes(&self.config, &new).restart;
+        // Controllers come and go with reloads, but what the buffers are was settled at the start.
+        needs_restart.retain(|reason| *reason != RestartReason::SharedBuffers);
+        if new.shares_buffers() && !self.shares_buffers {
+            needs_restart.push(RestartReason::SharedBuffers);
+        }
         let config = new.keeping(&self.config);
         let cores = self.cores.as_ref().ok_or(ServeError::CoreLost)?;
         let published =
@@ -137,7 +142,7 @@ impl Server {
             added: published.added.len(),
             removed: published.removed.len(),
             kept: published.kept.len(),
-            needs_restart: changes.restart,
+            needs_restart,
         };
         let going: Vec<_> = published.removed.iter().map(|export| export.slot).collect();
         going.iter().for_each(|slot| self.drains.begin(cores, *slot));

@@ -342,7 +342,6 @@ impl TcpConnection {
             && self.stage == Stage::Running
             && self.rx.shrink(RX_BYTES_SMALL, RX_BYTES_IDLE)
         {
-            self.counters.shrunk.bump();
             cx.sockets.cancel(CoreContext::token(key, socket::RECV));
         }
     }

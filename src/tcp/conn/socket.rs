@@ -86,7 +86,10 @@ impl TcpConnection {
         result: std::io::Result<u32>,
     ) {
         match result {
-            Err(error) if self.rx.has_shrunk(&error) => self.rx.received(batch, 0, &mut self.requests),
+            Err(error) if self.rx.has_shrunk(&error) => {
+                self.counters.shrunk.bump();
+                self.rx.received(batch, 0, &mut self.requests);
+            }
             Ok(0) | Err(_) => {
                 self.rx.received(batch, 0, &mut self.requests);
                 if self.is_open() && result.is_err() {
