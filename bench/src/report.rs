@@ -36,6 +36,22 @@ impl std::fmt::Display for Bar {
     }
 }
 
+impl Bar {
+    /// What was written as text; none of what is no bar.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (kind, number) = text.rsplit_once(' ')?;
+        let number = number.parse().ok()?;
+        Some(match kind {
+            "ours <=" => Self::OursAtMost(number),
+            "ours >=" => Self::OursAtLeast(number),
+            "ratio <=" => Self::RatioAtMost(number),
+            "ratio >=" => Self::RatioAtLeast(number),
+            _ => return None,
+        })
+    }
+}
+
 /// One measurement. Numbers are medians of the rounds, in `unit`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {

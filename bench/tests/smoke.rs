@@ -48,6 +48,9 @@ fn the_target_is_measured_beside_the_bare_responder() {
         "target/memory/randwrite/qd32/iops",
         "target/map-10000-extents/randread/qd1/p50",
         "target/null/randread/qd32/ungathered/cpu",
+        // By the bare responder that joins.
+        "target/null/randrw/qd32/iops",
+        "target/null/randwrite-128k/qd16/p50",
         "target/curve/null/randread/qd2/iops",
         "target/curve/null/randread-connections/64x4/p50",
         "target/cost/null/randwrite/qd1/parse",

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::ceiling::Ceiling;
 use crate::report::{Report, Row};
 
 /// A line: the work, what it must come to, and the rows that tell.
@@ -124,7 +125,9 @@ const DEMANDS: [Demand; 14] = [
 /// What the mark means.
 const LEGEND: &str = "\n`~`: most rounds of this row were disturbed, or the machine changed its state between them; its spread in \
                       bench/REPORT.md says more than this median. Names are those of the rows there: `spdk` is SPDK's target by our light host, \
-                      `spdk-perf` the same by SPDK's own initiator for both sides.\n";
+                      `spdk-perf` the same by SPDK's own initiator for both sides. \
+                      `bare`: what a responder that has no work comes to there; where that misses the bar too, it is beyond reach: host and \
+                      kernel are what limits.\n";
 
 /// The table.
 pub(super) fn table(report: &Report) -> String {
@@ -139,12 +142,17 @@ pub(super) fn table(report: &Report) -> String {
             })
             .collect();
         let barred = found.iter().filter(|row| row.bar.is_some());
-        let measured: Vec<_> = found.iter().map(|row| measured(row)).collect();
-        let missed = barred.clone().filter(|row| row.met != Some(true)).count();
-        let met = match (barred.count(), missed) {
-            (0, _) => "not measured".to_owned(),
-            (_, 0) => "yes".to_owned(),
-            (all, missed) => format!("**no**: {missed} of {all} not"),
+        let measured: Vec<_> = found.iter().map(|row| measured(row) + &ceiling(report, row)).collect();
+        let missed: Vec<_> = barred.clone().filter(|row| row.met != Some(true)).collect();
+        let beyond =
+            missed.iter().filter(|row| Ceiling::of(report, row).is_some_and(|it| !it.is_enough)).count();
+        let met = match (barred.count(), missed.len(), beyond) {
+            (0, ..) => "not measured".to_owned(),
+            (_, 0, _) => "yes".to_owned(),
+            (all, missed, 0) => format!("**no**: {missed} of {all} not"),
+            (all, missed, beyond) => {
+                format!("**no**: {missed} of {all} not, {beyond} of them beyond reach")
+            }
         };
         // A string takes everything.
         let _ = writeln!(text, "| {} | {} | {} | {met} |", demand.work, demand.bar, measured.join("<br>"));
@@ -165,6 +173,12 @@ fn measured(row: &Row) -> String {
     let judged = if row.bar.is_some() { "" } else { " (no bar)" };
     // Three digits, so that what misses its bar by little does not read like it.
     format!("{number:.3}{unit}{mark} {}{judged}", name.strip_prefix("null/").unwrap_or(name))
+}
+
+/// Of a row that misses its bar, what a responder without work comes to.
+fn ceiling(report: &Report, row: &Row) -> String {
+    let ceiling = Ceiling::of(report, row).filter(|_| row.met == Some(false));
+    ceiling.map_or_else(String::new, |ceiling| format!(" (bare: {:.3})", ceiling.ratio))
 }
 
 /// Whether a name is like a pattern, in which `*` stands for anything.

@@ -4,12 +4,14 @@
 //!   table      the rows that something is demanded of, then all others
 //!   demands    the table of what is demanded of the target, also for README.md (readme)
 //!   shortfalls what is not met, with the profiles that show why
+//!   ceiling    what a responder without work comes to, where a bar is missed
 //!   growth     costs against connections, namespaces, extents and cores, and models fitted to them
 //!   plot       latency against rate, rate against depth and connections, cost by stage: SVG, one file each
 //! ```
 //!
 //! What it does not do: measure. It says nothing that is not in a row.
 
+mod ceiling;
 mod demands;
 mod draw;
 mod growth;

@@ -9,16 +9,19 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use super::ceiling::Ceiling;
 use crate::profiles::LIMIT;
-use crate::report::Report;
+use crate::report::{Report, Row};
 
 /// Where profiles are, beside the report.
 const PROFILES: &str = "profiles";
 const ROWS: &str = "# rows:";
 /// What a limit says, and what it does not.
 const HEAD: &str = "\
-A limit is what remains when our own code takes no time, or the target none at all. Where it is beyond the bar, the bar is within reach
-and was not reached: what is between the two is in the profile. Rows by SPDK's initiator have profiles of its processor too.
+What a responder that has no work comes to was measured, beside ours; against SPDK's it is the quotient of two rows. Where it misses the
+bar as well, no target can meet it by this host on this machine. A limit is reckoned, from a profile: what remains when our own code takes
+no time, or the target none at all. Where it is beyond the bar, the bar may be within reach and was not reached: what is between the two is
+in the profile. Rows by SPDK's initiator have profiles of its processor too.
 ";
 
 /// A profile: its path from the report, how the names of its rows begin, and what is their limit.
@@ -69,16 +72,36 @@ pub(super) fn section(report: &Report, profiles: &[Profile]) -> String {
         let why = if links.is_empty() { "no profile yet".to_owned() } else { links.join(", ") };
         let mark = if row.is_disturbed() { " ~" } else { "" };
         let (bar, number) = (row.bar.as_deref().unwrap_or_default(), row.ratio.unwrap_or(row.ours));
+        let ceiling =
+            Ceiling::of(report, row).map_or_else(String::new, |ceiling| told(report, row, &ceiling));
         // A string takes everything.
-        let _ = writeln!(text, "* `{}`: {number}{mark} where {bar} is demanded; {why}", row.name);
+        let _ = writeln!(text, "* `{}`: {number}{mark} where {bar} is demanded; {ceiling}{why}", row.name);
     }
     if text.is_empty() { text } else { format!("\n## Shortfalls\n\n{HEAD}\n{text}") }
+}
+
+/// What a responder without work comes to, in words. Where host and kernel are what limits the rate, processor time a command decides.
+fn told(report: &Report, row: &Row, ceiling: &Ceiling) -> String {
+    let Ceiling { ratio, row: bare, is_enough } = ceiling;
+    let mut text = format!("a responder that has no work comes to {ratio:.3} by the same host (`{bare}`)");
+    if !is_enough {
+        text += ": **beyond reach**, host and kernel are what limits here";
+        let cpu = row.name.rsplit_once('/').map(|(place, _)| format!("{place}/cpu"));
+        let cpu = report.rows.iter().find(|row| Some(&row.name) == cpu.as_ref());
+        if let Some((ratio, is_met)) = cpu.and_then(|cpu| Some((cpu.ratio?, cpu.met?))) {
+            let met = if is_met { "met" } else { "not met" };
+            text += &format!(
+                "; then the target's processor time a command decides: {ratio} of the peer's, {met}"
+            );
+        }
+    }
+    text + "; "
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Bar, Measurement, Row};
+    use crate::report::{Bar, Measurement};
 
     #[test]
     fn a_shortfall_links_the_profiles_of_its_row() {
@@ -116,6 +139,30 @@ mod tests {
         );
         assert!(!text.contains("`met`"), "{text}");
         assert_eq!(section(&Report::default(), &[]), "");
+    }
+
+    #[test]
+    fn what_nobody_can_reach_is_told_and_what_decides_then() {
+        let row = |name: &str, ours, bar| {
+            let (name, peer) =
+                (format!("target/null/randwrite/qd32/spdk-perf/{name}"), Some(("peer", &[1.0][..])));
+            let measured = Measurement { name, unit: "x", ours: &[ours], peer, bar, method: "made up" };
+            Row::new(&measured, "here").unwrap()
+        };
+        let section_with = |bare, cpu| {
+            let rows = vec![
+                row("iops", 1.0, Some(Bar::RatioAtLeast(1.3))),
+                row("bare/iops", bare, None),
+                row("cpu", cpu, Some(Bar::RatioAtMost(0.8))),
+            ];
+            section(&Report { rows, absent: Vec::new() }, &[])
+        };
+        let text = section_with(0.8, 0.75);
+        assert!(text.contains("comes to 1.250 by the same host (`target/null/randwrite/qd32/spdk-perf/bare/iops`): **beyond reach**"), "{text}");
+        assert!(text.contains("processor time a command decides: 0.75 of the peer's, met; "), "{text}");
+        assert!(section_with(0.8, 0.9).contains("decides: 0.9 of the peer's, not met; "));
+        let within = section_with(0.7, 0.75);
+        assert!(within.contains("comes to 1.429") && !within.contains("beyond reach**, host"), "{within}");
     }
 
     #[test]

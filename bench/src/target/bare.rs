@@ -15,9 +15,9 @@ use super::work::{CAPSULE_LEN, Kind, Work};
 
 /// Where the CID is in a command capsule: behind the common header, in dword 0.
 const CID_AT: usize = 10;
-const PIECE_LEN: usize = 1 << 20;
+pub(super) const PIECE_LEN: usize = 1 << 20;
 /// Parts of a `writev` (`UIO_MAXIOV`).
-const PARTS_MAX: usize = 1024;
+pub(super) const PARTS_MAX: usize = 1024;
 
 /// Answers one connection after the other until the process ends. It polls, or sleeps until something comes.
 ///
@@ -36,7 +36,7 @@ pub fn answer(listener: &TcpListener, work: Work, sleeps: bool) -> Result<()> {
     Ok(())
 }
 
-fn is_end(error: &anyhow::Error) -> bool {
+pub(super) fn is_end(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
 }
@@ -79,29 +79,40 @@ const fn response_len(work: Work) -> usize {
 }
 
 fn response(work: Work, cid: [u8; 2]) -> [u8; HEADER_LEN] {
-    let small = |value: usize| u8::try_from(value).unwrap_or_default();
-    let mut header = [0; HEADER_LEN];
-    let plen = u32::try_from(response_len(work)).unwrap_or_default().to_le_bytes();
-    header[4..8].copy_from_slice(&plen);
-    header[2] = small(HEADER_LEN);
     match work.kind {
-        Kind::Read => {
-            header[0] = PduType::C2H_DATA.0;
-            header[1] = flags::LAST | flags::SUCCESS;
-            header[3] = small(HEADER_LEN);
-            header[8..10].copy_from_slice(&cid);
-            header[16..20].copy_from_slice(&work.len.to_le_bytes());
-        }
+        Kind::Read => read_data(cid, work.len, true),
         // It knows no mix.
-        Kind::Write | Kind::Mixed => {
-            header[0] = PduType::CAPSULE_RESP.0;
-            header[20..22].copy_from_slice(&cid);
-        }
+        Kind::Write | Kind::Mixed => capsule_resp(cid),
     }
+}
+
+/// In front of all data of a read; with `success`, nothing follows it.
+pub(super) fn read_data(cid: [u8; 2], len: u32, success: bool) -> [u8; HEADER_LEN] {
+    let mut header = common(PduType::C2H_DATA, HEADER_LEN + len as usize);
+    header[1] = flags::LAST | if success { flags::SUCCESS } else { 0 };
+    header[3] = header[2];
+    header[8..10].copy_from_slice(&cid);
+    header[16..20].copy_from_slice(&len.to_le_bytes());
     header
 }
 
-fn write_all(stream: &mut TcpStream, mut parts: &mut [IoSlice<'_>]) -> Result<()> {
+/// A command went well.
+pub(super) fn capsule_resp(cid: [u8; 2]) -> [u8; HEADER_LEN] {
+    let mut header = common(PduType::CAPSULE_RESP, HEADER_LEN);
+    header[20..22].copy_from_slice(&cid);
+    header
+}
+
+/// Type, HLEN and PLEN.
+pub(super) fn common(kind: PduType, plen: usize) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[0] = kind.0;
+    header[2] = u8::try_from(HEADER_LEN).unwrap_or_default();
+    header[4..8].copy_from_slice(&u32::try_from(plen).unwrap_or_default().to_le_bytes());
+    header
+}
+
+pub(super) fn write_all(stream: &mut TcpStream, mut parts: &mut [IoSlice<'_>]) -> Result<()> {
     while !parts.is_empty() {
         match stream.write_vectored(parts) {
             Ok(len) => IoSlice::advance_slices(&mut parts, len),

@@ -94,6 +94,11 @@ impl Case {
         self.served == Served::Null && self.connections == 1 && self.work.kind != Kind::Mixed && is_small
     }
 
+    /// Whether it can where it joins as a target: one connection, and no digests.
+    pub(super) fn has_front(&self) -> bool {
+        self.served == Served::Null && self.connections == 1 && !self.work.digests
+    }
+
     /// Whether a socket may be left alone for a moment: many small commands in flight.
     pub(super) fn gathers(&self) -> bool {
         let is_small = self.work == Work::small(self.work.kind);

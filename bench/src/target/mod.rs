@@ -3,6 +3,7 @@
 //! | row | ours | peer |
 //! |---|---|---|
 //! | `target/DEVICE/WORK/qdN/iops` | commands a second of one connection | the bare responder: the ceiling of the kernel's TCP |
+//! | `.../spdk-perf/bare/iops`, `bare-together` | the same by SPDK's initiator | the same, for a host that joins ([`front`]) |
 //! | `target/DEVICE/WORK/CxN/iops` | of C connections, each of depth N | |
 //! | `.../p50`, `p99` | microseconds of a command | as above |
 //! | `.../PEER/iops`, `p50`, `p99`, `cpu` | the same, and microseconds of the target's processor a command | that peer |
@@ -23,6 +24,7 @@ pub mod cost;
 mod curve;
 mod daemon;
 mod file;
+mod front;
 pub mod idle;
 pub(crate) mod inbound;
 pub(crate) mod join;

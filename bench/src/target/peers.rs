@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::cases::{Bars, Case};
+use super::front::Together;
 use super::light::LightHost;
 use super::perf::Perf;
 use super::previous::{Previous, PreviousProcess};
@@ -22,6 +23,8 @@ const UNGATHERED: &str = "fastice, which leaves no socket alone (gather_us = 0)"
 pub(super) enum Peer {
     /// Answers the same bytes, with no work behind it.
     Bare,
+    /// The same for a host that joins by the book, and that host of both sides; the light one where it is none.
+    Front(Option<Perf>, Together),
     /// SPDK's target.
     Spdk(Spdk),
     /// SPDK's target, and SPDK's initiator for both sides.
@@ -39,6 +42,8 @@ pub(super) enum Peer {
 pub enum PeerKind {
     /// The bare responder
     Bare,
+    /// The bare responder, by SPDK's initiator
+    BarePerf,
     /// SPDK's target, by the light host
     Spdk,
     /// SPDK's target, by SPDK's initiator
@@ -53,8 +58,10 @@ pub enum PeerKind {
 
 /// Those that are on this machine. Who is absent is named, and why.
 pub(super) fn found(absent: &mut Vec<String>) -> Vec<Peer> {
-    let mut peers = vec![Peer::Bare, Peer::Unpinned, Peer::Ungathered(None)];
+    let mut peers =
+        vec![Peer::Bare, Peer::Front(None, Together::One), Peer::Unpinned, Peer::Ungathered(None)];
     if let Ok(perf) = Perf::find() {
+        peers.extend([Together::One, Together::All].map(|how| Peer::Front(Some(perf.clone()), how)));
         peers.push(Peer::Ungathered(Some(perf)));
     }
     let mut missing = |name: &str, why: &anyhow::Error| absent.push(format!("{name}: {why}"));
@@ -84,7 +91,8 @@ impl Peer {
     /// As it is asked for.
     pub(super) const fn kind(&self) -> PeerKind {
         match self {
-            Self::Bare => PeerKind::Bare,
+            Self::Bare | Self::Front(None, _) => PeerKind::Bare,
+            Self::Front(Some(_), _) => PeerKind::BarePerf,
             Self::Spdk(_) => PeerKind::Spdk,
             Self::SpdkByItsInitiator(..) => PeerKind::SpdkPerf,
             Self::Previous(_) => PeerKind::Previous,
@@ -96,7 +104,7 @@ impl Peer {
     /// What rows call it.
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::Bare => "a bare responder on the same sockets, which has no work",
+            Self::Bare | Self::Front(..) => "a bare responder on the same sockets, which has no work",
             Self::Spdk(spdk) | Self::SpdkByItsInitiator(spdk, _) => &spdk.name,
             Self::Previous(previous) => &previous.name,
             Self::Unpinned => "fastice, with the same blocks of the same device and no pin",
@@ -107,7 +115,9 @@ impl Peer {
     /// What stands behind the case in the names of its rows.
     pub(super) const fn place(&self) -> &'static str {
         match self {
-            Self::Bare | Self::Unpinned => "",
+            Self::Bare | Self::Front(None, _) | Self::Unpinned => "",
+            Self::Front(Some(_), Together::One) => "/spdk-perf/bare",
+            Self::Front(Some(_), Together::All) => "/spdk-perf/bare-together",
             Self::Spdk(_) => "/spdk",
             Self::SpdkByItsInitiator(..) => "/spdk-perf",
             Self::Previous(_) => "/previous",
@@ -120,6 +130,12 @@ impl Peer {
     pub(super) fn can(&self, case: &Case) -> bool {
         match self {
             Self::Bare => case.has_ceiling(),
+            Self::Front(by, together) => {
+                // Of few commands, and of those without response capsules behind data, it makes no difference.
+                let has_many = case.gathers() && case.work.kind != Kind::Write;
+                let is_wanted = *together == Together::One || has_many;
+                case.has_front() && is_wanted && (by.is_some() || !case.has_ceiling())
+            }
             Self::Spdk(_) => matches!(case.served, Served::Null | Served::Memory),
             Self::SpdkByItsInitiator(..) => case.served == Served::Null,
             Self::Previous(_) => case.served == Served::Null && case.work.kind != Kind::Mixed,
@@ -133,7 +149,7 @@ impl Peer {
         match self {
             Self::Bare => case.bars_of_ceiling(),
             Self::Spdk(_) | Self::SpdkByItsInitiator(..) => case.bars_of_spdk(),
-            Self::Previous(_) | Self::Ungathered(_) => Bars::default(),
+            Self::Front(..) | Self::Previous(_) | Self::Ungathered(_) => Bars::default(),
             Self::Unpinned => Case::bars_of_pin(),
         }
     }
@@ -141,20 +157,23 @@ impl Peer {
     /// The program that plays the host for both sides; none where the light one does.
     pub(super) const fn initiator(&self) -> Option<&Perf> {
         match self {
-            Self::SpdkByItsInitiator(_, perf) | Self::Ungathered(Some(perf)) => Some(perf),
+            Self::Front(Some(perf), _) | Self::SpdkByItsInitiator(_, perf) | Self::Ungathered(Some(perf)) => {
+                Some(perf)
+            }
             _ => None,
         }
     }
 
-    /// How many rounds it gets of so many: half of them, where a round takes whole seconds or nothing is demanded; thrice as many
-    /// beside a file's own blocks, for there a few per cent are demanded, and a round differs from the next by more.
+    /// How many rounds it gets of so many: more where something is demanded and a round differs from the next by more than what is
+    /// missing, and fewer where a round takes whole seconds and nothing is.
     pub(super) const fn rounds(&self, case: &Case, rounds: usize) -> usize {
         match self {
             Self::Unpinned if case.file.is_some() => rounds * 3,
-            Self::SpdkByItsInitiator(..) | Self::Previous(_) | Self::Ungathered(Some(_)) => {
-                rounds.div_ceil(2)
+            Self::SpdkByItsInitiator(..) => rounds + 2,
+            Self::Front(Some(_), _) | Self::Previous(_) | Self::Ungathered(Some(_)) => rounds.div_ceil(2),
+            Self::Bare | Self::Front(None, _) | Self::Spdk(_) | Self::Unpinned | Self::Ungathered(None) => {
+                rounds
             }
-            Self::Bare | Self::Spdk(_) | Self::Unpinned | Self::Ungathered(None) => rounds,
         }
     }
 }
@@ -173,7 +192,7 @@ impl Side<'_> {
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Ours => OURS,
-            Self::Peer(Peer::Bare) => "the bare responder",
+            Self::Peer(Peer::Bare | Peer::Front(..)) => "the bare responder",
             Self::Peer(Peer::Spdk(_) | Peer::SpdkByItsInitiator(..)) => "SPDK's target",
             Self::Peer(Peer::Previous(_)) => "our previous release",
             Self::Peer(Peer::Unpinned) => UNPINNED,
@@ -192,6 +211,13 @@ impl Side<'_> {
                 let served =
                     if case.work.kind == Kind::Read { Served::BareReads } else { Served::BareWrites };
                 Target::Bare(TargetProcess::start(served, None)?)
+            }
+            Self::Peer(Peer::Front(_, together)) => {
+                let served = match together {
+                    Together::One => Served::FrontOne,
+                    Together::All => Served::FrontAll,
+                };
+                Target::Front(TargetProcess::start(served, None)?)
             }
             Self::Peer(Peer::Spdk(spdk) | Peer::SpdkByItsInitiator(spdk, _)) => {
                 Target::Spdk(spdk.start(case.served)?)
@@ -223,6 +249,8 @@ pub(super) enum Target {
     Child(TargetProcess),
     /// The bare responder, in this program.
     Bare(TargetProcess),
+    /// The same, for hosts that join.
+    Front(TargetProcess),
     /// SPDK's.
     Spdk(SpdkProcess),
     /// fastice, as it was.
@@ -233,7 +261,7 @@ impl Target {
     /// Where it listens.
     pub(super) const fn address(&self) -> SocketAddr {
         match self {
-            Self::Child(process) | Self::Bare(process) => process.address,
+            Self::Child(process) | Self::Bare(process) | Self::Front(process) => process.address,
             Self::Spdk(process) => process.daemon.address(),
             Self::Previous(process) => process.daemon.address(),
         }
@@ -242,7 +270,7 @@ impl Target {
     /// Its process.
     pub(super) fn pid(&self) -> u32 {
         match self {
-            Self::Child(process) | Self::Bare(process) => process.pid(),
+            Self::Child(process) | Self::Bare(process) | Self::Front(process) => process.pid(),
             Self::Spdk(process) => process.daemon.pid(),
             Self::Previous(process) => process.daemon.pid(),
         }
@@ -257,7 +285,7 @@ impl Target {
     pub(super) fn busy_us(&mut self) -> Result<Option<f64>> {
         match self {
             Self::Child(process) => process.busy_us().map(Some),
-            Self::Bare(_) => Ok(None),
+            Self::Bare(_) | Self::Front(_) => Ok(None),
             Self::Spdk(process) => process.busy_us().map(Some),
             Self::Previous(process) => process.busy_us(),
         }

@@ -16,6 +16,7 @@ use fastice::extent::NoProgress;
 use rustix::thread::CpuSet;
 
 use super::file::ServedFile;
+use super::front::{self, Together};
 use super::whole::{OnNull, Whole};
 use super::work::{Kind, Work};
 use super::{NQN, bare};
@@ -50,6 +51,12 @@ pub enum Served {
     BareWrites,
     /// The bare responder, to reads of 4 KiB, which sleeps until they come
     BareSleeps,
+    /// The bare responder to a host that joins by the book; each response behind its data
+    #[value(name = "front-one")]
+    FrontOne,
+    /// The same, all responses of a batch behind all its data
+    #[value(name = "front-all")]
+    FrontAll,
 }
 
 impl Served {
@@ -66,6 +73,8 @@ impl Served {
             Self::BareReads => "bare-reads",
             Self::BareWrites => "bare-writes",
             Self::BareSleeps => "bare-sleeps",
+            Self::FrontOne => "front-one",
+            Self::FrontAll => "front-all",
         }
     }
 
@@ -117,6 +126,8 @@ pub fn serve(served: Served, file: Option<&Path>) -> Result<()> {
         Served::BareReads => return serve_bare(Kind::Read, false, first),
         Served::BareWrites => return serve_bare(Kind::Write, false, first),
         Served::BareSleeps => return serve_bare(Kind::Read, true, first),
+        Served::FrontOne => return serve_front(Together::One, first),
+        Served::FrontAll => return serve_front(Together::All, first),
         _ => Whole::start_on_null(OnNull::make(served.extents())?, first)?,
     };
     answer_lines(whole.address, || whole.busy_us(), Vec::new)?;
@@ -135,14 +146,34 @@ fn serve_configured(keys: &str, namespace: &str, cpu: usize) -> Result<()> {
 }
 
 fn serve_bare(kind: Kind, sleeps: bool, cpu: usize) -> Result<()> {
+    serve_thread(cpu, move |listener| bare::answer(listener, Work::small(kind), sleeps))
+}
+
+/// Until standard input ends: the thread ends with the process.
+fn serve_thread(cpu: usize, answer: impl FnOnce(&TcpListener) -> Result<()> + Send + 'static) -> Result<()> {
     stay_on(cpu)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     say(&listener.local_addr()?.to_string())?;
-    // It ends with the process, which ends with standard input.
-    let answer = move || bare::answer(&listener, Work::small(kind), sleeps);
-    std::thread::Builder::new().name("bare".to_owned()).spawn(answer)?;
+    std::thread::Builder::new().name("bare".to_owned()).spawn(move || {
+        if let Err(error) = answer(&listener) {
+            // Its parent finds that nobody answers; here is why.
+            let _ = writeln!(std::io::stderr().lock(), "the bare responder: {error:#}");
+        }
+    })?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// The bare responder in front of a target that sleeps until its admin queue is used.
+fn serve_front(together: Together, cpu: usize) -> Result<()> {
+    let namespace = namespace_of(Served::Null).context("no namespace")?;
+    let state = tempfile::tempdir()?;
+    let text = configuration(&namespace, state.path(), cpu, SocketAddr::from(([127, 0, 0, 1], 0)));
+    let text = text.replace("\"always\"", "\"adaptive\"");
+    let running = control::start(Config::parse(&text, "bench")?, &mut NoProgress)?;
+    let admin = *running.addresses().first().context("it listens nowhere")?;
+    serve_thread(cpu, move |listener| front::answer(listener, admin, together))?;
+    Ok(running.stop(control::Running::STOP_PATIENCE)?)
 }
 
 /// Answers until standard input ends.

@@ -1,0 +1,347 @@
+//! The bare responder for a host that joins by the book, as SPDK's does: its admin queue is a real target's, and only the I/O queue
+//! is answered by nobody.
+//!
+//! ```text
+//!   admin queue ---- ICReq, Connect: looked at ---- passed on, byte by byte ----> fastice, which sleeps until it is asked
+//!   I/O queue   ---- ICReq, Connect: answered ----- each command: a header with its CID, and data that is nobody's
+//! ```
+//!
+//! It does what [`super::bare`] does, and what a whole driver needs beyond that: reads beside writes, R2T for data that is not in the
+//! capsule, response capsules behind read data for a host that has flow control of its submission queue, as SPDK's has. How many of
+//! these go together decides how many commands that host submits together, and with it the rate: so there are two of it
+//! ([`Together`]). One I/O queue at a time. What it does not do: digests, more than one connection.
+
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+
+use anyhow::{Context, Result, bail, ensure};
+use fastice::tcp::pdu::{self, Digests, HEADER_MAX, IcReq, IcResp, PduType};
+use nvme_spec::fabrics::{ConnectCommand, ConnectData, cattr};
+use nvme_spec::{CompletionQueueEntry, NvmOpcode, Qid};
+use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
+
+use super::bare::{self, PARTS_MAX, PIECE_LEN, is_end, write_all};
+use super::inbound::HEADER_LEN;
+use super::work::CAPSULE_LEN;
+
+/// ICReq and ICResp (NVMe/TCP Transport specification 1.1, section 3.6.2.2).
+const IC_LEN: usize = 128;
+/// MAXH2CDATA, bytes: as fastice states it.
+const H2C_DATA_MAX: u32 = 1 << 20;
+
+/// How many response capsules of a batch go together, behind the data of as many reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Together {
+    /// Each behind its own data.
+    One,
+    /// All of it.
+    All,
+}
+
+/// Answers connections until the process ends. `admin` is a target whose subsystem has the same name.
+///
+/// # Errors
+/// When a connection breaks otherwise than by its end, or says what no host says.
+pub(super) fn answer(listener: &TcpListener, admin: SocketAddr, together: Together) -> Result<()> {
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        stream.set_nodelay(true)?;
+        let result = match joined(&mut stream, admin)? {
+            Joined::Admin(target) => pass_on(stream, target),
+            Joined::Queue { responds } => converse(&mut stream, responds.then_some(together)),
+        };
+        match result {
+            Err(error) if is_end(&error) => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// What a connection turned out to be.
+enum Joined {
+    /// An admin queue, and that of the target behind.
+    Admin(TcpStream),
+    /// An I/O queue.
+    Queue {
+        /// Whether reads have response capsules.
+        responds: bool,
+    },
+}
+
+/// ICReq and Connect: the beginning of each connection.
+fn joined(stream: &mut TcpStream, admin: SocketAddr) -> Result<Joined> {
+    stream.read_exact(&mut [0; IC_LEN])?;
+    let mut header = [0; HEADER_MAX];
+    let ic_resp = IcResp { cpda: 0, digests: Digests::NONE, maxh2cdata: H2C_DATA_MAX };
+    let len = pdu::ic_resp(&mut header, &ic_resp);
+    stream.write_all(header.get(..len).unwrap_or_default())?;
+    let mut capsule = vec![0; CAPSULE_LEN];
+    stream.read_exact(&mut capsule)?;
+    let plen = plen_of(&capsule).filter(|plen| (CAPSULE_LEN..=4096).contains(plen));
+    capsule.resize(plen.context("no Connect")?, 0);
+    stream.read_exact(capsule.get_mut(CAPSULE_LEN..).unwrap_or_default())?;
+    let (command, _) = ConnectCommand::read_from_prefix(capsule.get(8..).unwrap_or_default())
+        .map_err(|_| anyhow::anyhow!("no Connect"))?;
+    if command.qid.get() == Qid::ADMIN.get() {
+        let mut target = TcpStream::connect(admin)?;
+        target.set_nodelay(true)?;
+        let len = pdu::ic_req(&mut header, &IcReq::default());
+        target.write_all(header.get(..len).unwrap_or_default())?;
+        target.read_exact(&mut [0; IC_LEN])?;
+        target.write_all(&capsule)?;
+        return Ok(Joined::Admin(target));
+    }
+    let data = capsule.len().checked_sub(size_of::<ConnectData>());
+    let data = data.and_then(|at| ConnectData::read_from_bytes(capsule.get(at..)?).ok());
+    let mut cqe = CompletionQueueEntry::new_zeroed();
+    cqe.dw0 = u32::from(data.context("a Connect without data")?.cntlid.get()).into();
+    cqe.cid = command.cid;
+    let bytes = <[u8; 16]>::read_from_bytes(cqe.as_bytes()).map_err(|_| anyhow::anyhow!("16 bytes"))?;
+    let len = pdu::capsule_resp(&mut header, Digests::NONE, &bytes);
+    stream.write_all(header.get(..len).unwrap_or_default())?;
+    Ok(Joined::Queue { responds: command.cattr & cattr::DISABLE_SQ_FLOW_CONTROL == 0 })
+}
+
+/// Both ways, in threads of their own, until one side has had enough.
+fn pass_on(host: TcpStream, target: TcpStream) -> Result<()> {
+    for (mut from, mut to) in [(host.try_clone()?, target.try_clone()?), (target, host)] {
+        let pass = move || {
+            // However it ends, the other side is to learn of it.
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        };
+        thread::Builder::new().name("admin".to_owned()).spawn(pass)?;
+    }
+    Ok(())
+}
+
+/// A header, and how many bytes of data come behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reply {
+    header: [u8; HEADER_LEN],
+    cid: [u8; 2],
+    data_len: usize,
+}
+
+impl Reply {
+    /// Without data.
+    const fn alone(header: [u8; HEADER_LEN]) -> Self {
+        Self { header, cid: [0; 2], data_len: 0 }
+    }
+}
+
+/// The bytes of one connection: commands, and data that nobody looks at.
+#[derive(Debug, Default)]
+struct Commands {
+    /// Whether reads have response capsules.
+    responds: bool,
+    /// Bytes to pass over, and what is due when they are gone.
+    skip: usize,
+    due: Option<Reply>,
+}
+
+impl Commands {
+    /// Takes what it can of `bytes`, and says how many these were.
+    fn take(&mut self, bytes: &[u8], replies: &mut Vec<Reply>) -> Result<usize> {
+        let mut at = 0;
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
+            let passed = self.skip.min(rest.len());
+            (self.skip, at) = (self.skip - passed, at + passed);
+            if self.skip > 0 {
+                return Ok(at);
+            }
+            replies.extend(self.due.take());
+            let rest = rest.get(passed..).unwrap_or_default();
+            let Some(plen) = plen_of(rest) else { return Ok(at) };
+            let is_data = rest.first() == Some(&PduType::H2C_DATA.0);
+            let header_len = if is_data { HEADER_LEN } else { CAPSULE_LEN };
+            let Some(header) = rest.get(..header_len) else { return Ok(at) };
+            let reply =
+                if is_data { after_data(header) } else { Some(to_command(header, plen, self.responds)?) };
+            self.skip = plen.checked_sub(header_len).context("a PDU shorter than its header")?;
+            (self.due, at) = (reply, at + header_len);
+        }
+    }
+}
+
+/// PLEN, once the common header is there.
+fn plen_of(bytes: &[u8]) -> Option<usize> {
+    let plen = bytes.get(4..8)?.try_into().ok()?;
+    usize::try_from(u32::from_le_bytes(plen)).ok()
+}
+
+/// What the last data of a write calls for.
+fn after_data(header: &[u8]) -> Option<Reply> {
+    let is_last = header.get(1).is_some_and(|flags| flags & pdu::flags::LAST != 0);
+    is_last.then(|| Reply::alone(bare::capsule_resp([header[8], header[9]])))
+}
+
+/// What a capsule calls for, once its data is here.
+fn to_command(capsule: &[u8], plen: usize, responds: bool) -> Result<Reply> {
+    let kind = capsule.first();
+    ensure!(kind == Some(&PduType::CAPSULE_CMD.0), "a PDU that no host sends: {kind:?}");
+    // Dword 0 of the command, and the length in its SGL descriptor.
+    let cid = [capsule[10], capsule[11]];
+    let len = [capsule[40], capsule[41], capsule[42], capsule[43]];
+    Ok(match NvmOpcode(capsule[8]) {
+        NvmOpcode::READ => {
+            let len = u32::from_le_bytes(len);
+            let data_len = len as usize;
+            ensure!(data_len <= PIECE_LEN, "a read of {len} bytes");
+            Reply { header: bare::read_data(cid, len, !responds), cid, data_len }
+        }
+        NvmOpcode::WRITE if plen == CAPSULE_LEN => {
+            let mut header = bare::common(PduType::R2T, HEADER_LEN);
+            header[8..10].copy_from_slice(&cid);
+            header[10..12].copy_from_slice(&cid);
+            header[16..20].copy_from_slice(&len);
+            Reply::alone(header)
+        }
+        NvmOpcode::WRITE => Reply::alone(bare::capsule_resp(cid)),
+        other => bail!("a command that it has no answer for: {other:?}"),
+    })
+}
+
+/// Answers until the connection ends. `responds` when reads have response capsules.
+fn converse(stream: &mut TcpStream, responds: Option<Together>) -> Result<()> {
+    stream.set_nonblocking(true)?;
+    let nothing = vec![0; PIECE_LEN];
+    let (mut space, mut filled) = (vec![0; PIECE_LEN], 0);
+    let mut commands = Commands { responds: responds.is_some(), ..Commands::default() };
+    let (mut replies, mut headers) = (Vec::new(), Vec::new());
+    loop {
+        let len = match stream.read(space.get_mut(filled..).unwrap_or_default()) {
+            Ok(0) => return Ok(()),
+            Ok(len) => len,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error.into()),
+        };
+        filled += len;
+        let taken = commands.take(space.get(..filled).unwrap_or_default(), &mut replies)?;
+        space.copy_within(taken..filled, 0);
+        filled -= taken;
+        arrange(&mut replies, responds, &mut headers);
+        for headers in headers.chunks(PARTS_MAX / 2) {
+            let data = |len: usize| IoSlice::new(nothing.get(..len).unwrap_or_default());
+            let parts = headers.iter().flat_map(|(header, len)| [IoSlice::new(header), data(*len)]);
+            write_all(stream, &mut parts.filter(|part| !part.is_empty()).collect::<Vec<_>>())?;
+        }
+    }
+}
+
+/// Headers in their order, each with the length of its data: the response capsules of reads, where there are any, behind the data of
+/// so many.
+fn arrange(
+    replies: &mut Vec<Reply>,
+    responds: Option<Together>,
+    headers: &mut Vec<([u8; HEADER_LEN], usize)>,
+) {
+    headers.clear();
+    let group = match responds {
+        None | Some(Together::One) => 1,
+        Some(Together::All) => replies.len(),
+    };
+    for group in replies.chunks(group.max(1)) {
+        headers.extend(group.iter().map(|reply| (reply.header, reply.data_len)));
+        if responds.is_some() {
+            let reads = group.iter().filter(|reply| reply.data_len > 0);
+            headers.extend(reads.map(|reply| (bare::capsule_resp(reply.cid), 0)));
+        }
+    }
+    replies.clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use fastice::initiator::command;
+    use nvme_spec::command::psdt;
+    use nvme_spec::{Nsid, SglDescriptor, SubmissionQueueEntry};
+
+    use super::*;
+
+    /// A capsule of one block, with its data if it is in the capsule.
+    fn capsule(opcode: NvmOpcode, cid: u16, data: Option<&[u8]>) -> Vec<u8> {
+        let dptr = match data {
+            Some(data) => SglDescriptor::in_capsule(0, u32::try_from(data.len()).unwrap()),
+            None => SglDescriptor::transport(4096),
+        };
+        let sqe = command::command(opcode.0, Nsid(1));
+        let sqe = SubmissionQueueEntry { flags: psdt::SGL << 6, cid: cid.into(), dptr, ..sqe };
+        let mut header = [0; HEADER_MAX];
+        let bytes = <[u8; 64]>::read_from_bytes(sqe.as_bytes()).unwrap();
+        let data = data.unwrap_or_default();
+        let len = pdu::capsule_cmd(&mut header, Digests::NONE, 0, &bytes, u32::try_from(data.len()).unwrap());
+        [&header[..len], data].concat()
+    }
+
+    fn last_data(cid: u16, data: &[u8]) -> Vec<u8> {
+        let mut header = [0; HEADER_MAX];
+        let data_len = u32::try_from(data.len()).unwrap();
+        let pdu = pdu::DataPdu { cccid: cid, ttag: cid, data_len, last: true, ..pdu::DataPdu::default() };
+        let len = pdu::h2c_data(&mut header, Digests::NONE, 0, &pdu);
+        [&header[..len], data].concat()
+    }
+
+    /// What is answered when the bytes come in pieces of so many: type, CID and data of each header.
+    fn answered(bytes: &[u8], piece: usize, responds: Option<Together>) -> Vec<(PduType, u16, usize)> {
+        let mut commands = Commands { responds: responds.is_some(), ..Commands::default() };
+        let (mut replies, mut left, mut headers) = (Vec::new(), Vec::<u8>::new(), Vec::new());
+        for piece in bytes.chunks(piece) {
+            left.extend_from_slice(piece);
+            let taken = commands.take(&left, &mut replies).unwrap();
+            left.drain(..taken);
+        }
+        assert!(left.is_empty(), "all of it was taken");
+        arrange(&mut replies, responds, &mut headers);
+        let told = headers.iter().map(|(header, data_len)| {
+            let kind = PduType(header[0]);
+            let at = if kind == PduType::CAPSULE_RESP { 20 } else { 8 };
+            assert_eq!(plen_of(header), Some(HEADER_LEN + data_len));
+            (kind, u16::from_le_bytes([header[at], header[at + 1]]), *data_len)
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn each_command_has_its_answer_however_its_bytes_are_cut() {
+        let bytes = [
+            capsule(NvmOpcode::READ, 7, None),
+            capsule(NvmOpcode::WRITE, 300, Some(&[1; 4096])),
+            capsule(NvmOpcode::WRITE, 9, None),
+            last_data(9, &[2; 4096]),
+        ]
+        .concat();
+        let expected = [
+            (PduType::C2H_DATA, 7, 4096),
+            (PduType::CAPSULE_RESP, 300, 0),
+            (PduType::R2T, 9, 0),
+            (PduType::CAPSULE_RESP, 9, 0),
+        ];
+        for piece in [1, 7, 72, 4096, bytes.len()] {
+            assert_eq!(answered(&bytes, piece, None), expected, "{piece}");
+        }
+    }
+
+    #[test]
+    fn response_capsules_of_reads_go_behind_their_data_or_behind_that_of_all() {
+        let bytes = [1, 2].map(|cid| capsule(NvmOpcode::READ, cid, None)).concat();
+        let (data, response) = (PduType::C2H_DATA, PduType::CAPSULE_RESP);
+        let told = |responds| answered(&bytes, bytes.len(), responds);
+        let one = [(data, 1, 4096), (response, 1, 0), (data, 2, 4096), (response, 2, 0)];
+        assert_eq!(told(Some(Together::One)), one);
+        let all = [(data, 1, 4096), (data, 2, 4096), (response, 1, 0), (response, 2, 0)];
+        assert_eq!(told(Some(Together::All)), all);
+        assert_eq!(told(None), [(data, 1, 4096), (data, 2, 4096)]);
+    }
+
+    #[test]
+    fn what_no_host_sends_is_no_command() {
+        let mut commands = Commands::default();
+        assert!(commands.take(&[0xFF; 128], &mut Vec::new()).is_err());
+        let other = capsule(NvmOpcode::FLUSH, 1, None);
+        assert!(commands.take(&other, &mut Vec::new()).is_err(), "it has no answer for it");
+    }
+}
