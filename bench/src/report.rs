@@ -382,6 +382,18 @@ mod tests {
     }
 
     #[test]
+    fn a_bar_is_read_as_it_is_written() {
+        for bar in
+            [Bar::OursAtMost(300.0), Bar::OursAtLeast(0.8), Bar::RatioAtMost(0.85), Bar::RatioAtLeast(1.3)]
+        {
+            assert_eq!(Bar::parse(&bar.to_string()), Some(bar));
+        }
+        for text in ["", "ours", "ours < 3", "ratio <= much"] {
+            assert_eq!(Bar::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn numbers_claim_four_digits() {
         assert_eq!(rounded(123.456), 123.5);
         assert_eq!(rounded(0.012_345_6), 0.01235);

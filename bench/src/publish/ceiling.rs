@@ -1,14 +1,16 @@
-//! What a responder that has no work comes to beside SPDK's target: nobody by this host and this kernel can do more.
+//! What a responder that has no work comes to beside SPDK's target, where ours misses a bar there.
 //!
 //! ```text
 //!   ours / SPDK's                a row that misses its bar
 //!   ours / the bare responder's  a row of the same work by the same host
 //!   --------------------------
-//!   the bare responder / SPDK's  where this misses the bar too, host and kernel are what limits, and not the target
+//!   the bare responder / SPDK's  where this misses the bar too, it is not the target's work that limits
 //! ```
 //!
-//! By SPDK's initiator there may be two such responders: how responses are put together decides its rate, and the better one counts.
-//! What it does not do: say anything of processor time, which the bare responder does not account for.
+//! It answers at once, whatever has come, and ours gathers commands and answers where that pays: so ours may come to more. By SPDK's initiator
+//! there may be two such responders: how responses are put together decides its rate, and the better one counts. The quotient is of two
+//! medians, and as disturbed as they are; rows of another build or another machine make none. What it does not do: say anything of
+//! processor time, which the bare responder does not account for.
 
 use crate::report::{Bar, Report, Row};
 
@@ -16,42 +18,48 @@ use crate::report::{Bar, Report, Row};
 const PLACES: [(&str, &[&str]); 2] =
     [("/spdk/", &["/"]), ("/spdk-perf/", &["/spdk-perf/bare/", "/spdk-perf/bare-together/"])];
 
-/// The most that can be had.
+/// What the bare responder comes to.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Ceiling {
     /// In parts of what SPDK's target has.
     pub(super) ratio: f64,
+    /// What ours has, in parts of the responder's.
+    pub(super) ours: f64,
     /// The row that tells, beside the one that it was asked of.
     pub(super) row: String,
-    /// Whether it would do.
+    /// Whether that would do.
     pub(super) is_enough: bool,
+    /// Whether one of the two rows is.
+    pub(super) is_disturbed: bool,
 }
 
 impl Ceiling {
     /// That of a row; none where nothing tells of it.
     pub(super) fn of(report: &Report, row: &Row) -> Option<Self> {
-        let (bar, ours) = (Bar::parse(row.bar.as_deref()?)?, row.ratio?);
-        let (work, bare, label) = PLACES.iter().find_map(|(place, bare)| {
+        let (bar, ratio) = (Bar::parse(row.bar.as_deref()?)?, row.ratio?);
+        // Of ours alone no quotient tells.
+        let (wanted, is_least) = match bar {
+            Bar::RatioAtLeast(least) => (least, true),
+            Bar::RatioAtMost(most) => (most, false),
+            Bar::OursAtMost(_) | Bar::OursAtLeast(_) => return None,
+        };
+        let (work, places, label) = PLACES.iter().find_map(|(place, bare)| {
             let (work, label) = row.name.split_once(place)?;
             Some((work, bare, label))
         })?;
-        let found = bare.iter().filter_map(|bare| {
-            let name = format!("{work}{bare}{label}");
-            let row = report.rows.iter().find(|row| row.name == name)?;
-            Some((ours / row.ratio.filter(|ratio| *ratio > 0.0)?, name))
+        let found = places.iter().filter_map(|place| {
+            let name = format!("{work}{place}{label}");
+            let bare = report.rows.iter().find(|bare| bare.name == name && bare.machine == row.machine)?;
+            let ours = bare.ratio.filter(|ours| *ours > 0.0)?;
+            let ratio = ratio / ours;
+            let is_enough = if is_least { ratio >= wanted } else { ratio <= wanted };
+            let is_disturbed = row.is_disturbed() || bare.is_disturbed();
+            Some(Self { ratio, ours, row: name, is_enough, is_disturbed })
         });
-        let is_better = |one: &f64, other: &f64| match bar {
-            Bar::RatioAtMost(_) | Bar::OursAtMost(_) => other.total_cmp(one),
-            Bar::RatioAtLeast(_) | Bar::OursAtLeast(_) => one.total_cmp(other),
-        };
-        let (ratio, row) = found.max_by(|(one, _), (other, _)| is_better(one, other))?;
-        let is_enough = match bar {
-            Bar::RatioAtMost(most) => ratio <= most,
-            Bar::RatioAtLeast(least) => ratio >= least,
-            // Of these no ratio tells.
-            Bar::OursAtMost(_) | Bar::OursAtLeast(_) => return None,
-        };
-        Some(Self { ratio, row, is_enough })
+        found.max_by(|one, other| {
+            let is_more = one.ratio.total_cmp(&other.ratio);
+            if is_least { is_more } else { is_more.reverse() }
+        })
     }
 }
 
@@ -79,6 +87,8 @@ mod tests {
             row("target/null/randread/qd32/spdk-perf/bare-together/iops", 0.75, None),
             row("target/null/randread/qd1/spdk/p50", 0.95, Some(Bar::RatioAtMost(0.85))),
             row("target/null/randread/qd1/p50", 1.1, None),
+            row("target/null/randread-128k/qd16/spdk-perf/rate", 1.0, Some(Bar::RatioAtLeast(1.05))),
+            row("target/null/randread-128k/qd16/spdk-perf/bare/rate", 1.1, None),
             row("target/null/randread/qd32/spdk-perf/cpu", 0.9, Some(Bar::RatioAtMost(0.8))),
             row("target/null/randread-digests/qd32/spdk/iops", 1.2, at_least),
         ];
@@ -86,26 +96,49 @@ mod tests {
         let told = |name: &str| {
             let row = report.rows.iter().find(|row| row.name == name).unwrap();
             Ceiling::of(&report, row).map(|ceiling| {
-                let rounded = (ceiling.ratio * 1000.0).round() / 1000.0;
+                let rounded = [ceiling.ratio, ceiling.ours].map(|part| (part * 1000.0).round() / 1000.0);
+                assert!(!ceiling.is_disturbed);
                 (rounded, ceiling.is_enough, ceiling.row.replace("target/null/", ""))
             })
         };
-        let of = |ratio, is_enough, row: &str| Some((ratio, is_enough, row.to_owned()));
+        let of = |ratio, ours, is_enough, row: &str| Some(([ratio, ours], is_enough, row.to_owned()));
         assert_eq!(
             told("target/null/randwrite/qd32/spdk-perf/iops"),
-            of(1.25, false, "randwrite/qd32/spdk-perf/bare/iops")
+            of(1.25, 0.8, false, "randwrite/qd32/spdk-perf/bare/iops")
         );
         assert_eq!(
             told("target/null/randread/qd32/spdk-perf/iops"),
-            of(1.6, true, "randread/qd32/spdk-perf/bare-together/iops"),
+            of(1.6, 0.75, true, "randread/qd32/spdk-perf/bare-together/iops"),
             "the better one"
         );
-        assert_eq!(told("target/null/randread/qd1/spdk/p50"), of(0.864, false, "randread/qd1/p50"));
+        assert_eq!(told("target/null/randread/qd1/spdk/p50"), of(0.864, 1.1, false, "randread/qd1/p50"));
+        assert_eq!(
+            told("target/null/randread-128k/qd16/spdk-perf/rate"),
+            of(0.909, 1.1, false, "randread-128k/qd16/spdk-perf/bare/rate"),
+            "ours may come to more"
+        );
         for unknown in
             ["target/null/randread/qd32/spdk-perf/cpu", "target/null/randread-digests/qd32/spdk/iops"]
         {
             assert_eq!(told(unknown), None);
         }
         assert_eq!(told("target/null/randwrite/qd32/iops"), None, "it is beside no other");
+    }
+
+    #[test]
+    fn rows_of_another_build_tell_nothing_and_what_is_disturbed_is_told_so() {
+        let mut rows = vec![
+            row("target/null/randwrite/qd32/spdk/iops", 1.0, Some(Bar::RatioAtLeast(1.3))),
+            row("target/null/randwrite/qd32/iops", 0.8, None),
+        ];
+        let told = |rows: &[Row]| {
+            let report = Report { rows: rows.to_vec(), absent: Vec::new() };
+            Ceiling::of(&report, &report.rows[0]).map(|ceiling| ceiling.is_disturbed)
+        };
+        assert_eq!(told(&rows), Some(false));
+        rows[1].method = crate::target::calm::DISTURBED.to_owned();
+        assert_eq!(told(&rows), Some(true));
+        rows[1].machine = "another build".to_owned();
+        assert_eq!(told(&rows), None);
     }
 }

@@ -126,8 +126,8 @@ const DEMANDS: [Demand; 14] = [
 const LEGEND: &str = "\n`~`: most rounds of this row were disturbed, or the machine changed its state between them; its spread in \
                       bench/REPORT.md says more than this median. Names are those of the rows there: `spdk` is SPDK's target by our light host, \
                       `spdk-perf` the same by SPDK's own initiator for both sides. \
-                      `bare`: what a responder that has no work comes to there; where that misses the bar too, it is beyond reach: host and \
-                      kernel are what limits.\n";
+                      `bare`: what a responder that has no work comes to there, by the quotient of two rows; where that misses the bar too, it is \
+                      not the target's work that limits.\n";
 
 /// The table.
 pub(super) fn table(report: &Report) -> String {
@@ -151,7 +151,9 @@ pub(super) fn table(report: &Report) -> String {
             (_, 0, _) => "yes".to_owned(),
             (all, missed, 0) => format!("**no**: {missed} of {all} not"),
             (all, missed, beyond) => {
-                format!("**no**: {missed} of {all} not, {beyond} of them beyond reach")
+                format!(
+                    "**no**: {missed} of {all} not; a responder without work misses {beyond} of these too"
+                )
             }
         };
         // A string takes everything.
@@ -178,7 +180,9 @@ fn measured(row: &Row) -> String {
 /// Of a row that misses its bar, what a responder without work comes to.
 fn ceiling(report: &Report, row: &Row) -> String {
     let ceiling = Ceiling::of(report, row).filter(|_| row.met == Some(false));
-    ceiling.map_or_else(String::new, |ceiling| format!(" (bare: {:.3})", ceiling.ratio))
+    ceiling.map_or_else(String::new, |ceiling| {
+        format!(" (bare: {:.3}{})", ceiling.ratio, if ceiling.is_disturbed { " ~" } else { "" })
+    })
 }
 
 /// Whether a name is like a pattern, in which `*` stands for anything.
@@ -215,6 +219,26 @@ mod tests {
     fn patterns_match_whole_names() {
         assert!(is_like("a/spdk-perf/p50", "a/spdk*/p50") && is_like("a/spdk/p50", "a/spdk*/p50"));
         assert!(!is_like("a/spdk/p50/x", "a/spdk*/p50") && !is_like("b/a/spdk/p50", "a/spdk*/p50"));
+    }
+
+    #[test]
+    fn what_a_responder_without_work_misses_too_is_told() {
+        let bar = Some(Bar::RatioAtLeast(1.3));
+        let mut rows = vec![
+            row("target/null/randwrite/qd32/spdk-perf/iops", 1.0, bar),
+            row("target/null/randwrite/qd32/spdk-perf/bare/iops", 0.8, None),
+            row("target/null/randwrite/qd32/spdk/iops", 1.4, bar),
+            row("target/null/randwrite/qd32/iops", 1.2, None),
+        ];
+        let told = |rows: &[Row]| table(&Report { rows: rows.to_vec(), absent: Vec::new() });
+        let text = told(&rows);
+        let missed = "1.000 randwrite/qd32/spdk-perf/iops (bare: 1.250)<br>1.400 randwrite/qd32/spdk/iops | \
+                      **no**: 1 of 2 not; a responder without work misses 1 of these too |";
+        assert!(text.contains(missed), "{text}");
+        rows[1] = row("target/null/randwrite/qd32/spdk-perf/bare/iops", 0.7, None);
+        assert!(
+            told(&rows).contains("(bare: 1.429)<br>1.400 randwrite/qd32/spdk/iops | **no**: 1 of 2 not |")
+        );
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::report::Report;
 
 /// Fewer points than this say nothing of a form.
 const POINTS_MIN: usize = 3;
+/// A point counts as if it were at least this part of the largest one.
+const LEAST_PART: f64 = 1e-9;
 /// How far a model is told beyond the largest point.
 const BEYOND: f64 = 10.0;
 
@@ -82,7 +84,7 @@ impl Form {
     }
 }
 
-/// A line through points, by least squares of the parts by which it misses them.
+/// A line through points, by least squares of relative distances.
 #[derive(Clone, Copy, Debug)]
 struct Model {
     form: Form,
@@ -105,8 +107,10 @@ impl Model {
         if points.len() < POINTS_MIN {
             return None;
         }
-        // Points are far apart, and each is to be met by as small a part of it: a weight of one over its square.
-        let weight = |point: &(f64, f64)| point.1.powi(2).max(f64::MIN_POSITIVE).recip();
+        // Points are far apart, and each is to be met by as small a part of it: a weight of one over its square. One at zero would outweigh
+        // all others.
+        let most = points.iter().map(|point| point.1.abs()).fold(0.0, f64::max).max(1.0);
+        let weight = |point: &(f64, f64)| point.1.abs().max(most * LEAST_PART).powi(2).recip();
         let weights = points.iter().map(weight).sum::<f64>();
         let mean = |of: &dyn Fn(&(f64, f64)) -> f64| {
             points.iter().map(|point| weight(point) * of(point)).sum::<f64>() / weights
@@ -126,7 +130,7 @@ impl Model {
         let mut model = Self { form, a, b, residual: 0.0, residual_part: 0.0, squares: 0.0 };
         for (count, value) in points {
             let distance = (value - model.at(*count)).abs();
-            let part = distance / value.abs().max(f64::MIN_POSITIVE);
+            let part = distance / value.abs().max(most * LEAST_PART);
             model.residual = model.residual.max(distance);
             model.residual_part = model.residual_part.max(part);
             model.squares += part * part;
@@ -230,8 +234,8 @@ const HEAD: &str = "
 ## Growth, and what lies beyond this machine
 
 The points are the `growth/` rows; each formula is a line fitted to them, in N or in log2 N, whichever misses them by less: by least squares of
-the parts of each point, for the points are powers of ten. What falls within the points is told as their mean. The residual is the largest
-distance of a point from the line, and the largest part. **What is told beyond the largest point is the formula, not a measurement.**
+relative distances, for the points are powers of ten. What falls within the points is told as their mean. The residual is the largest
+distance of a point from the line, and the largest relative one. **What is told beyond the largest point is the formula, not a measurement.**
 
 | rows | unit | points | model | largest residual | beyond |
 |---|---|---|---|---|---|
@@ -286,6 +290,14 @@ mod tests {
         off[6].1 *= 1.001;
         let model = Model::best(&off).unwrap();
         assert!(model.residual_part < 0.002, "{model:?}");
+    }
+
+    #[test]
+    fn a_point_at_zero_spoils_nothing() {
+        let model = Model::best(&[(1.0, 0.0), (10.0, 9.0), (100.0, 99.0), (1000.0, 999.0)]).unwrap();
+        assert!((model.b - 1.0).abs() < 1e-3 && (model.a + 1.0).abs() < 1e-3, "{model:?}");
+        let flat = Model::best(&[(1.0, 0.0), (10.0, 0.0), (100.0, 0.0)]).unwrap();
+        assert_eq!((flat.a, flat.b), (0.0, 0.0));
     }
 
     #[test]

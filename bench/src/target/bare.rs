@@ -1,8 +1,8 @@
 //! The bare responder: what the kernel's TCP gives when the target has no work at all.
 //!
 //! It receives, answers every whole capsule with a response of the right length that has its CID, and does nothing else: no
-//! state, no checks, no device. Nothing that speaks the protocol can be faster on this machine by this way to the kernel, so
-//! it is the ceiling to close in on. Never use it for more.
+//! state, no checks, no device. Nothing that answers at once can be faster on this machine by this way to the kernel, so
+//! it is the ceiling to close in on. Never use it for more. For hosts that join as hosts do there is [`super::front`].
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -38,7 +38,7 @@ pub fn answer(listener: &TcpListener, work: Work, sleeps: bool) -> Result<()> {
 
 pub(super) fn is_end(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-    matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
+    matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof))
 }
 
 fn converse(stream: &mut TcpStream, work: Work) -> Result<()> {

@@ -9,7 +9,8 @@
 //! It does what [`super::bare`] does, and what a whole driver needs beyond that: reads beside writes, R2T for data that is not in the
 //! capsule, response capsules behind read data for a host that has flow control of its submission queue, as SPDK's has. How many of
 //! these go together decides how many commands that host submits together, and with it the rate: so there are two of it
-//! ([`Together`]). One I/O queue at a time. What it does not do: digests, more than one connection.
+//! ([`Together`]). One I/O queue at a time. What it does not do: digests, more than one connection, SQHD (which is zero always: the hosts that it
+//! is for do not look at it), HPDA, or to wait so that more comes together, as fastice may: a target that does can come to more than it.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -45,18 +46,22 @@ pub(super) enum Together {
 /// When a connection breaks otherwise than by its end, or says what no host says.
 pub(super) fn answer(listener: &TcpListener, admin: SocketAddr, together: Together) -> Result<()> {
     for stream in listener.incoming() {
-        let mut stream = stream?;
+        let stream = stream?;
         stream.set_nodelay(true)?;
-        let result = match joined(&mut stream, admin)? {
-            Joined::Admin(target) => pass_on(stream, target),
-            Joined::Queue { responds } => converse(&mut stream, responds.then_some(together)),
-        };
-        match result {
+        match serve(stream, admin, together) {
             Err(error) if is_end(&error) => {}
             result => result?,
         }
     }
     Ok(())
+}
+
+/// One connection: an I/O queue until it ends, an admin queue until it is passed on.
+fn serve(mut stream: TcpStream, admin: SocketAddr, together: Together) -> Result<()> {
+    match joined(&mut stream, admin)? {
+        Joined::Admin(target) => pass_on(stream, target),
+        Joined::Queue { responds } => converse(&mut stream, responds.then_some(together)),
+    }
 }
 
 /// What a connection turned out to be.
@@ -121,14 +126,15 @@ fn pass_on(host: TcpStream, target: TcpStream) -> Result<()> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reply {
     header: [u8; HEADER_LEN],
-    cid: [u8; 2],
     data_len: usize,
+    /// The CID of a read.
+    read: Option<[u8; 2]>,
 }
 
 impl Reply {
     /// Without data.
     const fn alone(header: [u8; HEADER_LEN]) -> Self {
-        Self { header, cid: [0; 2], data_len: 0 }
+        Self { header, data_len: 0, read: None }
     }
 }
 
@@ -156,11 +162,13 @@ impl Commands {
             replies.extend(self.due.take());
             let rest = rest.get(passed..).unwrap_or_default();
             let Some(plen) = plen_of(rest) else { return Ok(at) };
-            let is_data = rest.first() == Some(&PduType::H2C_DATA.0);
-            let header_len = if is_data { HEADER_LEN } else { CAPSULE_LEN };
-            let Some(header) = rest.get(..header_len) else { return Ok(at) };
-            let reply =
-                if is_data { after_data(header) } else { Some(to_command(header, plen, self.responds)?) };
+            let (reply, header_len) = if rest.first() == Some(&PduType::H2C_DATA.0) {
+                let Some(header) = rest.first_chunk() else { return Ok(at) };
+                (after_data(header), HEADER_LEN)
+            } else {
+                let Some(capsule) = rest.first_chunk() else { return Ok(at) };
+                (Some(to_command(capsule, plen, self.responds)?), CAPSULE_LEN)
+            };
             self.skip = plen.checked_sub(header_len).context("a PDU shorter than its header")?;
             (self.due, at) = (reply, at + header_len);
         }
@@ -174,15 +182,15 @@ fn plen_of(bytes: &[u8]) -> Option<usize> {
 }
 
 /// What the last data of a write calls for.
-fn after_data(header: &[u8]) -> Option<Reply> {
-    let is_last = header.get(1).is_some_and(|flags| flags & pdu::flags::LAST != 0);
+fn after_data(header: &[u8; HEADER_LEN]) -> Option<Reply> {
+    let is_last = header[1] & pdu::flags::LAST != 0;
     is_last.then(|| Reply::alone(bare::capsule_resp([header[8], header[9]])))
 }
 
 /// What a capsule calls for, once its data is here.
-fn to_command(capsule: &[u8], plen: usize, responds: bool) -> Result<Reply> {
-    let kind = capsule.first();
-    ensure!(kind == Some(&PduType::CAPSULE_CMD.0), "a PDU that no host sends: {kind:?}");
+fn to_command(capsule: &[u8; CAPSULE_LEN], plen: usize, responds: bool) -> Result<Reply> {
+    let kind = PduType(capsule[0]);
+    ensure!(kind == PduType::CAPSULE_CMD, "a PDU that no host sends: {kind:?}");
     // Dword 0 of the command, and the length in its SGL descriptor.
     let cid = [capsule[10], capsule[11]];
     let len = [capsule[40], capsule[41], capsule[42], capsule[43]];
@@ -191,7 +199,7 @@ fn to_command(capsule: &[u8], plen: usize, responds: bool) -> Result<Reply> {
             let len = u32::from_le_bytes(len);
             let data_len = len as usize;
             ensure!(data_len <= PIECE_LEN, "a read of {len} bytes");
-            Reply { header: bare::read_data(cid, len, !responds), cid, data_len }
+            Reply { header: bare::read_data(cid, len, !responds), data_len, read: Some(cid) }
         }
         NvmOpcode::WRITE if plen == CAPSULE_LEN => {
             let mut header = bare::common(PduType::R2T, HEADER_LEN);
@@ -247,8 +255,8 @@ fn arrange(
     for group in replies.chunks(group.max(1)) {
         headers.extend(group.iter().map(|reply| (reply.header, reply.data_len)));
         if responds.is_some() {
-            let reads = group.iter().filter(|reply| reply.data_len > 0);
-            headers.extend(reads.map(|reply| (bare::capsule_resp(reply.cid), 0)));
+            let reads = group.iter().filter_map(|reply| reply.read);
+            headers.extend(reads.map(|cid| (bare::capsule_resp(cid), 0)));
         }
     }
     replies.clear();
@@ -335,6 +343,35 @@ mod tests {
         let all = [(data, 1, 4096), (data, 2, 4096), (response, 1, 0), (response, 2, 0)];
         assert_eq!(told(Some(Together::All)), all);
         assert_eq!(told(None), [(data, 1, 4096), (data, 2, 4096)]);
+    }
+
+    #[test]
+    fn data_that_is_not_the_last_calls_for_nothing() {
+        let mut first = last_data(3, &[0; 512]);
+        first[1] &= !pdu::flags::LAST;
+        assert!(answered(&first, 100, None).is_empty());
+        let both = [first, last_data(3, &[0; 512])].concat();
+        assert_eq!(answered(&both, 100, None), [(PduType::CAPSULE_RESP, 3, 0)]);
+    }
+
+    #[test]
+    fn a_host_that_leaves_while_it_joins_is_no_end_for_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let admin = TcpListener::bind("127.0.0.1:0").unwrap();
+        let behind = admin.local_addr().unwrap();
+        thread::spawn(move || answer(&listener, behind, Together::One));
+        let mut early = TcpStream::connect(address).unwrap();
+        early.write_all(&[0; 10]).unwrap();
+        drop(early);
+        // The next one is answered.
+        let mut host = TcpStream::connect(address).unwrap();
+        let mut header = [0; HEADER_MAX];
+        let len = pdu::ic_req(&mut header, &IcReq::default());
+        host.write_all(&header[..len]).unwrap();
+        let mut ic_resp = [0; IC_LEN];
+        host.read_exact(&mut ic_resp).unwrap();
+        assert_eq!(PduType(ic_resp[0]), PduType::IC_RESP);
     }
 
     #[test]

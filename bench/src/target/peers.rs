@@ -164,13 +164,13 @@ impl Peer {
         }
     }
 
-    /// How many rounds it gets of so many: more where something is demanded and a round differs from the next by more than what is
-    /// missing, and fewer where a round takes whole seconds and nothing is.
+    /// How many rounds it gets of so many: more where a bar is, or is judged by it, and a round differs from the next by more than what is
+    /// missing; fewer where a round takes whole seconds and nothing is demanded.
     pub(super) const fn rounds(&self, case: &Case, rounds: usize) -> usize {
         match self {
             Self::Unpinned if case.file.is_some() => rounds * 3,
-            Self::SpdkByItsInitiator(..) => rounds + 2,
-            Self::Front(Some(_), _) | Self::Previous(_) | Self::Ungathered(Some(_)) => rounds.div_ceil(2),
+            Self::SpdkByItsInitiator(..) | Self::Front(Some(_), _) => rounds + 2,
+            Self::Previous(_) | Self::Ungathered(Some(_)) => rounds.div_ceil(2),
             Self::Bare | Self::Front(None, _) | Self::Spdk(_) | Self::Unpinned | Self::Ungathered(None) => {
                 rounds
             }

@@ -100,8 +100,12 @@ pub(super) fn namespace_of(served: Served) -> Option<String> {
 
 /// The configuration of one namespace on one core that always polls.
 pub(super) fn configuration(namespace: &str, state: &Path, cpu: usize, address: SocketAddr) -> String {
+    configuration_of("always", namespace, state, cpu, address)
+}
+
+fn configuration_of(poll: &str, namespace: &str, state: &Path, cpu: usize, address: SocketAddr) -> String {
     format!(
-        "state_dir = {state:?}\ncores = [{cpu}]\npoll = \"always\"\n[[listener]]\naddress = \"{address}\"\n[[subsystem]]\nnqn = \
+        "state_dir = {state:?}\ncores = [{cpu}]\npoll = \"{poll}\"\n[[listener]]\naddress = \"{address}\"\n[[subsystem]]\nnqn = \
          \"{NQN}\"\nallow_any_host = true\n[[subsystem.namespace]]\nnsid = 1\nblock_size = 4096\n{namespace}\n",
     )
 }
@@ -168,8 +172,9 @@ fn serve_thread(cpu: usize, answer: impl FnOnce(&TcpListener) -> Result<()> + Se
 fn serve_front(together: Together, cpu: usize) -> Result<()> {
     let namespace = namespace_of(Served::Null).context("no namespace")?;
     let state = tempfile::tempdir()?;
-    let text = configuration(&namespace, state.path(), cpu, SocketAddr::from(([127, 0, 0, 1], 0)));
-    let text = text.replace("\"always\"", "\"adaptive\"");
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    // It has the responder's processor, and must not poll on it.
+    let text = configuration_of("adaptive", &namespace, state.path(), cpu, anywhere);
     let running = control::start(Config::parse(&text, "bench")?, &mut NoProgress)?;
     let admin = *running.addresses().first().context("it listens nowhere")?;
     serve_thread(cpu, move |listener| front::answer(listener, admin, together))?;

@@ -16,7 +16,7 @@
 //!
 //! What it does not do: change the order of responses among themselves, for SQHD must not go back, or hold one beyond its batch.
 
-/// Responses at a time, at the most.
+/// Responses at a time, at the most: half of what most hosts have under way, so that of more than these half, and all, is the same.
 const COUNT_MAX: u32 = 64;
 /// A response capsule with its header digest, in bytes.
 const RESPONSE_BYTES_MAX: usize = 28;

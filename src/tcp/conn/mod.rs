@@ -63,7 +63,8 @@ const REQUESTS_BEFORE_CONNECT: u16 = 32;
 const TRANSFER_LOOK: Duration = Duration::from_secs(1);
 /// A connection that has received nothing for so long has no use for a large buffer: 2 s.
 const IDLE_NS: u64 = 2_000_000_000;
-/// PDUs parsed in one turn, so that no connection starves its neighbours.
+/// Steps of parsing in one turn, so that no connection starves its neighbours: a PDU is one, and the end of its data another. So many that
+/// a whole queue of 128 reads is answered by as few sends as they came together.
 const PDU_BUDGET: usize = 128;
 /// Receive buffers: at first and as an admin queue; of an I/O queue, once more comes at a time; and of one that was busy and is
 /// idle: as little as makes no difference for single commands, for all of it is touched then.
