@@ -160,8 +160,12 @@ impl BlockDevice for MemDevice {
 }
 
 impl Shared {
-    fn execute(&self, op: BlockOp) -> BlockDone {
-        let result = self.try_execute(&op).map_err(BlockError::new);
+    fn execute(&self, op: &BlockOp) -> Result<(), BlockError> {
+        self.try_execute(op).map_err(BlockError::new)
+    }
+
+    fn done(&self, op: BlockOp) -> BlockDone {
+        let result = self.execute(&op);
         BlockDone { token: op.token, result, buf: op.buf }
     }
 
@@ -217,10 +221,18 @@ impl BlockQueue for MemQueue {
             return Err(op);
         }
         match self.shared.latency {
-            None => self.ready.push_back(self.shared.execute(op)),
+            None => self.ready.push_back(self.shared.done(op)),
             Some(latency) => self.delayed.push_back((Instant::now() + latency, op)),
         }
         Ok(())
+    }
+
+    fn is_immediate(&self) -> bool {
+        self.shared.latency.is_none()
+    }
+
+    fn execute(&mut self, op: &mut BlockOp) -> Result<(), BlockError> {
+        self.shared.execute(op)
     }
 
     fn commit(&mut self) {}
@@ -231,7 +243,7 @@ impl BlockQueue for MemQueue {
             while self.delayed.front().is_some_and(|(due, _)| *due <= now)
                 && let Some((_, op)) = self.delayed.pop_front()
             {
-                self.ready.push_back(self.shared.execute(op));
+                self.ready.push_back(self.shared.done(op));
             }
         }
         drain(&mut self.ready, budget, done)

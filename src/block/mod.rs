@@ -153,6 +153,27 @@ pub trait BlockQueue {
     /// Gives the operation back when the queue is full: poll, then try again.
     fn submit(&mut self, op: BlockOp) -> Result<(), BlockOp>;
 
+    /// Whether operations of this device take no time but the processor's, so that [`BlockQueue::execute`] does them.
+    fn is_immediate(&self) -> bool {
+        false
+    }
+
+    /// Does an operation at once, for who has nothing to gain from asking again for its end: as [`BlockQueue::submit`] and
+    /// [`BlockQueue::poll`] together, without a token. Its buffer may be another one afterwards, as in [`BlockDone`].
+    ///
+    /// # Errors
+    /// As in [`BlockDone::result`]; and always, where the device is not [immediate](BlockQueue::is_immediate).
+    fn execute(&mut self, op: &mut BlockOp) -> Result<(), BlockError> {
+        let _ = op;
+        Err(BlockError::new(BlockErrorKind::Internal))
+    }
+
+    /// A buffer that holds what this device reads everywhere, where there is such a thing: a read of no more bytes may have its first
+    /// ones for a buffer, and others have them too. Nobody writes to it.
+    fn lends(&self) -> Option<DmaBuf> {
+        None
+    }
+
     /// Makes what was submitted known to the device: once after a batch.
     fn commit(&mut self);
 

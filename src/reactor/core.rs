@@ -391,14 +391,22 @@ impl Core {
         }
         let mut ended = self.cx.engine.take_done();
         work += ended.len();
-        let mut all = ended.drain(..).peekable();
-        while let Some(first) = all.next() {
+        let mut all = ended.drain(..);
+        let mut next = all.next();
+        while let Some(first) = next.take() {
             let key = first.owner;
-            let Some(seat) = self.seats.get_mut(key) else { continue };
+            let Some(seat) = self.seats.get_mut(key) else {
+                next = all.next();
+                continue;
+            };
             seat.connection.on_io(&mut self.cx, first);
             // Most have neighbours of the same connection.
-            while let Some(next) = all.next_if(|next| next.owner == key) {
-                seat.connection.on_io(&mut self.cx, next);
+            for done in all.by_ref() {
+                if done.owner != key {
+                    next = Some(done);
+                    break;
+                }
+                seat.connection.on_io(&mut self.cx, done);
             }
             Self::mark_ready(&mut self.ready, seat, key);
         }

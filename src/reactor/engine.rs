@@ -36,6 +36,7 @@ use crate::fabrics::{Export, ExportSlot, IoCommand};
 use crate::probes;
 use crate::ring::Ring;
 use crate::stage::{Stamp, Stamps};
+use crate::units::ByteLen;
 
 /// Operations one core keeps in flight on one device.
 pub(super) const DEVICE_QUEUE_DEPTH: usize = 1024;
@@ -68,6 +69,9 @@ struct CoreExport {
     cursor: LookupCursor,
     in_flight: u32,
     goes_with_ring: bool,
+    is_immediate: bool,
+    /// What reads may have for a buffer.
+    lends: Option<DmaBuf>,
 }
 
 /// A device queue and how many exports of this core use it.
@@ -224,13 +228,20 @@ impl IoEngine {
             Some(index) => index,
             None => self.open_queue(&export.device)?,
         };
-        let mut goes_with_ring = false;
-        if let Some(device_queue) = &mut self.queues[queue] {
-            device_queue.users += 1;
-            goes_with_ring = device_queue.queue.goes_with_ring();
-        }
-        self.exports[slot] =
-            Some(CoreExport { export, queue, cursor: LookupCursor::default(), in_flight: 0, goes_with_ring });
+        let Some(device_queue) = &mut self.queues[queue] else {
+            return Err(BlockError::new(BlockErrorKind::Internal));
+        };
+        device_queue.users += 1;
+        let device = &device_queue.queue;
+        self.exports[slot] = Some(CoreExport {
+            export,
+            queue,
+            cursor: LookupCursor::default(),
+            in_flight: 0,
+            goes_with_ring: device.goes_with_ring(),
+            is_immediate: device.is_immediate(),
+            lends: device.lends(),
+        });
         Ok(())
     }
 
@@ -296,6 +307,14 @@ impl IoEngine {
             self.launch_one(batch, command);
         }
         self.fresh = fresh;
+    }
+
+    /// A buffer for a read of so many bytes that takes none from the pool: its device [lends](BlockQueue::lends) it.
+    #[must_use]
+    #[inline]
+    pub fn lend(&self, slot: ExportSlot, len: ByteLen) -> Option<DmaBuf> {
+        let lends = self.exports.get(slot.0 as usize)?.as_ref()?.lends.as_ref()?;
+        lends.try_slice(0, usize::try_from(len.0).ok()?)
     }
 
     /// Begins a command, which goes to its device with the next [`IoEngine::launch`]. Its end, also an immediate one, arrives by

@@ -1,5 +1,5 @@
-//! A device that is done at once and touches no data: valgrind counts a string instruction once a byte, so the zeros of a null device
-//! would be more than all that is to be counted.
+//! A device whose operations are done at once, and found complete later, as those of a real one are; and which touches no data: valgrind
+//! counts a string instruction once a byte.
 
 use std::collections::VecDeque;
 

@@ -6,7 +6,7 @@
 //!     responses, all of them           <---------------- turn, turn ...           counted: TURN, and what it calls
 //! ```
 //!
-//! The device completes at once and moves nothing, for what moves data is the kernel or the hardware. Socket buffers have a fixed
+//! No device moves data, for what does is the kernel or the hardware. Socket buffers have a fixed
 //! size: what the kernel would tune depends on time.
 
 use std::net::{Ipv4Addr, TcpListener};
@@ -14,7 +14,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use fastice::block::BlockDevice;
+use fastice::block::{BlockDevice, NullDevice};
 use fastice::config::DEFAULT_GATHER;
 use fastice::extent::FrozenMap;
 use fastice::fabrics::{
@@ -46,9 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Served {
-    /// The device itself
+    /// A null device, which does all at once
     Null,
-    /// A pinned file of one extent on it
+    /// A pinned file of one extent, on a device whose ends are found later
     #[value(name = "1-extent")]
     OneExtent,
     /// A pinned file of 10,000 extents on it
@@ -157,7 +157,7 @@ impl Serving {
         let target = Target::new(TargetOptions::default());
         let listen = listener.local_addr()?;
         let port = PortSpec { id: PortId(1), listen, advertise: None, discovery_only: false };
-        let exports = target.publish(vec![subsystem(map, blocks)], vec![port])?.added;
+        let exports = target.publish(vec![subsystem(map, blocks)?], vec![port])?.added;
         let mailbox = Mailbox::new()?;
         let factory = TcpFactory::new(target, Arc::new(TcpCounters::default()), TcpTimeouts::default());
         let options = CoreOptions {
@@ -212,25 +212,28 @@ fn fix_buffers(socket: impl std::os::fd::AsFd) -> Result<()> {
     Ok(sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_LEN)?)
 }
 
-fn subsystem(map: Option<FrozenMap>, blocks: u64) -> SubsystemSpec {
+fn subsystem(map: Option<FrozenMap>, blocks: u64) -> Result<SubsystemSpec> {
     let len = ByteLen(blocks * BLOCK);
     let device_len = map.as_ref().map_or(len, |map| map.identity().disk.size);
-    let device = DoneAtOnce::new(device_len);
+    let device: Arc<dyn BlockDevice> = match map {
+        Some(_) => Arc::new(DoneAtOnce::new(device_len)),
+        None => Arc::new(NullDevice::new(len, BlockSize::B4096)?),
+    };
     let namespace = NamespaceSpec {
         nsid: Nsid(1),
         map: map.map(Arc::new),
-        device: Arc::new(device) as Arc<dyn BlockDevice>,
+        device,
         read_only: false,
         on_fence: FencePolicy::Ana,
         block_size: BlockSize::B4096,
         len,
         identity: Identity::named("guard"),
     };
-    SubsystemSpec {
+    Ok(SubsystemSpec {
         nqn: NQN.to_owned(),
         serial: "1".to_owned(),
         model: "guard".to_owned(),
         hosts: HostPolicy::Any,
         namespaces: vec![namespace],
-    }
+    })
 }

@@ -109,6 +109,13 @@ impl DmaBuf {
         self.pool.is_same(pool.handle())
     }
 
+    /// Whether both are slices of one buffer, or clones.
+    #[must_use]
+    #[inline]
+    pub fn is_of_same_buffer(&self, other: &Self) -> bool {
+        self.slot == other.slot && self.pool.is_same(&other.pool)
+    }
+
     /// Copies `source` to position `at` of the slice.
     ///
     /// # Panics

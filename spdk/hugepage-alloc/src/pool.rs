@@ -190,7 +190,7 @@ impl BufferPool {
 }
 
 /// A buffer's place in the tables: page and first granule.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot(u32);
 
 impl Slot {

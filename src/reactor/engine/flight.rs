@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   start -> Fresh -> launch -+- one operation for all of it --> Flight --> the device --> IoDone
+//!                             +- the same, a device that does it at once ----------------> IoDone
 //!                             '- several, a flush, no room ----> Job
 //! ```
 //!
@@ -20,6 +21,9 @@ use crate::units::ByteOffset;
 
 /// In the token of an operation: that its key is one of a job.
 const OF_JOB: u64 = 1 << 63;
+
+/// The token of all operations that their device does at once, for tracers: no key has it.
+const AT_ONCE: OpToken = OpToken(u64::MAX);
 
 /// A command that was begun in this turn.
 pub(super) struct Fresh {
@@ -71,6 +75,13 @@ impl IoEngine {
             return self.refuse(batch, fresh, status);
         }
         let Some((kind, offset)) = held.in_one(&fresh) else { return self.begin_job(batch, fresh) };
+        if held.is_immediate {
+            let Fresh { command: IoCommand { len, .. }, buf, .. } = fresh;
+            let mut op = BlockOp { token: AT_ONCE, kind, offset, len, buf };
+            probes::device_submit(AT_ONCE.0, offset.0, len.0, kind.is_write());
+            let result = device.queue.execute(&mut op);
+            return self.end_now(batch, Fresh { buf: op.buf, ..fresh }, result);
+        }
         let Fresh { owner, request, command, buf } = fresh;
         let key = match flights.insert(Flight { owner, request, slot, batch }) {
             Ok(key) => key,
@@ -89,6 +100,16 @@ impl IoEngine {
             return self.begin_job(batch, Fresh { owner, request, command, buf: op.buf });
         }
         probes::device_submit(token.0, offset.0, command.len.0, command.kind.is_write());
+    }
+
+    /// A command was done by its device at once.
+    #[inline]
+    fn end_now(&mut self, batch: u32, done: Fresh, result: Result<(), BlockError>) {
+        probes::device_done(AT_ONCE.0, result.is_err());
+        let Fresh { owner, request, command, buf } = done;
+        let status = result.map_or_else(|error| failed(request, &error), |()| Status::SUCCESS);
+        let timing = self.leave(command.slot, batch);
+        self.done.push(IoDone { owner, request, status, buf, timing });
     }
 
     /// A command that takes more than one operation, or has to wait.

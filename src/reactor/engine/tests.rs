@@ -6,19 +6,29 @@ use hugepage_alloc::PoolOptions;
 use nvme_spec::Nsid;
 
 use super::*;
-use crate::block::{BlockOp, DeviceInfo, MemDevice, MemOptions, NullDevice};
+use crate::block::{BlockOp, DeviceInfo, FaultOn, MemDevice, MemFault, MemOptions, NullDevice};
 use crate::extent::{
     DeviceNumber, DiskIdentity, Extent, FilesystemIdentity, FilesystemKind, FrozenMap, MapIdentity,
 };
 use crate::fabrics::{
     FencePolicy, FenceReason, HostPolicy, Identity, IoKind, NamespaceSpec, SubsystemSpec, Target,
-    TargetOptions,
+    TargetOptions, of_block_error,
 };
 use crate::ring::RingOptions;
 use crate::units::{BlockSize, ByteLen, ByteOffset};
 
 const LEN: ByteLen = ByteLen(1 << 20);
 const BLOCK: u32 = 512;
+
+/// A device that does all at once.
+fn memory() -> MemDevice {
+    MemDevice::new(MemOptions::new(LEN, BlockSize::B512)).expect("memory")
+}
+
+/// The same as one whose queue is asked for what has ended.
+fn polled_memory() -> Watched {
+    Watched { device: memory(), calls: Calls::default() }
+}
 
 struct Lab {
     target: Arc<Target>,
@@ -41,11 +51,15 @@ impl Lab {
 
     /// What a reload to one namespace in memory adds and takes away.
     fn publish(&self, nsid: u32) -> (Arc<Export>, Option<Arc<Export>>) {
-        let device = MemDevice::new(MemOptions::new(LEN, BlockSize::B512)).expect("memory");
+        self.publish_on(nsid, Arc::new(memory()))
+    }
+
+    /// The same of all of a device.
+    fn publish_on(&self, nsid: u32, device: Arc<dyn BlockDevice>) -> (Arc<Export>, Option<Arc<Export>>) {
         let namespace = NamespaceSpec {
             nsid: Nsid(nsid),
             map: None,
-            device: Arc::new(device),
+            device,
             read_only: false,
             on_fence: FencePolicy::NotReady,
             block_size: BlockSize::B512,
@@ -109,7 +123,7 @@ fn a_slot_that_is_taken_is_given_to_nobody_else() {
 #[test]
 fn commands_that_wait_for_the_device_see_the_fence() {
     let mut lab = Lab::new();
-    let (export, _) = lab.publish(1);
+    let (export, _) = lab.publish_on(1, Arc::new(polled_memory()));
     lab.engine.open(Arc::clone(&export)).expect("a queue");
     let depth = u32::try_from(DEVICE_QUEUE_DEPTH).expect("small");
     lab.engine.reserve(DEVICE_QUEUE_DEPTH + 2);
@@ -286,7 +300,7 @@ fn read_scattered(lab: &mut Lab, export: &Export, start: u64, blocks: u64) {
 fn a_range_over_many_extents_is_one_batch() {
     const BLOCKS: u64 = 256;
     let mut lab = Lab::new();
-    let device = MemDevice::new(MemOptions::new(LEN, BlockSize::B512)).expect("memory");
+    let device = memory();
     let calls = Calls::default();
     let export = scattered_on(&mut lab, Arc::new(Watched { device, calls: calls.clone() }), BLOCKS);
     read_scattered(&mut lab, &export, 0, BLOCKS);
@@ -302,9 +316,9 @@ fn a_range_over_many_extents_is_one_batch() {
 #[test]
 fn old_bytes_are_shown_to_nobody_however_many_extents_a_read_crosses() {
     let mut lab = Lab::new();
-    let memory = MemDevice::new(MemOptions::new(LEN, BlockSize::B512)).expect("memory");
     let null = NullDevice::new(LEN, BlockSize::B512).expect("a size");
-    for device in [Arc::new(memory) as Arc<dyn BlockDevice>, Arc::new(null)] {
+    let devices: [Arc<dyn BlockDevice>; 3] = [Arc::new(memory()), Arc::new(polled_memory()), Arc::new(null)];
+    for device in devices {
         let export = scattered_on(&mut lab, device, 256);
         for (start, blocks) in [(0, 1), (3, 2), (0, 256)] {
             read_scattered(&mut lab, &export, start, blocks);
@@ -320,4 +334,61 @@ fn old_bytes_are_shown_to_nobody_however_many_extents_a_read_crosses() {
             );
         }
     }
+}
+
+#[test]
+fn what_a_device_does_at_once_has_ended_when_it_is_launched() {
+    let mut lab = Lab::new();
+    lab.engine.reserve(1);
+    for (device, at_once) in [(Arc::new(memory()) as Arc<dyn BlockDevice>, 1), (Arc::new(polled_memory()), 0)]
+    {
+        let (export, _) = lab.publish_on(1 + at_once, device);
+        lab.engine.open(Arc::clone(&export)).expect("a queue");
+        lab.start(1, export.slot, IoKind::Write);
+        lab.engine.launch();
+        assert_eq!(lab.engine.done.len(), usize::try_from(at_once).expect("small"));
+        assert_eq!(lab.ends(), [(1, Status::SUCCESS)]);
+        assert_eq!(lab.engine.in_flight(export.slot), 0);
+    }
+}
+
+#[test]
+fn a_fault_of_a_device_that_does_all_at_once_is_told() {
+    let mut lab = Lab::new();
+    lab.engine.reserve(1);
+    let mut options = MemOptions::new(LEN, BlockSize::B512);
+    let range = 0..u64::from(BLOCK);
+    options.faults.push(MemFault { on: FaultOn::Write, range, kind: BlockErrorKind::WriteFault, count: 1 });
+    let (export, _) = lab.publish_on(1, Arc::new(MemDevice::new(options).expect("memory")));
+    lab.engine.open(Arc::clone(&export)).expect("a queue");
+    for expected in [of_block_error(BlockErrorKind::WriteFault), Status::SUCCESS] {
+        lab.start(1, export.slot, IoKind::Write);
+        assert_eq!(lab.ends(), [(1, expected)]);
+    }
+}
+
+#[test]
+fn a_lent_buffer_takes_nothing_from_the_pool_and_reads_as_zeros() {
+    let mut lab = Lab::new();
+    let null = Arc::new(NullDevice::new(LEN, BlockSize::B512).expect("a size"));
+    let export = scattered_on(&mut lab, null, 256);
+    let (memory, _) = Lab::new().publish(1);
+    let free = lab.pool.bytes_free();
+    for (start, blocks) in [(0, 1), (3, 2), (0, 256)] {
+        let (start, len) = (ByteOffset(start * u64::from(BLOCK)), ByteLen(blocks * u64::from(BLOCK)));
+        let buf = lab.engine.lend(export.slot, len).expect("the null device has all that reads give");
+        assert_eq!(buf.len() as u64, len.0);
+        let command = IoCommand { slot: export.slot, kind: IoKind::Read, start, len, fua: false };
+        lab.engine.start(lab.owner, 1, command, Some(buf));
+        lab.engine.poll();
+        let done = lab.engine.take_done().pop().expect("it ended");
+        assert_eq!((done.status, lab.pool.bytes_free()), (Status::SUCCESS, free));
+        let mut bytes = vec![1; usize::try_from(len.0).expect("small")];
+        done.buf.expect("its data").read_into(0, &mut bytes);
+        assert!(bytes.iter().all(|byte| *byte == 0), "{blocks} from {start:?} on");
+    }
+    assert!(lab.engine.lend(export.slot, ByteLen(1 << 20)).is_none(), "longer than what it has");
+    let mut other = Lab::new();
+    other.engine.open(Arc::clone(&memory)).expect("a queue");
+    assert!(other.engine.lend(memory.slot, ByteLen(512)).is_none(), "memory reads as what was written");
 }

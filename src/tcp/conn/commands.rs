@@ -144,6 +144,9 @@ impl TcpConnection {
 
     /// Hands a read to the engine, or waits for a buffer to read into.
     fn read(&mut self, cx: &mut CoreContext, index: Index, command: IoCommand) {
+        if let Some(lent) = cx.engine.lend(command.slot, command.len) {
+            return self.start(cx, index, command, Some(lent), true);
+        }
         let len = u32::try_from(command.len.0).unwrap_or(u32::MAX);
         if self.starving.is_empty()
             && len > 0
