@@ -4,11 +4,14 @@
 //! |---|---|---|
 //! | `command_begin` | a command has a place in its queue | CID, OPC, NSID, CDW11:CDW10, CDW12 |
 //! | `device_submit` | one operation of it is given to its device's queue | token, first byte on the device, length in bytes, whether it writes |
-//! | `device_done` | this operation was found complete | token (all ones for one that its device does at once, before the core does anything else), whether it failed |
+//! | `device_done` | this operation was found complete | token, whether it failed |
 //! | `command_answered` | its answer is put into a batch | CID, OPC, NSID, status, when it arrived |
 //! | `answers_sent` | the kernel took the last byte of the answers of commands that went together | how many, when they arrived |
 //! | `pin_recalled` | a pinned file is recalled | path, its length, reason, its length |
 //! | `export_fenced` | an export that was live is fenced | slot, NSID |
+//!
+//! A token belongs to its core: whoever pairs the two probes of a device does so by thread and token. That of an operation which its device
+//! does at once is all ones, and `device_done` the next probe of that thread.
 //!
 //! "When it arrived" is in nanoseconds of `CLOCK_MONOTONIC`, bpftrace's `nsecs`. Texts are not ended by a NUL.
 //!

@@ -232,7 +232,7 @@ impl BlockQueue for MemQueue {
     }
 
     fn execute(&mut self, op: &mut BlockOp) -> Result<(), BlockError> {
-        self.shared.execute(op)
+        if self.is_immediate() { self.shared.execute(op) } else { Err(BlockErrorKind::Internal.into()) }
     }
 
     fn commit(&mut self) {}

@@ -11,8 +11,12 @@ use super::{
 use crate::ring::Ring;
 use crate::units::{BlockSize, ByteLen};
 
+/// What reads are lent at most: short ones. Of longer ones the pool sets a bound to what a core does in a turn for all who ask.
+const LENT_LEN_MAX: usize = 8 << 10;
+
 /// A device that forgets every write and reads as zeros. What lies in the buffer of a read is another host's data: it is
-/// exchanged for a part of the pool's [zeroes](BufferPool::zeroes), or zeroed where these are shorter or others hold it too.
+/// exchanged for a part of the pool's [zeroes](BufferPool::zeroes), or zeroed where these are shorter or others hold it too. Short reads
+/// are lent such a part from the start, and nobody's buffer is exchanged.
 #[derive(Debug)]
 pub struct NullDevice {
     info: Arc<DeviceInfo>,
@@ -95,7 +99,7 @@ impl BlockQueue for NullQueue {
     }
 
     fn lends(&self) -> Option<DmaBuf> {
-        self.zeroes.clone()
+        self.zeroes.as_ref().map(|zeroes| zeroes.slice(0, zeroes.len().min(LENT_LEN_MAX)))
     }
 
     fn commit(&mut self) {}

@@ -7,7 +7,7 @@
 //!   [ lookup in the frozen map ] -> segments -> [ count down, first error wins ]
 //!        |  every segment checked                ^
 //!        v                                       |
-//!   BlockQueue::submit (one per segment) -> BlockQueue::poll
+//!   BlockQueue::submit (one per segment) -> BlockQueue::poll      or, of a device that does all at once, BlockQueue::execute
 //! ```
 //!
 //! A command that crosses extents becomes several operations over slices of one buffer and completes once. When a
@@ -40,7 +40,8 @@ use crate::units::ByteLen;
 
 /// Operations one core keeps in flight on one device.
 pub(super) const DEVICE_QUEUE_DEPTH: usize = 1024;
-/// Completions taken from one device in one turn, so that no device starves the sockets.
+/// Completions taken from one device in one turn, so that no device starves the sockets. What is done at once is not among
+/// them: of that there is as much as sockets brought.
 const POLL_BUDGET: usize = 256;
 /// So many lookups in small maps take less time than a look at the clock.
 const LOOKUPS_FREE: usize = 2;
@@ -56,7 +57,7 @@ pub struct IoDone {
     pub request: u32,
     /// How it ended.
     pub status: Status,
-    /// The buffer that was handed in.
+    /// The buffer that was handed in, or another as in [`BlockDone`].
     pub buf: Option<DmaBuf>,
     /// For [`IoEngine::stamps`].
     pub timing: Timing,

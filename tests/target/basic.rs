@@ -6,7 +6,7 @@ use fastice::initiator::discovery::discover;
 use fastice::units::{BlockCount, ByteLen, Lba};
 use nvme_spec::Nsid;
 
-use crate::support::{NQN, connect, memory_target, options};
+use crate::support::{NQN, TestTarget, connect, eventually, memory_config, memory_target, options};
 
 #[test]
 fn what_is_written_is_read() {
@@ -97,4 +97,27 @@ fn a_stopped_target_leaves_no_connection_and_says_so() {
         ))
         .is_err()
     );
+}
+
+#[test]
+fn the_null_device_reads_as_zeros_whatever_was_written_and_however_long() {
+    let target = TestTarget::start(&memory_config().replace("memory = \"64MiB\"", "null = \"64MiB\""));
+    for digest in [false, true] {
+        let options = ConnectOptions { header_digest: digest, data_digest: digest, ..options(&target) };
+        let controller = Controller::connect(&options).expect("the host connects");
+        let namespace = controller.namespace(Nsid(1)).expect("namespace 1");
+        // Lent, exchanged, and longer than the pool's zeroes.
+        for len in [4096, 8192, 12 << 10, 64 << 10, 512 << 10] {
+            namespace.write(Lba(3), &vec![0x5A; len], false).expect("a write");
+            for _ in 0..20 {
+                let mut data = vec![0xA5; len];
+                namespace.read(Lba(3), &mut data).expect("a read");
+                assert!(data.iter().all(|byte| *byte == 0), "{len} bytes, digests {digest}");
+            }
+        }
+        controller.shutdown().expect("shutdown");
+    }
+    eventually("nobody has a buffer of the pool", || {
+        target.running.cores().iter().all(|core| core.buffer_bytes == 0)
+    });
 }

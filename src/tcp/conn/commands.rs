@@ -142,9 +142,12 @@ impl TcpConnection {
         }
     }
 
-    /// Hands a read to the engine, or waits for a buffer to read into.
+    /// Hands a read to the engine, with a buffer that its device lends or one of the pool, or waits for one of these.
     fn read(&mut self, cx: &mut CoreContext, index: Index, command: IoCommand) {
-        if let Some(lent) = cx.engine.lend(command.slot, command.len) {
+        // What is lent is none of the pool's, but others are not to wait longer for its sake: answers of this connection count as held.
+        if self.starving.is_empty()
+            && let Some(lent) = cx.engine.lend(command.slot, command.len)
+        {
             return self.start(cx, index, command, Some(lent), true);
         }
         let len = u32::try_from(command.len.0).unwrap_or(u32::MAX);

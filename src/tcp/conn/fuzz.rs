@@ -179,11 +179,14 @@ fn port() -> PortSpec {
     PortSpec { id: PortId(1), listen: address(4420), advertise: None, discovery_only: false }
 }
 
-/// One namespace that may be written, and one that may not.
+/// One namespace that may be written, and one that may not. The first is of a device that is asked for what has ended, in the same turn;
+/// the other's does all at once.
 fn subsystem() -> SubsystemSpec {
     let len = ByteLen(BLOCKS * BLOCK_BYTES as u64);
     let namespace = |nsid: u32, read_only: bool| {
-        let device = MemDevice::new(MemOptions::new(len, BlockSize::B4096)).expect("some memory");
+        let latency = (!read_only).then_some(Duration::ZERO);
+        let options = MemOptions { latency, ..MemOptions::new(len, BlockSize::B4096) };
+        let device = MemDevice::new(options).expect("some memory");
         NamespaceSpec {
             nsid: nvme_spec::Nsid(nsid),
             map: None,

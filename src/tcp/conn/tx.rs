@@ -25,7 +25,7 @@ const ANSWER_PARTS_MAX: usize = 4;
 /// What nearly all headers have, without digests.
 const PLAIN_HEADER_LEN: usize = 24;
 /// Data is hashed in pieces of this size, copied out of memory that a device may share.
-const DIGEST_PIECE: usize = 2048;
+const DIGEST_PIECE: usize = 4096;
 
 /// One thing to be sent.
 #[derive(Clone, Copy, Debug)]
