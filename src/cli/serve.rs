@@ -1,5 +1,6 @@
 //! `fastice serve`: the target, in the foreground, until it is told to end.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -60,11 +61,20 @@ impl From<ServeError> for Failure {
                 let remedy = "leave `block_size` out, or pad the file with `prepare = true` (unpin it first)";
                 return Self::new(Exit::Refused, error).with_remedy(remedy);
             }
+            error if is_forbidden(&error) => Self::new(Exit::Permission, error),
+            error if error.is_changed_map() => Self::new(Exit::Differs, error),
             error @ ServeError::Device { .. } => Self::new(Exit::Refused, error),
             error => Self::new(Exit::Failed, error),
         };
         Self { remedy, ..failure }
     }
+}
+
+/// Whether the system forbade it, whatever it was: a port below 1024, a device node.
+fn is_forbidden(error: &ServeError) -> bool {
+    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Serves.
@@ -178,5 +188,26 @@ impl Progress for LoggedProgress {
             self.told_tenths = tenths;
             tracing::info!("{}: {} %", self.stage, tenths.saturating_mul(10));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::DiskError;
+
+    #[test]
+    fn what_is_forbidden_and_what_differs_have_their_own_exit_statuses() {
+        let listen = |kind: io::ErrorKind| ServeError::Listen {
+            address: "127.0.0.1:420".parse().expect("an address"),
+            source: kind.into(),
+        };
+        let device = |source| ServeError::Device { nqn: "nqn".into(), nsid: 1, source: Box::new(source) };
+        let exit = |error: ServeError| Failure::from(error).exit;
+        assert_eq!(exit(listen(io::ErrorKind::PermissionDenied)), Exit::Permission);
+        assert_eq!(exit(listen(io::ErrorKind::AddrInUse)), Exit::Failed);
+        assert_eq!(exit(device(DiskError::MapChanged { path: "/x".into() })), Exit::Differs);
+        let few = DiskError::QueuePairs { way: "vfio".into(), grants: 1, needs: 2, namespaces: 1 };
+        assert_eq!(exit(device(few)), Exit::Refused);
     }
 }

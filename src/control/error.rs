@@ -84,6 +84,21 @@ impl ServeError {
         }
     }
 
+    /// Whether the map of a file is not the recorded one.
+    #[must_use]
+    pub fn is_changed_map(&self) -> bool {
+        let of_extent = |error: &ExtentError| error.kind() == ExtentErrorKind::Changed;
+        match self {
+            Self::Extent(error) => of_extent(error),
+            Self::Device { source, .. } => match &**source {
+                DiskError::Extent(error) => of_extent(error),
+                DiskError::MapChanged { .. } => true,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// What to do about it, where the message itself does not say.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {

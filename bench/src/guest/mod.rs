@@ -14,14 +14,17 @@
 //! | `guest/uring/randread/qd32/iops` | the same file, by the kernel's driver | as above |
 //! | `guest/null/randread/qd32/iops` | a namespace that stores nothing | nvmet-tcp on null_blk |
 //! | `guest/.../cpu` | microseconds that all processors were busy for a command: target, initiator and fio | as above |
+//! | `guest/null/.../bare/iops`, `bare-sleeps` | the namespace that stores nothing | a responder that has no work |
+//! | `guest/nvme/.../driver/iops` | the pinned file | our driver alone: what the device comes to |
 //!
-//! Sides take turns, each with a target and a connection of its own every round. What it does not do: make the filesystem and the file
+//! Sides ([`sides`]) take turns, each with a target and a connection of its own every round. What it does not do: make the filesystem and the file
 //! (`bench/guest.sh`), or tell apart whom the kernel's time belongs to: its target and its initiator share workers.
 
 mod fio;
 mod host;
 mod nvmet;
 mod ours;
+mod sides;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -30,7 +33,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 pub use self::ours::serve;
-use crate::profiles::windows::OURS;
+use self::sides::Side;
 use crate::report::{Bar, Measurement, Row};
 
 /// What rows call the peer, without the kernel's version; the report names it so where it is absent.
@@ -124,37 +127,23 @@ impl Plan {
         let wanted =
             |behind: &Behind| self.only.as_ref().is_none_or(|part| behind.name().contains(part.as_str()));
         for behind in Behind::ALL.into_iter().filter(wanted) {
-            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-            for round in 0..self.rounds {
-                // Neither is always the first.
-                if round % 2 == 1 {
-                    theirs.push(self.round(behind, false)?);
+            let mut rounds: Vec<_> = Side::of(behind).iter().map(|side| (*side, Vec::new())).collect();
+            for _ in 0..self.rounds {
+                for (side, of_it) in &mut rounds {
+                    of_it.push(self.round(behind, *side)?);
                 }
-                ours.push(self.round(behind, true)?);
-                if round % 2 == 0 {
-                    theirs.push(self.round(behind, false)?);
-                }
+                // Nobody is always the first.
+                rounds.reverse();
             }
-            self.sum_up(rows, behind, (&peer, &method), (&ours, &theirs))?;
+            rounds.sort_by_key(|(side, _)| *side != Side::Ours);
+            let [(_, ours), others @ ..] = rounds.as_slice() else { continue };
+            for (side, theirs) in others {
+                let name = if *side == Side::Kernels { &peer } else { side.name() };
+                self.sum_up(rows, (behind, *side), (name, &method), (ours, theirs))?;
+            }
         }
         ensure!(!rows.is_empty(), "no case has a name like that");
         Ok(())
-    }
-
-    /// One round of one side.
-    fn round(&self, behind: Behind, is_ours: bool) -> Result<Round> {
-        let (target, part): (Box<dyn Listens>, _) = match (is_ours, behind) {
-            (true, _) => (Box::new(ours::Ours::start(&self.configuration(behind))?), (0, self.len(behind)?)),
-            (false, Behind::Null) => (Box::new(nvmet::Nvmet::on_null()?), (0, NULL_LEN)),
-            (false, _) => (Box::new(nvmet::Nvmet::on(&self.disk)?), (self.offset, self.len(behind)?)),
-        };
-        let host = host::Connected::to(target.address(), target.nqn(), self.io_queues)?;
-        let who = if is_ours { OURS } else { PEER };
-        let (disk, cpu) = (host.disk(), self.fio_cpu);
-        let job = fio::Job { side: who, disk, part, depth: DEPTH, cpu, time: self.time };
-        let round = job.run().with_context(|| format!("fio beside {who} on {}", behind.name()))?;
-        (self.tell)(&format!("{} {who}: {:.0} IOPS, {:.1} us", behind.name(), round.iops, round.cpu_us));
-        Ok(round)
     }
 
     /// How many bytes are read from.
@@ -198,19 +187,20 @@ impl Plan {
     fn sum_up(
         &self,
         rows: &mut Vec<Row>,
-        behind: Behind,
+        (behind, side): (Behind, Side),
         (peer, method): (&str, &str),
         (ours, theirs): (&[Round], &[Round]),
     ) -> Result<()> {
         type Number = fn(&Round) -> f64;
-        let bar = (behind == Behind::Nvme).then_some(Bar::RatioAtLeast(RATIO_MIN));
+        let is_judged = behind == Behind::Nvme && side == Side::Kernels;
+        let bar = is_judged.then_some(Bar::RatioAtLeast(RATIO_MIN));
         let iops: Number = |round| round.iops;
         let cpu_us: Number = |round| round.cpu_us;
-        for (label, unit, number, bar) in
-            [("iops", "IOPS", iops, bar), ("cpu", "us of all processors a command", cpu_us, None)]
-        {
+        let numbers = [("iops", "IOPS", iops, bar), ("cpu", "us of all processors a command", cpu_us, None)];
+        let wanted = if side.has_cpu() { 2 } else { 1 };
+        for (label, unit, number, bar) in numbers.into_iter().take(wanted) {
             let [ours, theirs] = [ours, theirs].map(|rounds| rounds.iter().map(number).collect::<Vec<_>>());
-            let name = format!("guest/{}/randread/qd{DEPTH}/{label}", behind.name());
+            let name = format!("guest/{}/randread/qd{DEPTH}/{}{label}", behind.name(), side.place());
             let peer = Some((peer, theirs.as_slice()));
             let measured = Measurement { name, unit, ours: &ours, peer, bar, method };
             let row = Row::new(&measured, &self.machine);
@@ -262,7 +252,9 @@ mod tests {
             [[30.0, 20.0], [15.0, 15.0]].map(|rates| rates.map(|iops| Round { iops, cpu_us: 1e6 / iops }));
         let mut rows = Vec::new();
         for behind in Behind::ALL {
-            plan().sum_up(&mut rows, behind, ("peer", "made up"), (&ours, &theirs)).unwrap();
+            for side in &Side::of(behind)[1..] {
+                plan().sum_up(&mut rows, (behind, *side), ("peer", "made up"), (&ours, &theirs)).unwrap();
+            }
         }
         let barred: Vec<_> = rows.iter().filter(|row| row.bar.is_some()).collect();
         assert_eq!(barred.len(), 1, "{rows:?}");

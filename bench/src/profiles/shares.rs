@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 
 use super::samples::{each, most};
 use super::windows::{OURS, Window};
-use crate::guest::RATIO_MIN;
+use crate::guest::{PEER, RATIO_MIN};
 
 /// Of the target's processor: packets come in there, and our core is pinned there.
 const PROCESSOR: u32 = 0;
@@ -171,7 +171,7 @@ impl Side {
 /// What no target can get beyond: the others' time, on the processor that all of it must pass, remains.
 fn limit(sides: &[Side]) -> String {
     let told = |side: &&Side| side.all(0) >= SAMPLES_MIN;
-    let Some(peer) = sides.iter().find(|side| side.name != OURS).filter(told) else {
+    let Some(peer) = sides.iter().find(|side| side.name == PEER).filter(told) else {
         return "not told: there are samples of no peer".to_owned();
     };
     let of_target = peer.part(Whose::Target, 0) + peer.part(Whose::Device, 0);

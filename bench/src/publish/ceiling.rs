@@ -7,6 +7,9 @@
 //!   the bare responder / SPDK's  where this misses the bar too, it is not the target's work that limits
 //! ```
 //!
+//! In the guest the target beside which ours is judged has a device behind it, and target, initiator and driver share a processor: there a
+//! responder without work and our driver alone, one after the other, are what a target could come to that did nothing else.
+//!
 //! It answers at once, whatever has come, and ours gathers commands and answers where that pays: so ours may come to more. By SPDK's initiator
 //! there may be two such responders: how responses are put together decides its rate, and the better one counts. The quotient is of two
 //! medians, and as disturbed as they are; rows of another build or another machine make none. What it does not do: say anything of
@@ -18,14 +21,26 @@ use crate::report::{Bar, Report, Row};
 const PLACES: [(&str, &[&str]); 2] =
     [("/spdk/", &["/"]), ("/spdk-perf/", &["/spdk-perf/bare/", "/spdk-perf/bare-together/"])];
 
+/// The rows of the guest that are judged, those of the responder beside them, and that of the driver.
+const IN_GUEST: &str = "guest/nvme/";
+const RESPONDERS: [&str; 2] = ["bare", "bare-sleeps"];
+const DRIVER: &str = "driver";
+
+/// What comes to so much.
+const WITHOUT_WORK: &str = "a responder that has no work";
+const WITH_A_DRIVER: &str =
+    "a responder that has no work, and then our driver alone, on the processor that they share,";
+
 /// What the bare responder comes to.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Ceiling {
-    /// In parts of what SPDK's target has.
+    /// What it is of.
+    pub(super) what: &'static str,
+    /// In parts of what the peer has.
     pub(super) ratio: f64,
     /// What ours has, in parts of the responder's.
     pub(super) ours: f64,
-    /// The row that tells, beside the one that it was asked of.
+    /// The rows that tell, beside the one that it was asked of, for a text.
     pub(super) row: String,
     /// Whether that would do.
     pub(super) is_enough: bool,
@@ -43,6 +58,9 @@ impl Ceiling {
             Bar::RatioAtMost(most) => (most, false),
             Bar::OursAtMost(_) | Bar::OursAtLeast(_) => return None,
         };
+        if row.name.starts_with(IN_GUEST) && is_least {
+            return Self::in_guest(report, row, ratio, wanted);
+        }
         let (work, places, label) = PLACES.iter().find_map(|(place, bare)| {
             let (work, label) = row.name.split_once(place)?;
             Some((work, bare, label))
@@ -54,11 +72,33 @@ impl Ceiling {
             let ratio = ratio / ours;
             let is_enough = if is_least { ratio >= wanted } else { ratio <= wanted };
             let is_disturbed = row.is_disturbed() || bare.is_disturbed();
-            Some(Self { ratio, ours, row: name, is_enough, is_disturbed })
+            Some(Self { what: WITHOUT_WORK, ratio, ours, row: format!("`{name}`"), is_enough, is_disturbed })
         });
         found.max_by(|one, other| {
             let is_more = one.ratio.total_cmp(&other.ratio);
             if is_least { is_more } else { is_more.reverse() }
+        })
+    }
+
+    /// That of a row of the guest: the quicker responder, and the driver, of whose rates the times of a command add up.
+    fn in_guest(report: &Report, row: &Row, ratio: f64, wanted: f64) -> Option<Self> {
+        let (work, label) = row.name.strip_prefix(IN_GUEST)?.rsplit_once('/')?;
+        let peer = |name: String| {
+            let other = report.rows.iter().find(|other| other.name == name && other.machine == row.machine)?;
+            other.peer.filter(|rate| *rate > 0.0).map(|rate| (rate, name))
+        };
+        let responders =
+            RESPONDERS.iter().filter_map(|place| peer(format!("guest/null/{work}/{place}/{label}")));
+        let (responder, quicker) = responders.max_by(|one, other| one.0.total_cmp(&other.0))?;
+        let (driver, alone) = peer(format!("{IN_GUEST}{work}/{DRIVER}/{label}"))?;
+        let most = 1.0 / (1.0 / responder + 1.0 / driver) / row.peer.filter(|rate| *rate > 0.0)?;
+        Some(Self {
+            what: WITH_A_DRIVER,
+            ratio: most,
+            ours: ratio / most,
+            row: format!("`{quicker}`, `{alone}`"),
+            is_enough: most >= wanted,
+            is_disturbed: false,
         })
     }
 }
@@ -98,7 +138,7 @@ mod tests {
             Ceiling::of(&report, row).map(|ceiling| {
                 let rounded = [ceiling.ratio, ceiling.ours].map(|part| (part * 1000.0).round() / 1000.0);
                 assert!(!ceiling.is_disturbed);
-                (rounded, ceiling.is_enough, ceiling.row.replace("target/null/", ""))
+                (rounded, ceiling.is_enough, ceiling.row.replace("target/null/", "").replace('`', ""))
             })
         };
         let of = |ratio, ours, is_enough, row: &str| Some(([ratio, ours], is_enough, row.to_owned()));
@@ -123,6 +163,39 @@ mod tests {
             assert_eq!(told(unknown), None);
         }
         assert_eq!(told("target/null/randwrite/qd32/iops"), None, "it is beside no other");
+    }
+
+    #[test]
+    fn in_the_guest_a_command_takes_a_responder_and_a_driver() {
+        let of = |name: &str, ours: f64, peer: f64, bar| {
+            let peer = [peer];
+            let measured = Measurement {
+                name: format!("guest/{name}"),
+                unit: "IOPS",
+                ours: &[ours],
+                peer: Some(("peer", &peer)),
+                bar,
+                method: "made up",
+            };
+            Row::new(&measured, "here").unwrap()
+        };
+        let mut rows = vec![
+            of("nvme/randread/qd32/iops", 12e3, 10e3, Some(Bar::RatioAtLeast(1.5))),
+            of("null/randread/qd32/bare/iops", 20e3, 10e3, None),
+            of("null/randread/qd32/bare-sleeps/iops", 20e3, 20e3, None),
+            of("nvme/randread/qd32/driver/iops", 12e3, 60e3, None),
+        ];
+        let told = |rows: &[Row]| {
+            Ceiling::of(&Report { rows: rows.to_vec(), absent: Vec::new() }, &rows[0])
+        };
+        let ceiling = told(&rows).unwrap();
+        // 50 and 16.7 microseconds are 66.7, where the peer has 100.
+        assert!((ceiling.ratio - 1.5).abs() < 1e-9 && (ceiling.ours - 0.8).abs() < 1e-9, "{ceiling:?}");
+        assert!(ceiling.row.contains("bare-sleeps") && ceiling.what == WITH_A_DRIVER);
+        rows[3].peer = Some(50e3);
+        assert!(!told(&rows).unwrap().is_enough);
+        rows.remove(3);
+        assert_eq!(told(&rows), None, "without the driver nothing is known");
     }
 
     #[test]

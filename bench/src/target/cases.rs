@@ -94,9 +94,9 @@ impl Case {
         self.served == Served::Null && self.connections == 1 && self.work.kind != Kind::Mixed && is_small
     }
 
-    /// Whether it can where it joins as a target: one connection, and no digests.
+    /// Whether it can where it joins as a target: one connection.
     pub(super) fn has_front(&self) -> bool {
-        self.served == Served::Null && self.connections == 1 && !self.work.digests
+        self.served == Served::Null && self.connections == 1
     }
 
     /// Whether a socket may be left alone for a moment: many small commands in flight.

@@ -36,7 +36,7 @@ pub(super) struct Ground {
 
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ServedFile {
+pub(crate) struct ServedFile {
     /// In names of rows: `file-1-extent`.
     pub(super) name: String,
     pub(super) path: PathBuf,

@@ -9,7 +9,7 @@
 //! It does what [`super::bare`] does, and what a whole driver needs beyond that: reads beside writes, R2T for data that is not in the
 //! capsule, response capsules behind read data for a host that has flow control of its submission queue, as SPDK's has. How many of
 //! these go together decides how many commands that host submits together, and with it the rate: so there are two of it
-//! ([`Together`]). One I/O queue at a time. What it does not do: digests, more than one connection, SQHD (which is zero always: the hosts that it
+//! ([`Together`]). One I/O queue at a time. Digests are in [`super::sealed`]. What it does not do: more than one connection, SQHD (which is zero always: the hosts that it
 //! is for do not look at it), HPDA, or to wait so that more comes together, as fastice may: a target that does can come to more than it.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
@@ -17,6 +17,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
+use fastice::tcp::digest::Digest;
 use fastice::tcp::pdu::{self, Digests, HEADER_MAX, IcReq, IcResp, PduType};
 use nvme_spec::fabrics::{ConnectCommand, ConnectData, cattr};
 use nvme_spec::{CompletionQueueEntry, NvmOpcode, Qid};
@@ -24,6 +25,7 @@ use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 use super::bare::{self, PARTS_MAX, PIECE_LEN, is_end, write_all};
 use super::inbound::HEADER_LEN;
+use super::sealed::{self, OfZeroes, Sealed};
 use super::work::CAPSULE_LEN;
 
 /// ICReq and ICResp (NVMe/TCP Transport specification 1.1, section 3.6.2.2).
@@ -40,15 +42,21 @@ pub(super) enum Together {
     All,
 }
 
-/// Answers connections until the process ends. `admin` is a target whose subsystem has the same name.
+/// Answers connections until the process ends, and polls, or sleeps until something comes. `admin` is a target whose subsystem has the
+/// same name.
 ///
 /// # Errors
 /// When a connection breaks otherwise than by its end, or says what no host says.
-pub(super) fn answer(listener: &TcpListener, admin: SocketAddr, together: Together) -> Result<()> {
+pub(super) fn answer(
+    listener: &TcpListener,
+    admin: SocketAddr,
+    together: Together,
+    sleeps: bool,
+) -> Result<()> {
     for stream in listener.incoming() {
         let stream = stream?;
         stream.set_nodelay(true)?;
-        match serve(stream, admin, together) {
+        match serve(stream, admin, together, sleeps) {
             Err(error) if is_end(&error) => {}
             result => result?,
         }
@@ -57,10 +65,13 @@ pub(super) fn answer(listener: &TcpListener, admin: SocketAddr, together: Togeth
 }
 
 /// One connection: an I/O queue until it ends, an admin queue until it is passed on.
-fn serve(mut stream: TcpStream, admin: SocketAddr, together: Together) -> Result<()> {
+fn serve(mut stream: TcpStream, admin: SocketAddr, together: Together, sleeps: bool) -> Result<()> {
     match joined(&mut stream, admin)? {
         Joined::Admin(target) => pass_on(stream, target),
-        Joined::Queue { responds } => converse(&mut stream, responds.then_some(together)),
+        Joined::Queue { responds, digests } => {
+            stream.set_nonblocking(!sleeps)?;
+            converse(&mut stream, responds.then_some(together), digests)
+        }
     }
 }
 
@@ -72,14 +83,18 @@ enum Joined {
     Queue {
         /// Whether reads have response capsules.
         responds: bool,
+        /// What both sides have agreed to.
+        digests: Digests,
     },
 }
 
 /// ICReq and Connect: the beginning of each connection.
 fn joined(stream: &mut TcpStream, admin: SocketAddr) -> Result<Joined> {
-    stream.read_exact(&mut [0; IC_LEN])?;
+    let mut ic_req = [0; IC_LEN];
+    stream.read_exact(&mut ic_req)?;
+    let digests = sealed::asked(&ic_req);
     let mut header = [0; HEADER_MAX];
-    let ic_resp = IcResp { cpda: 0, digests: Digests::NONE, maxh2cdata: H2C_DATA_MAX };
+    let ic_resp = IcResp { cpda: 0, digests, maxh2cdata: H2C_DATA_MAX };
     let len = pdu::ic_resp(&mut header, &ic_resp);
     stream.write_all(header.get(..len).unwrap_or_default())?;
     let mut capsule = vec![0; CAPSULE_LEN];
@@ -92,21 +107,23 @@ fn joined(stream: &mut TcpStream, admin: SocketAddr) -> Result<Joined> {
     if command.qid.get() == Qid::ADMIN.get() {
         let mut target = TcpStream::connect(admin)?;
         target.set_nodelay(true)?;
-        let len = pdu::ic_req(&mut header, &IcReq::default());
+        let len = pdu::ic_req(&mut header, &IcReq { digests, ..IcReq::default() });
         target.write_all(header.get(..len).unwrap_or_default())?;
         target.read_exact(&mut [0; IC_LEN])?;
         target.write_all(&capsule)?;
         return Ok(Joined::Admin(target));
     }
-    let data = capsule.len().checked_sub(size_of::<ConnectData>());
-    let data = data.and_then(|at| ConnectData::read_from_bytes(capsule.get(at..)?).ok());
+    // The data is the last in it, but for its digest.
+    let end = capsule.len() - if digests.data { Digest::LEN } else { 0 };
+    let data = end.checked_sub(size_of::<ConnectData>());
+    let data = data.and_then(|at| ConnectData::read_from_bytes(capsule.get(at..end)?).ok());
     let mut cqe = CompletionQueueEntry::new_zeroed();
     cqe.dw0 = u32::from(data.context("a Connect without data")?.cntlid.get()).into();
     cqe.cid = command.cid;
     let bytes = <[u8; 16]>::read_from_bytes(cqe.as_bytes()).map_err(|_| anyhow::anyhow!("16 bytes"))?;
-    let len = pdu::capsule_resp(&mut header, Digests::NONE, &bytes);
+    let len = pdu::capsule_resp(&mut header, digests, &bytes);
     stream.write_all(header.get(..len).unwrap_or_default())?;
-    Ok(Joined::Queue { responds: command.cattr & cattr::DISABLE_SQ_FLOW_CONTROL == 0 })
+    Ok(Joined::Queue { responds: command.cattr & cattr::DISABLE_SQ_FLOW_CONTROL == 0, digests })
 }
 
 /// Both ways, in threads of their own, until one side has had enough.
@@ -143,12 +160,19 @@ impl Reply {
 struct Commands {
     /// Whether reads have response capsules.
     responds: bool,
+    /// The length of a capsule without data.
+    alone_len: usize,
     /// Bytes to pass over, and what is due when they are gone.
     skip: usize,
     due: Option<Reply>,
 }
 
 impl Commands {
+    fn new(responds: bool, digests: Digests) -> Self {
+        let alone_len = CAPSULE_LEN + sealed::header_digest_len(digests);
+        Self { responds, alone_len, ..Self::default() }
+    }
+
     /// Takes what it can of `bytes`, and says how many these were.
     fn take(&mut self, bytes: &[u8], replies: &mut Vec<Reply>) -> Result<usize> {
         let mut at = 0;
@@ -167,7 +191,7 @@ impl Commands {
                 (after_data(header), HEADER_LEN)
             } else {
                 let Some(capsule) = rest.first_chunk() else { return Ok(at) };
-                (Some(to_command(capsule, plen, self.responds)?), CAPSULE_LEN)
+                (Some(to_command(capsule, plen == self.alone_len, self.responds)?), CAPSULE_LEN)
             };
             self.skip = plen.checked_sub(header_len).context("a PDU shorter than its header")?;
             (self.due, at) = (reply, at + header_len);
@@ -187,8 +211,8 @@ fn after_data(header: &[u8; HEADER_LEN]) -> Option<Reply> {
     is_last.then(|| Reply::alone(bare::capsule_resp([header[8], header[9]])))
 }
 
-/// What a capsule calls for, once its data is here.
-fn to_command(capsule: &[u8; CAPSULE_LEN], plen: usize, responds: bool) -> Result<Reply> {
+/// What a capsule calls for, once its data is here, if it is not `alone`.
+fn to_command(capsule: &[u8; CAPSULE_LEN], alone: bool, responds: bool) -> Result<Reply> {
     let kind = PduType(capsule[0]);
     ensure!(kind == PduType::CAPSULE_CMD, "a PDU that no host sends: {kind:?}");
     // Dword 0 of the command, and the length in its SGL descriptor.
@@ -201,7 +225,7 @@ fn to_command(capsule: &[u8; CAPSULE_LEN], plen: usize, responds: bool) -> Resul
             ensure!(data_len <= PIECE_LEN, "a read of {len} bytes");
             Reply { header: bare::read_data(cid, len, !responds), data_len, read: Some(cid) }
         }
-        NvmOpcode::WRITE if plen == CAPSULE_LEN => {
+        NvmOpcode::WRITE if alone => {
             let mut header = bare::common(PduType::R2T, HEADER_LEN);
             header[8..10].copy_from_slice(&cid);
             header[10..12].copy_from_slice(&cid);
@@ -214,12 +238,12 @@ fn to_command(capsule: &[u8; CAPSULE_LEN], plen: usize, responds: bool) -> Resul
 }
 
 /// Answers until the connection ends. `responds` when reads have response capsules.
-fn converse(stream: &mut TcpStream, responds: Option<Together>) -> Result<()> {
-    stream.set_nonblocking(true)?;
+fn converse(stream: &mut TcpStream, responds: Option<Together>, digests: Digests) -> Result<()> {
     let nothing = vec![0; PIECE_LEN];
     let (mut space, mut filled) = (vec![0; PIECE_LEN], 0);
-    let mut commands = Commands { responds: responds.is_some(), ..Commands::default() };
+    let mut commands = Commands::new(responds.is_some(), digests);
     let (mut replies, mut headers) = (Vec::new(), Vec::new());
+    let mut trailer = OfZeroes::new();
     loop {
         let len = match stream.read(space.get_mut(filled..).unwrap_or_default()) {
             Ok(0) => return Ok(()),
@@ -231,10 +255,16 @@ fn converse(stream: &mut TcpStream, responds: Option<Together>) -> Result<()> {
         let taken = commands.take(space.get(..filled).unwrap_or_default(), &mut replies)?;
         space.copy_within(taken..filled, 0);
         filled -= taken;
-        arrange(&mut replies, responds, &mut headers);
-        for headers in headers.chunks(PARTS_MAX / 2) {
-            let data = |len: usize| IoSlice::new(nothing.get(..len).unwrap_or_default());
-            let parts = headers.iter().flat_map(|(header, len)| [IoSlice::new(header), data(*len)]);
+        arrange(&mut replies, (responds, digests), &mut headers);
+        if digests.data {
+            // All reads of a measurement are as long as each other.
+            headers.iter().for_each(|header| trailer.take_note(&nothing, header.data_len));
+        }
+        for headers in headers.chunks(PARTS_MAX / 3) {
+            let data = |len: usize| nothing.get(..len).unwrap_or_default();
+            let parts = headers.iter().flat_map(|header| {
+                [header.bytes(), data(header.data_len), trailer.behind(header.data_len)].map(IoSlice::new)
+            });
             write_all(stream, &mut parts.filter(|part| !part.is_empty()).collect::<Vec<_>>())?;
         }
     }
@@ -244,8 +274,8 @@ fn converse(stream: &mut TcpStream, responds: Option<Together>) -> Result<()> {
 /// so many.
 fn arrange(
     replies: &mut Vec<Reply>,
-    responds: Option<Together>,
-    headers: &mut Vec<([u8; HEADER_LEN], usize)>,
+    (responds, digests): (Option<Together>, Digests),
+    headers: &mut Vec<Sealed>,
 ) {
     headers.clear();
     let group = match responds {
@@ -253,10 +283,10 @@ fn arrange(
         Some(Together::All) => replies.len(),
     };
     for group in replies.chunks(group.max(1)) {
-        headers.extend(group.iter().map(|reply| (reply.header, reply.data_len)));
+        headers.extend(group.iter().map(|reply| Sealed::new(reply.header, reply.data_len, digests)));
         if responds.is_some() {
             let reads = group.iter().filter_map(|reply| reply.read);
-            headers.extend(reads.map(|cid| (bare::capsule_resp(cid), 0)));
+            headers.extend(reads.map(|cid| Sealed::new(bare::capsule_resp(cid), 0, digests)));
         }
     }
     replies.clear();
@@ -272,6 +302,10 @@ mod tests {
 
     /// A capsule of one block, with its data if it is in the capsule.
     fn capsule(opcode: NvmOpcode, cid: u16, data: Option<&[u8]>) -> Vec<u8> {
+        capsule_with(Digests::NONE, opcode, cid, data)
+    }
+
+    fn capsule_with(digests: Digests, opcode: NvmOpcode, cid: u16, data: Option<&[u8]>) -> Vec<u8> {
         let dptr = match data {
             Some(data) => SglDescriptor::in_capsule(0, u32::try_from(data.len()).unwrap()),
             None => SglDescriptor::transport(4096),
@@ -281,8 +315,10 @@ mod tests {
         let mut header = [0; HEADER_MAX];
         let bytes = <[u8; 64]>::read_from_bytes(sqe.as_bytes()).unwrap();
         let data = data.unwrap_or_default();
-        let len = pdu::capsule_cmd(&mut header, Digests::NONE, 0, &bytes, u32::try_from(data.len()).unwrap());
-        [&header[..len], data].concat()
+        let len = pdu::capsule_cmd(&mut header, digests, 0, &bytes, u32::try_from(data.len()).unwrap());
+        // Nobody looks at the digest of data.
+        let trailer: &[u8] = if digests.data && !data.is_empty() { &[0; Digest::LEN] } else { &[] };
+        [&header[..len], data, trailer].concat()
     }
 
     fn last_data(cid: u16, data: &[u8]) -> Vec<u8> {
@@ -295,7 +331,16 @@ mod tests {
 
     /// What is answered when the bytes come in pieces of so many: type, CID and data of each header.
     fn answered(bytes: &[u8], piece: usize, responds: Option<Together>) -> Vec<(PduType, u16, usize)> {
-        let mut commands = Commands { responds: responds.is_some(), ..Commands::default() };
+        answered_with(Digests::NONE, bytes, piece, responds)
+    }
+
+    fn answered_with(
+        digests: Digests,
+        bytes: &[u8],
+        piece: usize,
+        responds: Option<Together>,
+    ) -> Vec<(PduType, u16, usize)> {
+        let mut commands = Commands::new(responds.is_some(), digests);
         let (mut replies, mut left, mut headers) = (Vec::new(), Vec::<u8>::new(), Vec::new());
         for piece in bytes.chunks(piece) {
             left.extend_from_slice(piece);
@@ -303,12 +348,14 @@ mod tests {
             left.drain(..taken);
         }
         assert!(left.is_empty(), "all of it was taken");
-        arrange(&mut replies, responds, &mut headers);
-        let told = headers.iter().map(|(header, data_len)| {
+        arrange(&mut replies, (responds, digests), &mut headers);
+        let told = headers.iter().map(|sealed| {
+            let (header, data_len) = (sealed.bytes(), sealed.data_len);
             let kind = PduType(header[0]);
             let at = if kind == PduType::CAPSULE_RESP { 20 } else { 8 };
-            assert_eq!(plen_of(header), Some(HEADER_LEN + data_len));
-            (kind, u16::from_le_bytes([header[at], header[at + 1]]), *data_len)
+            let trailer_len = if digests.data && data_len > 0 { Digest::LEN } else { 0 };
+            assert_eq!(plen_of(header), Some(header.len() + data_len + trailer_len));
+            (kind, u16::from_le_bytes([header[at], header[at + 1]]), data_len)
         });
         told.collect()
     }
@@ -330,6 +377,22 @@ mod tests {
         ];
         for piece in [1, 7, 72, 4096, bytes.len()] {
             assert_eq!(answered(&bytes, piece, None), expected, "{piece}");
+        }
+    }
+
+    #[test]
+    fn digests_are_passed_over_and_make_no_write_longer() {
+        let digests = Digests { header: true, data: true };
+        let bytes = [
+            capsule_with(digests, NvmOpcode::READ, 7, None),
+            capsule_with(digests, NvmOpcode::WRITE, 8, Some(&[1; 4096])),
+            capsule_with(digests, NvmOpcode::WRITE, 9, None),
+        ]
+        .concat();
+        let expected =
+            [(PduType::C2H_DATA, 7, 4096), (PduType::CAPSULE_RESP, 8, 0), (PduType::R2T, 9, 0)];
+        for piece in [1, 76, bytes.len()] {
+            assert_eq!(answered_with(digests, &bytes, piece, None), expected, "{piece}");
         }
     }
 
@@ -360,7 +423,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let admin = TcpListener::bind("127.0.0.1:0").unwrap();
         let behind = admin.local_addr().unwrap();
-        thread::spawn(move || answer(&listener, behind, Together::One));
+        thread::spawn(move || answer(&listener, behind, Together::One, false));
         let mut early = TcpStream::connect(address).unwrap();
         early.write_all(&[0; 10]).unwrap();
         drop(early);
@@ -376,7 +439,7 @@ mod tests {
 
     #[test]
     fn what_no_host_sends_is_no_command() {
-        let mut commands = Commands::default();
+        let mut commands = Commands::new(false, Digests::NONE);
         assert!(commands.take(&[0xFF; 128], &mut Vec::new()).is_err());
         let other = capsule(NvmOpcode::FLUSH, 1, None);
         assert!(commands.take(&other, &mut Vec::new()).is_err(), "it has no answer for it");

@@ -57,6 +57,9 @@ pub enum Served {
     /// The same, all responses of a batch behind all its data
     #[value(name = "front-all")]
     FrontAll,
+    /// As the first of both, asleep until commands come
+    #[value(name = "front-sleeps")]
+    FrontSleeps,
 }
 
 impl Served {
@@ -75,6 +78,7 @@ impl Served {
             Self::BareSleeps => "bare-sleeps",
             Self::FrontOne => "front-one",
             Self::FrontAll => "front-all",
+            Self::FrontSleeps => "front-sleeps",
         }
     }
 
@@ -130,8 +134,9 @@ pub fn serve(served: Served, file: Option<&Path>) -> Result<()> {
         Served::BareReads => return serve_bare(Kind::Read, false, first),
         Served::BareWrites => return serve_bare(Kind::Write, false, first),
         Served::BareSleeps => return serve_bare(Kind::Read, true, first),
-        Served::FrontOne => return serve_front(Together::One, first),
-        Served::FrontAll => return serve_front(Together::All, first),
+        Served::FrontOne => return serve_front(Together::One, false, first),
+        Served::FrontAll => return serve_front(Together::All, false, first),
+        Served::FrontSleeps => return serve_front(Together::One, true, first),
         _ => Whole::start_on_null(OnNull::make(served.extents())?, first)?,
     };
     answer_lines(whole.address, || whole.busy_us(), Vec::new)?;
@@ -169,7 +174,7 @@ fn serve_thread(cpu: usize, answer: impl FnOnce(&TcpListener) -> Result<()> + Se
 }
 
 /// The bare responder in front of a target that sleeps until its admin queue is used.
-fn serve_front(together: Together, cpu: usize) -> Result<()> {
+fn serve_front(together: Together, sleeps: bool, cpu: usize) -> Result<()> {
     let namespace = namespace_of(Served::Null).context("no namespace")?;
     let state = tempfile::tempdir()?;
     let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -177,7 +182,7 @@ fn serve_front(together: Together, cpu: usize) -> Result<()> {
     let text = configuration_of("adaptive", &namespace, state.path(), cpu, anywhere);
     let running = control::start(Config::parse(&text, "bench")?, &mut NoProgress)?;
     let admin = *running.addresses().first().context("it listens nowhere")?;
-    serve_thread(cpu, move |listener| front::answer(listener, admin, together))?;
+    serve_thread(cpu, move |listener| front::answer(listener, admin, together, sleeps))?;
     Ok(running.stop(control::Running::STOP_PATIENCE)?)
 }
 
@@ -205,16 +210,16 @@ fn say(line: &str) -> Result<()> {
 
 /// A target that runs as long as this lives.
 #[derive(Debug)]
-pub(super) struct TargetProcess {
+pub(crate) struct TargetProcess {
     child: Child,
     out: BufReader<ChildStdout>,
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// The processors of this thread, before.
     allowed: CpuSet,
 }
 
 impl TargetProcess {
-    pub(super) fn start(served: Served, file: Option<&ServedFile>) -> Result<Self> {
+    pub(crate) fn start(served: Served, file: Option<&ServedFile>) -> Result<Self> {
         let (allowed, [_, last]) = both_ends()?;
         let program: PathBuf = std::env::current_exe().context("which program this is")?;
         let mut command = Command::new(program);
