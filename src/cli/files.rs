@@ -91,7 +91,9 @@ pub(super) fn record_of(state: &StateDir, path: &Path) -> Result<Option<StoredPi
 /// The record of the file at `path`; an error with its remedy when there is none.
 pub(super) fn required_record(state_dir: &Path, path: &Path) -> Result<(StateDir, StoredPin), Failure> {
     let missing = || match std::fs::metadata(path) {
-        Err(source) if is_missing(&source) => ExtentError::Io { action: "open", path: path.to_owned(), source },
+        Err(source) if is_missing(&source) => {
+            ExtentError::Io { action: "open", path: path.to_owned(), source }
+        }
         _ => ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing },
     };
     let state = named_state(state_dir)?.ok_or_else(missing)?;

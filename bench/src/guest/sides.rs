@@ -109,8 +109,7 @@ impl Plan {
         let host = host::Connected::to(target.address(), target.nqn(), io_queues)?;
         let (disk, cpu) = (host.disk(), self.fio_cpu);
         let job = fio::Job { side: side.name(), disk, part, depth: super::DEPTH, cpu, time: self.time };
-        let round =
-            job.run().with_context(|| format!("fio beside {} on {}", side.name(), behind.name()))?;
+        let round = job.run().with_context(|| format!("fio beside {} on {}", side.name(), behind.name()))?;
         self.told(behind, side, round)
     }
 

@@ -84,7 +84,8 @@ impl Ceiling {
     fn in_guest(report: &Report, row: &Row, ratio: f64, wanted: f64) -> Option<Self> {
         let (work, label) = row.name.strip_prefix(IN_GUEST)?.rsplit_once('/')?;
         let peer = |name: String| {
-            let other = report.rows.iter().find(|other| other.name == name && other.machine == row.machine)?;
+            let other =
+                report.rows.iter().find(|other| other.name == name && other.machine == row.machine)?;
             other.peer.filter(|rate| *rate > 0.0).map(|rate| (rate, name))
         };
         let responders =
@@ -185,9 +186,7 @@ mod tests {
             of("null/randread/qd32/bare-sleeps/iops", 20e3, 20e3, None),
             of("nvme/randread/qd32/driver/iops", 12e3, 60e3, None),
         ];
-        let told = |rows: &[Row]| {
-            Ceiling::of(&Report { rows: rows.to_vec(), absent: Vec::new() }, &rows[0])
-        };
+        let told = |rows: &[Row]| Ceiling::of(&Report { rows: rows.to_vec(), absent: Vec::new() }, &rows[0]);
         let ceiling = told(&rows).unwrap();
         // 50 and 16.7 microseconds are 66.7, where the peer has 100.
         assert!((ceiling.ratio - 1.5).abs() < 1e-9 && (ceiling.ours - 0.8).abs() < 1e-9, "{ceiling:?}");

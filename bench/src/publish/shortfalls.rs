@@ -85,9 +85,8 @@ pub(super) fn section(report: &Report, profiles: &[Profile]) -> String {
 fn told(report: &Report, row: &Row, ceiling: &Ceiling) -> String {
     let Ceiling { what, ratio, ours, row: bare, is_enough, is_disturbed } = ceiling;
     let mark = if *is_disturbed { " ~" } else { "" };
-    let mut text = format!(
-        "{what} comes to {ratio:.3}{mark} by the same host, and ours to {ours:.3} of that ({bare})"
-    );
+    let mut text =
+        format!("{what} comes to {ratio:.3}{mark} by the same host, and ours to {ours:.3} of that ({bare})");
     if !is_enough {
         // Of single commands nobody is the bottleneck: each waits for all.
         let is_light = row.name.contains("/spdk/") || row.name.contains("/qd1/");

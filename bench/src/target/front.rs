@@ -389,8 +389,7 @@ mod tests {
             capsule_with(digests, NvmOpcode::WRITE, 9, None),
         ]
         .concat();
-        let expected =
-            [(PduType::C2H_DATA, 7, 4096), (PduType::CAPSULE_RESP, 8, 0), (PduType::R2T, 9, 0)];
+        let expected = [(PduType::C2H_DATA, 7, 4096), (PduType::CAPSULE_RESP, 8, 0), (PduType::R2T, 9, 0)];
         for piece in [1, 76, bytes.len()] {
             assert_eq!(answered_with(digests, &bytes, piece, None), expected, "{piece}");
         }
