@@ -43,7 +43,7 @@ fi
 
 # A thread for each processor of the guest: target and initiator then run side by side. erms=off: "fast string" instructions are
 # emulated byte by byte, so the kernel copies and clears pages eight times as fast without them; that is for both sides.
-hw-tests/vfio-test.sh --timeout "${TIMEOUT:-600}" --threads multi --features erms=off --fio "${with[@]}" --setup "$setup" \
+hw-tests/vfio-test.sh --timeout "${TIMEOUT:-1200}" --threads multi --features erms=off --fio "${with[@]}" --setup "$setup" \
     --run sh -c "$program" sh "$@" |
     awk -v rows="$rows" -v profile="${PROFILE:-/dev/null}" '{ sub(/\r$/, "") } /^REPORT$/ { into = rows; next } /^PROFILE$/ { into = profile; next }
         into { print >into; next } { print; fflush() }'

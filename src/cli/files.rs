@@ -17,7 +17,7 @@ impl From<ExtentError> for Failure {
 }
 
 /// The exit status that an error of `extent` ends a command with.
-fn exit_of(error: &ExtentError) -> Exit {
+pub(super) fn exit_of(error: &ExtentError) -> Exit {
     let forbidden = |source: &io::Error| source.kind() == io::ErrorKind::PermissionDenied;
     match error {
         ExtentError::Io { source, .. } | ExtentError::Guard { source: Some(source), .. }
@@ -90,12 +90,7 @@ pub(super) fn record_of(state: &StateDir, path: &Path) -> Result<Option<StoredPi
 
 /// The record of the file at `path`; an error with its remedy when there is none.
 pub(super) fn required_record(state_dir: &Path, path: &Path) -> Result<(StateDir, StoredPin), Failure> {
-    let missing = || match std::fs::metadata(path) {
-        Err(source) if is_missing(&source) => {
-            ExtentError::Io { action: "open", path: path.to_owned(), source }
-        }
-        _ => ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing },
-    };
+    let missing = || ExtentError::State { path: path.to_owned(), problem: StateProblem::Missing };
     let state = named_state(state_dir)?.ok_or_else(missing)?;
     let Some(pin) = record_of(&state, path)? else {
         // One that cannot be read may be that of this file.

@@ -7,13 +7,14 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::{Exit, Failure, Outcome};
+use super::files::exit_of;
 use super::log::{self, LogArgs, LogHandle};
 use super::many::Results;
 use super::out::Out;
 use super::service::Service;
 use super::sys::{Asked, StopSignals, Wake};
 use crate::config::{Config, ConfigError};
-use crate::control::{self, Running, ServeError, check_guards};
+use crate::control::{self, DiskError, Running, ServeError, check_guards};
 use crate::extent::Progress;
 use crate::fabrics::TargetError;
 
@@ -61,20 +62,27 @@ impl From<ServeError> for Failure {
                 let remedy = "leave `block_size` out, or pad the file with `prepare = true` (unpin it first)";
                 return Self::new(Exit::Refused, error).with_remedy(remedy);
             }
-            error if is_forbidden(&error) => Self::new(Exit::Permission, error),
-            error if error.is_changed_map() => Self::new(Exit::Differs, error),
-            error @ ServeError::Device { .. } => Self::new(Exit::Refused, error),
+            ServeError::Device { ref source, .. } => Self::new(exit_of_disk(source), error),
+            ServeError::Listen { ref source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Self::new(Exit::Permission, error)
+            }
             error => Self::new(Exit::Failed, error),
         };
         Self { remedy, ..failure }
     }
 }
 
-/// Whether the system forbade it, whatever it was: a port below 1024, a device node.
-fn is_forbidden(error: &ServeError) -> bool {
-    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+/// The exit status that a device ends a start with: what is not forbidden, and no map that differs, is not fit.
+fn exit_of_disk(error: &DiskError) -> Exit {
+    match error {
+        DiskError::MapChanged { .. } => Exit::Differs,
+        DiskError::Extent(error) => match exit_of(error) {
+            exit @ (Exit::Permission | Exit::Differs) => exit,
+            _ => Exit::Refused,
+        },
+        error if error.is_forbidden() => Exit::Permission,
+        _ => Exit::Refused,
+    }
 }
 
 /// Serves.
@@ -194,7 +202,7 @@ impl Progress for LoggedProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::DiskError;
+    use crate::extent::ExtentError;
 
     #[test]
     fn what_is_forbidden_and_what_differs_have_their_own_exit_statuses() {
@@ -209,5 +217,19 @@ mod tests {
         assert_eq!(exit(device(DiskError::MapChanged { path: "/x".into() })), Exit::Differs);
         let few = DiskError::QueuePairs { way: "vfio".into(), grants: 1, needs: 2, namespaces: 1 };
         assert_eq!(exit(device(few)), Exit::Refused);
+        let lost = |is_forbidden| DiskError::NotFound {
+            disk: "nvme0n1".into(),
+            told: "S1".into(),
+            tried: "nothing".into(),
+            unbound: Vec::new(),
+            is_forbidden,
+        };
+        assert_eq!(exit(device(lost(true))), Exit::Permission);
+        assert_eq!(exit(device(lost(false))), Exit::Refused);
+        let io = |kind: io::ErrorKind| {
+            DiskError::Extent(ExtentError::Io { action: "open", path: "/x".into(), source: kind.into() })
+        };
+        assert_eq!(exit(device(io(io::ErrorKind::PermissionDenied))), Exit::Permission);
+        assert_eq!(exit(device(io(io::ErrorKind::InvalidInput))), Exit::Refused);
     }
 }

@@ -183,7 +183,7 @@ impl Disks {
     /// The namespace that is `disk`, on the first controller that has it.
     fn find(&mut self, disk: &DiskIdentity, choices: &[NvmeChoice]) -> Result<Arc<NvmeDevice>, DiskError> {
         let mut tried = Vec::new();
-        let mut unbound = Vec::new();
+        let (mut unbound, mut is_forbidden) = (Vec::new(), false);
         for (way, choice) in self.candidates(choices) {
             let way = &way;
             let controller = match self.controller(way) {
@@ -191,6 +191,7 @@ impl Disks {
                 Err(error) => {
                     tried.push(Chain(&error).to_string());
                     unbound.extend(error.unbound());
+                    is_forbidden |= error.is_forbidden();
                     continue;
                 }
             };
@@ -220,6 +221,7 @@ impl Disks {
             told: disk.namespace().to_string(),
             tried: tried.join("; "),
             unbound,
+            is_forbidden,
         })
     }
 

@@ -1,5 +1,7 @@
 //! Why a target cannot serve, or cannot change what it serves.
 
+use std::error::Error as _;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -35,7 +37,7 @@ pub enum ServeError {
         /// The address.
         address: SocketAddr,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Subsystems and ports do not fit together.
     #[error(transparent)]
@@ -84,21 +86,6 @@ impl ServeError {
         }
     }
 
-    /// Whether the map of a file is not the recorded one.
-    #[must_use]
-    pub fn is_changed_map(&self) -> bool {
-        let of_extent = |error: &ExtentError| error.kind() == ExtentErrorKind::Changed;
-        match self {
-            Self::Extent(error) => of_extent(error),
-            Self::Device { source, .. } => match &**source {
-                DiskError::Extent(error) => of_extent(error),
-                DiskError::MapChanged { .. } => true,
-                _ => false,
-            },
-            _ => false,
-        }
-    }
-
     /// What to do about it, where the message itself does not say.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {
@@ -131,6 +118,8 @@ pub enum DiskError {
         tried: String,
         /// Controllers that the kernel has not given to user space, so that they could not be asked.
         unbound: Vec<PciAddress>,
+        /// Whether the system forbade to ask one of them.
+        is_forbidden: bool,
     },
     /// It has another size or block size.
     #[error(
@@ -200,6 +189,27 @@ impl DiskError {
         }
     }
 
+    /// Whether the system forbids to open the device, or one that may be it.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        match self {
+            Self::NotFound { is_forbidden, .. } => *is_forbidden,
+            Self::Open(OpenError::Reach(ReachError::Vfio(vfio::OpenError::Permission { .. }))) => true,
+            Self::Open(error) => {
+                let mut cause = error.source();
+                let causes = std::iter::from_fn(|| {
+                    let next = cause?;
+                    cause = next.source();
+                    Some(next)
+                });
+                causes
+                    .filter_map(|cause| cause.downcast_ref::<io::Error>())
+                    .any(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether it says that the device or the map is not what it was, rather than that this could not be found out.
     #[must_use]
     pub const fn is_verdict(&self) -> bool {
@@ -244,7 +254,13 @@ mod tests {
 
     fn not_found(unbound: &[&str]) -> DiskError {
         let unbound = unbound.iter().map(|text| text.parse().expect("an address")).collect();
-        DiskError::NotFound { disk: "nvme0n1".into(), told: "S1".into(), tried: "nothing".into(), unbound }
+        DiskError::NotFound {
+            disk: "nvme0n1".into(),
+            told: "S1".into(),
+            tried: "nothing".into(),
+            unbound,
+            is_forbidden: false,
+        }
     }
 
     #[test]
@@ -262,5 +278,19 @@ mod tests {
         let driver = Some("nvme".to_owned());
         assert_eq!(of(vfio::OpenError::NotBound { address, driver }).unbound(), Some(address));
         assert_eq!(of(vfio::OpenError::NoIommu { address }).unbound(), None);
+    }
+
+    #[test]
+    fn a_device_that_may_not_be_opened_is_forbidden_and_one_that_is_not_there_is_not() {
+        let vfio = |error| DiskError::Open(OpenError::Reach(ReachError::Vfio(error)));
+        assert!(vfio(vfio::OpenError::Permission { path: "/dev/vfio/7".into() }).is_forbidden());
+        let address = "0000:01:00.0".parse().expect("an address");
+        assert!(!vfio(vfio::OpenError::NoIommu { address }).is_forbidden());
+        let model = |kind: io::ErrorKind| {
+            DiskError::Open(OpenError::Reach(ReachError::Model { path: "/x".into(), source: kind.into() }))
+        };
+        assert!(model(io::ErrorKind::PermissionDenied).is_forbidden());
+        assert!(!model(io::ErrorKind::NotFound).is_forbidden());
+        assert!(!not_found(&[]).is_forbidden());
     }
 }

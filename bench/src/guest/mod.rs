@@ -123,11 +123,11 @@ impl Plan {
         ensure!(self.rounds > 0 && !self.time.is_zero(), "there must be rounds, and time for them");
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
         let peer = format!("{PEER}, Linux {}", kernel.trim());
-        let method = self.method();
         let wanted =
             |behind: &Behind| self.only.as_ref().is_none_or(|part| behind.name().contains(part.as_str()));
         for behind in Behind::ALL.into_iter().filter(wanted) {
-            let mut rounds: Vec<_> = Side::of(behind).iter().map(|side| (*side, Vec::new())).collect();
+            let sides = Side::of(behind).iter().filter(|side| side.can(self.io_queues));
+            let mut rounds: Vec<_> = sides.map(|side| (*side, Vec::new())).collect();
             for _ in 0..self.rounds {
                 for (side, of_it) in &mut rounds {
                     of_it.push(self.round(behind, *side)?);
@@ -139,7 +139,7 @@ impl Plan {
             let [(_, ours), others @ ..] = rounds.as_slice() else { continue };
             for (side, theirs) in others {
                 let name = if *side == Side::Kernels { &peer } else { side.name() };
-                self.sum_up(rows, (behind, *side), (name, &method), (ours, theirs))?;
+                self.sum_up(rows, (behind, *side), (name, &self.method(*side)), (ours, theirs))?;
             }
         }
         ensure!(!rows.is_empty(), "no case has a name like that");
@@ -175,12 +175,15 @@ impl Plan {
         text
     }
 
-    fn method(&self) -> String {
+    fn method(&self, side: Side) -> String {
         let poll = if self.is_polling { ", always polling" } else { ", polling while there is work" };
         format!(
-            "fio (io_uring) on processor {}, nvme-tcp with {} I/O queue(s), our one core on processor {}{poll}, {PEER} where the kernel \
-             has it: beside the initiator's queue; TCP loopback in a guest, emulated down to its processor; sides take turns",
-            self.fio_cpu, self.io_queues, self.core
+            "fio (io_uring) on processor {}, nvme-tcp with {} I/O queue(s), our one core on processor {}{poll}, {}; TCP loopback in a \
+             guest, emulated down to its processor; sides take turns",
+            self.fio_cpu,
+            self.io_queues,
+            self.core,
+            side.whereabouts()
         )
     }
 

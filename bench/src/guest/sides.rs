@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use rustix::thread::sched_setaffinity;
 
 use super::{Behind, Listens, PEER, Plan, Round, fio, host, nvmet, ours};
-use crate::chosen::Chosen;
+use crate::chosen::{Chosen, Outside};
 use crate::load::Buffers;
 use crate::profiles::windows::OURS;
 use crate::run;
@@ -74,6 +74,22 @@ impl Side {
         }
     }
 
+    /// Where it runs, for the method of its rows.
+    pub(super) const fn whereabouts(self) -> &'static str {
+        match self {
+            Self::Ours | Self::Kernels => "nvmet-tcp where the kernel has it: beside the initiator's queue",
+            Self::Responder { .. } => "the responder on the first processor, with the same initiator and fio",
+            Self::Driver => {
+                "the driver in one thread there, anywhere in the namespace, with neither network nor fio"
+            }
+        }
+    }
+
+    /// Whether it can be measured with so many I/O queues: the responder answers one.
+    pub(super) const fn can(self, io_queues: u16) -> bool {
+        io_queues == 1 || !matches!(self, Self::Responder { .. })
+    }
+
     /// Whether processor time a command is asked of it as well.
     pub(super) const fn has_cpu(self) -> bool {
         !matches!(self, Self::Driver)
@@ -104,9 +120,7 @@ impl Plan {
                 (Box::new(TargetProcess::start(served, None)?), whole)
             }
         };
-        // It answers one queue.
-        let io_queues = if matches!(side, Side::Responder { .. }) { 1 } else { self.io_queues };
-        let host = host::Connected::to(target.address(), target.nqn(), io_queues)?;
+        let host = host::Connected::to(target.address(), target.nqn(), self.io_queues)?;
         let (disk, cpu) = (host.disk(), self.fio_cpu);
         let job = fio::Job { side: side.name(), disk, part, depth: super::DEPTH, cpu, time: self.time };
         let round = job.run().with_context(|| format!("fio beside {} on {}", side.name(), behind.name()))?;
@@ -119,8 +133,10 @@ impl Plan {
         let device: Chosen = format!("vfio:{}", self.pci).parse()?;
         let (allowed, _) = both_ends()?;
         stay_on(self.core)?;
-        let mut opened = device.open_outside(nsid)?;
-        let round = run::ours(&mut opened.device, super::DEPTH, Buffers::Pooled, self.time);
+        let opened = device.open_outside(nsid);
+        let read =
+            |mut opened: Outside| run::ours(&mut opened.device, super::DEPTH, Buffers::Pooled, self.time);
+        let round = opened.and_then(read);
         sched_setaffinity(None, &allowed)?;
         let round = round.context("the driver alone")?;
         self.told(Behind::Nvme, Side::Driver, Round { iops: 1e9 / round.ns, cpu_us: f64::NAN })

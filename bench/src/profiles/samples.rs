@@ -11,7 +11,8 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use super::windows::{OURS, UNPINNED, Window};
+use super::windows::{BARE, OURS, UNPINNED, Window};
+use crate::target::OF_BARE_MIN;
 
 /// How the names of the threads of targets begin.
 pub(super) const THREADS: [&str; 3] = ["core-", "bare", "reactor_"];
@@ -305,6 +306,14 @@ fn beside(ours: Option<&Side>, peer: &Side) -> String {
             ours.each_us() * (1.0 - ours.kernel()),
             peer.each_us() / kernel_us
         );
+        if peer.name == BARE {
+            let most_us = peer.each_us() / OF_BARE_MIN;
+            let _ = write!(
+                text,
+                "; at {OF_BARE_MIN} of its rate a command takes {most_us:.2} us, and code of ours may have {:.2} of these",
+                (most_us - kernel_us).max(0.0)
+            );
+        }
         if ours.idle() > IDLE_MIN {
             let _ = write!(
                 text,
@@ -410,9 +419,10 @@ mod tests {
             "{limit}"
         );
         assert!(
-            limit.contains("at most 2.08 times the rate. We had no work for 20 % of the time"),
+            limit.contains("at most 2.08 times the rate; at 0.85 of its rate a command takes 1.18 us, and code of ours may have 0.70"),
             "{limit}"
         );
+        assert!(limit.contains("of these. We had no work for 20 % of the time"), "{limit}");
         assert!(limit.contains("Others had up to 20 % of the processor"), "{limit}");
     }
 

@@ -3,7 +3,7 @@
 //! belongs to one of both.
 //!
 //! ```text
-//!   target      thread core-*, or nvmet_* in the chain; and what its device needs: the driver of the disk, interrupts of it
+//!   target      thread core-* or bare, or nvmet_* in the chain; and what its device needs: the driver of the disk, interrupts of it
 //!   initiator   nvme_tcp_* in the chain
 //!   fio         its thread, where it is in neither
 //!   idle        a processor that waits
@@ -50,7 +50,7 @@ impl Whose {
             ("nvme_irq", Whose::Device),
             ("nvme_queue_rq", Whose::Device),
         ];
-        if comm.starts_with("core-") {
+        if comm.starts_with("core-") || comm.starts_with("bare") {
             return Self::Target;
         }
         let of_one =
@@ -228,7 +228,11 @@ mod tests {
             + &samples("fio", 1, 1, &["io_submit_sqes"], 500)
             + &samples("core-0", 0, 2, &["tcp_sendmsg"], 300)
             + &samples(worker, 0, 2, &["tcp_sendmsg", "nvme_tcp_io_work"], 300);
-        let (limit, text) = profile(&script, &[window("nvmet-tcp", 1), window(OURS, 2)]);
+        let script = script + &samples("bare", 0, 3, &["tcp_sendmsg"], 500);
+        let windows = [window("a bare responder", 3), window("nvmet-tcp", 1), window(OURS, 2)];
+        let (limit, text) = profile(&script, &windows);
+        assert!(text.contains("## a bare responder\n10000 commands"), "{text}");
+        assert!(text.contains("   100.0 us      0.0 us 100.0 %   0.0 % the target"), "{text}");
         assert!(text.starts_with("\n## fastice\n10000 commands, one every 100.0 us."), "{text}");
         assert!(text.contains("    50.0 us      0.0 us  50.0 %   0.0 % the target"), "{text}");
         assert!(text.contains("    30.0 us      0.0 us  30.0 %   0.0 % the kernel's initiator"), "{text}");

@@ -17,6 +17,8 @@ pub const FILE: &str = "FASTICE_BENCH_WINDOWS";
 pub const OURS: &str = "fastice";
 /// What is called so is ours too, but for its pin.
 pub const UNPINNED: &str = "fastice without the pin";
+/// What it calls the responder that has no work.
+pub const BARE: &str = "the bare responder";
 
 /// A round.
 #[derive(Clone, Debug, PartialEq)]

@@ -83,16 +83,17 @@ pub(super) fn section(report: &Report, profiles: &[Profile]) -> String {
 
 /// What a responder without work comes to, in words. Where it is the initiator that limits, processor time a command decides.
 fn told(report: &Report, row: &Row, ceiling: &Ceiling) -> String {
-    let Ceiling { what, ratio, ours, row: bare, is_enough, is_disturbed } = ceiling;
+    let Ceiling { ratio, ours, row: bare, is_enough, is_disturbed } = ceiling;
     let mark = if *is_disturbed { " ~" } else { "" };
-    let mut text =
-        format!("{what} comes to {ratio:.3}{mark} by the same host, and ours to {ours:.3} of that ({bare})");
+    let mut text = format!(
+        "a responder that has no work comes to {ratio:.3}{mark} by the same host, and ours to {ours:.3} of that (`{bare}`)"
+    );
     if !is_enough {
         // Of single commands nobody is the bottleneck: each waits for all.
         let is_light = row.name.contains("/spdk/") || row.name.contains("/qd1/");
         text += ": it misses the bar too, ";
         text += match (row.name.starts_with("guest/"), is_light) {
-            (true, _) => "initiator, network and the emulated device limit",
+            (true, _) => "initiator, network or the emulated device limit",
             (false, true) => "host and kernel limit",
             (false, false) => "**the initiator is the bottleneck**",
         };

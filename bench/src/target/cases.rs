@@ -38,6 +38,8 @@ pub(super) struct Bars {
     pub(super) cpu: Option<Bar>,
 }
 
+/// What must hold beside the bare responder: this part of its rate.
+pub(crate) const OF_BARE_MIN: f64 = 0.85;
 /// From this depth on a connection has many commands in flight.
 const DEEP: u16 = 32;
 
@@ -108,7 +110,7 @@ impl Case {
     /// What must hold beside the bare responder.
     pub(super) fn bars_of_ceiling(&self) -> Bars {
         let is_barred = self.depth >= DEEP;
-        Bars { rate: is_barred.then_some(Bar::RatioAtLeast(0.85)), ..Bars::default() }
+        Bars { rate: is_barred.then_some(Bar::RatioAtLeast(OF_BARE_MIN)), ..Bars::default() }
     }
 
     /// What must hold beside SPDK's target.

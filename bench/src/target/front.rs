@@ -232,7 +232,8 @@ fn to_command(capsule: &[u8; CAPSULE_LEN], alone: bool, responds: bool) -> Resul
             header[16..20].copy_from_slice(&len);
             Reply::alone(header)
         }
-        NvmOpcode::WRITE => Reply::alone(bare::capsule_resp(cid)),
+        // Linux flushes what says that it has a write cache, as the admin queue's target does.
+        NvmOpcode::WRITE | NvmOpcode::FLUSH => Reply::alone(bare::capsule_resp(cid)),
         other => bail!("a command that it has no answer for: {other:?}"),
     })
 }
@@ -243,7 +244,7 @@ fn converse(stream: &mut TcpStream, responds: Option<Together>, digests: Digests
     let (mut space, mut filled) = (vec![0; PIECE_LEN], 0);
     let mut commands = Commands::new(responds.is_some(), digests);
     let (mut replies, mut headers) = (Vec::new(), Vec::new());
-    let mut trailer = OfZeroes::new();
+    let mut trailer = OfZeroes::default();
     loop {
         let len = match stream.read(space.get_mut(filled..).unwrap_or_default()) {
             Ok(0) => return Ok(()),
@@ -257,7 +258,6 @@ fn converse(stream: &mut TcpStream, responds: Option<Together>, digests: Digests
         filled -= taken;
         arrange(&mut replies, (responds, digests), &mut headers);
         if digests.data {
-            // All reads of a measurement are as long as each other.
             headers.iter().for_each(|header| trailer.take_note(&nothing, header.data_len));
         }
         for headers in headers.chunks(PARTS_MAX / 3) {
@@ -294,7 +294,11 @@ fn arrange(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use fastice::initiator::command;
+    use fastice::initiator::raw::{RawConnection, RawEvent, RawPdu};
+    use fastice::tcp::pdu::PduHeader;
     use nvme_spec::command::psdt;
     use nvme_spec::{Nsid, SglDescriptor, SubmissionQueueEntry};
 
@@ -395,6 +399,71 @@ mod tests {
         }
     }
 
+    /// An I/O queue at a responder with such digests.
+    fn queue(digests: Digests) -> RawConnection {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        thread::spawn(move || answer(&listener, admin, Together::One, true));
+        let mut queue = RawConnection::connect(address).unwrap();
+        assert_eq!(queue.initialize(digests).unwrap().digests, digests);
+        let connect = command::connect(Qid(1), 32, cattr::DISABLE_SQ_FLOW_CONTROL, 0);
+        let data = ConnectData { cntlid: 7.into(), ..ConnectData::new_zeroed() };
+        send(&mut queue, connect, data.as_bytes());
+        match read(&mut queue).header {
+            PduHeader::CapsuleResp(cqe) => {
+                assert_eq!(cqe[..2], 7_u16.to_le_bytes(), "the controller's number")
+            }
+            other => panic!("{other:?}"),
+        }
+        queue
+    }
+
+    fn send(queue: &mut RawConnection, sqe: SubmissionQueueEntry, data: &[u8]) {
+        let bytes = <[u8; 64]>::read_from_bytes(sqe.as_bytes()).unwrap();
+        queue.send_capsule(&bytes, data).unwrap();
+    }
+
+    fn read(queue: &mut RawConnection) -> RawPdu {
+        match queue.read_pdu(Duration::from_secs(10)).unwrap() {
+            RawEvent::Pdu(pdu) => pdu,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_host_that_asks_for_digests_gets_them_and_they_fit() {
+        for (header, data) in [(false, false), (true, false), (false, true), (true, true)] {
+            let digests = Digests { header, data };
+            let mut queue = queue(digests);
+            // Of two lengths at once.
+            for (cid, len) in [(1, 4096), (2, 512), (3, 4096)] {
+                let sqe = command::command(NvmOpcode::READ.0, Nsid(1));
+                let dptr = SglDescriptor::transport(len);
+                send(&mut queue, SubmissionQueueEntry { cid: cid.into(), dptr, ..sqe }, &[]);
+            }
+            for (cid, len) in [(1, 4096), (2, 512), (3, 4096)] {
+                let pdu = read(&mut queue);
+                let PduHeader::C2hData(told) = pdu.header else { panic!("{pdu:?}") };
+                assert_eq!((told.cccid, pdu.data.len(), told.last), (cid, len, true), "{digests:?}");
+                assert!(pdu.data_digest_good && pdu.plan.ddgst == data, "{digests:?}");
+            }
+            let sqe = command::command(NvmOpcode::WRITE.0, Nsid(1));
+            let dptr = SglDescriptor::transport(4096);
+            send(&mut queue, SubmissionQueueEntry { cid: 9.into(), dptr, ..sqe }, &[]);
+            let PduHeader::R2t(r2t) = read(&mut queue).header else { panic!("no R2T") };
+            assert_eq!((r2t.cccid, r2t.len), (9, 4096));
+            let told =
+                pdu::DataPdu { cccid: 9, ttag: r2t.ttag, data_len: 4096, last: true, ..Default::default() };
+            let mut h2c_data = [0; HEADER_MAX];
+            let len = pdu::h2c_data(&mut h2c_data, digests, 0, &told);
+            let trailer: &[u8] = if data { &[0; Digest::LEN] } else { &[] };
+            queue.send(&[&h2c_data[..len], &[3; 4096], trailer].concat()).unwrap();
+            let PduHeader::CapsuleResp(cqe) = read(&mut queue).header else { panic!("no response") };
+            assert_eq!(cqe[12..14], 9_u16.to_le_bytes());
+        }
+    }
+
     #[test]
     fn response_capsules_of_reads_go_behind_their_data_or_behind_that_of_all() {
         let bytes = [1, 2].map(|cid| capsule(NvmOpcode::READ, cid, None)).concat();
@@ -440,7 +509,7 @@ mod tests {
     fn what_no_host_sends_is_no_command() {
         let mut commands = Commands::new(false, Digests::NONE);
         assert!(commands.take(&[0xFF; 128], &mut Vec::new()).is_err());
-        let other = capsule(NvmOpcode::FLUSH, 1, None);
+        let other = capsule(NvmOpcode::COMPARE, 1, None);
         assert!(commands.take(&other, &mut Vec::new()).is_err(), "it has no answer for it");
     }
 }

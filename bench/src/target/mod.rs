@@ -53,6 +53,7 @@ use crate::report::{Bar, Measurement, Row};
 use crate::server::both_ends;
 use crate::spread::Spread;
 use calm::Calm;
+pub(crate) use cases::OF_BARE_MIN;
 use cases::{Bars, Case};
 use file::Ground;
 pub use peers::PeerKind;

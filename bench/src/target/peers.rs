@@ -13,7 +13,7 @@ use super::previous::{Previous, PreviousProcess};
 use super::process::{Served, TargetProcess};
 use super::spdk::{Spdk, SpdkProcess};
 use super::work::Kind;
-use crate::profiles::windows::{OURS, UNPINNED};
+use crate::profiles::windows::{BARE, OURS, UNPINNED};
 use crate::threads::cpu_time_of;
 
 const UNGATHERED: &str = "fastice, which leaves no socket alone (gather_us = 0)";
@@ -192,7 +192,7 @@ impl Side<'_> {
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Ours => OURS,
-            Self::Peer(Peer::Bare | Peer::Front(..)) => "the bare responder",
+            Self::Peer(Peer::Bare | Peer::Front(..)) => BARE,
             Self::Peer(Peer::Spdk(_) | Peer::SpdkByItsInitiator(..)) => "SPDK's target",
             Self::Peer(Peer::Previous(_)) => "our previous release",
             Self::Peer(Peer::Unpinned) => UNPINNED,

@@ -65,29 +65,22 @@ impl Sealed {
     }
 }
 
-/// The digest of zeroes, of the length that was asked for last.
-#[derive(Debug)]
-pub(super) struct OfZeroes {
-    len: usize,
-    digest: [u8; Digest::LEN],
-}
+/// The digests of zeroes, by how many they are: few lengths are asked for.
+#[derive(Debug, Default)]
+pub(super) struct OfZeroes(Vec<(usize, [u8; Digest::LEN])>);
 
 impl OfZeroes {
-    pub(super) const fn new() -> Self {
-        Self { len: 0, digest: [0; Digest::LEN] }
-    }
-
-    /// That of so many, which are the first of `zeroes`.
+    /// That of so many, which are the first of `zeroes`, is known from now on.
     pub(super) fn take_note(&mut self, zeroes: &[u8], len: usize) {
-        if len > 0 && self.len != len {
+        if len > 0 && self.behind(len).is_empty() {
             let digest = crc32c(0, zeroes.get(..len).unwrap_or_default());
-            (self.len, self.digest) = (len, digest.to_le_bytes());
+            self.0.push((len, digest.to_le_bytes()));
         }
     }
 
-    /// What follows data of so many zeroes; nothing where nothing was noted of that length.
+    /// What follows so many; nothing where that is not known, or there are none.
     pub(super) fn behind(&self, len: usize) -> &[u8] {
-        if len > 0 && self.len == len { &self.digest } else { &[] }
+        self.0.iter().find(|(known, _)| *known == len).map_or(&[], |(_, digest)| digest)
     }
 }
 
@@ -120,10 +113,12 @@ mod tests {
     #[test]
     fn the_digest_behind_data_is_that_of_as_many_zeroes() {
         let zeroes = [0; 8192];
-        let mut behind = OfZeroes::new();
+        let mut behind = OfZeroes::default();
         assert_eq!(behind.behind(4096), [] as [u8; 0]);
         for len in [4096, 512, 8192] {
             behind.take_note(&zeroes, len);
+        }
+        for len in [4096, 512, 8192] {
             assert_eq!(behind.behind(len), crc32c(0, &zeroes[..len]).to_le_bytes());
         }
         assert_eq!(behind.behind(0), [] as [u8; 0], "no data, no digest");
