@@ -15,7 +15,7 @@
 //!    |        |
 //!   ring    units       io_uring with operations that own their buffers | newtypes
 //!   stage   probes      where the time of a command goes, in histograms    | places for tracers to attach
-//!   aligned   durable   chain   memory at a boundary | files that survive a crash; errors on one line
+//!   aligned   durable   chain   log_pace   memory at a boundary | files that survive a crash; errors on one line; no flood of messages
 //!    |
 //!   spdk/async-nvme, spdk/nvme-model      our NVMe driver, and a controller in software for demo and tests
 //!    |
@@ -34,6 +34,7 @@ mod durable;
 pub mod extent;
 pub mod fabrics;
 pub mod initiator;
+mod log_pace;
 mod probes;
 pub mod reactor;
 pub mod ring;

@@ -110,7 +110,9 @@ impl fmt::Display for ConnectError {
             Self::Command(error) => write!(f, "{}", error.status),
             Self::InCommand(offset) => write!(f, "invalid parameter at byte {offset} of the command"),
             Self::InData(offset) => write!(f, "invalid parameter at byte {offset} of the data"),
-            Self::Host => f.write_str("host not allowed"),
+            Self::Host => f.write_str(
+                "host not allowed: it is not on the subsystem's list, or not that of the controller",
+            ),
             Self::Busy => f.write_str("no room for another controller, or shutting down"),
             Self::Sequence => f.write_str("controller not ready, or queue connected already"),
         }
@@ -132,6 +134,12 @@ pub(super) fn begin(sqe: &SubmissionQueueEntry) -> Result<u32, CommandError> {
         return Err(CommandError::at(Status::DATA_SGL_LENGTH_INVALID, at::SGL_LENGTH));
     }
     Ok(len)
+}
+
+/// The host and the subsystem that a Connect names, where it does in order.
+pub(super) fn names(data: &[u8]) -> Option<(&str, &str)> {
+    let data = ConnectData::ref_from_bytes(data).ok()?;
+    Some((nqn_text(&data.hostnqn).unwrap_or_default(), nqn_text(&data.subnqn).unwrap_or_default()))
 }
 
 /// Carries a Connect out.

@@ -91,7 +91,7 @@ impl QueueSession {
         };
         match outcome {
             Ok(begin) => begin,
-            Err(error) if matches!(self.queue, Queue::Fresh) => self.refuse_connect(error.into()),
+            Err(error) if matches!(self.queue, Queue::Fresh) => self.refuse_connect(error.into(), &[]),
             Err(error) => self.fail(sqe, error),
         }
     }
@@ -271,13 +271,17 @@ impl QueueSession {
                 };
                 Begin::Respond(completion)
             }
-            Err(error) => self.refuse_connect(error),
+            Err(error) => self.refuse_connect(error, data),
         }
     }
 
-    fn refuse_connect(&mut self, error: ConnectError) -> Begin {
+    /// `data` is what came with it, if anything did.
+    fn refuse_connect(&mut self, error: ConnectError, data: &[u8]) -> Begin {
         error.count(&self.target.counters);
-        tracing::debug!(peer = %self.arrival.peer, status = ?error.status(), "connect refused: {error}");
+        if self.target.refusals.may_log() {
+            let (host, subsystem) = connect::names(data).unwrap_or_default();
+            tracing::warn!(peer = %self.arrival.peer, host, subsystem, "connect refused: {error}");
+        }
         self.queue = Queue::Over(CloseReason::ConnectFailed);
         Begin::RespondThenClose(error.completion())
     }

@@ -25,11 +25,14 @@ use super::provision::{
 };
 use super::stats::{Counters, TargetStats};
 use super::subsystem::{NamespaceTable, Subsystem, SubsystemKind};
+use crate::log_pace::LogPace;
 
 /// The running target. Shared by all cores behind an [`Arc`].
 pub struct Target {
     options: TargetOptions,
     pub(super) counters: Counters,
+    /// Of Connects that are refused.
+    pub(super) refusals: LogPace,
     pub(super) started: Instant,
     catalog: ArcSwap<Catalog>,
     discovery: Arc<Subsystem>,
@@ -96,6 +99,7 @@ impl Target {
         Arc::new(Self {
             options,
             counters: Counters::default(),
+            refusals: LogPace::default(),
             started: Instant::now(),
             catalog: ArcSwap::from_pointee(Catalog {
                 subsystems: BTreeMap::new(),

@@ -5,8 +5,9 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use super::daemon::{FILE_LEN, Lab, any_port, create, is_immutable, namespaces};
+use super::daemon::{FILE_LEN, Lab, NQN, any_port, create, is_immutable, namespaces};
 use super::load::{Load, assert_in_file, options};
 use super::loopfs::{self, Spec};
 
@@ -38,6 +39,25 @@ fn a_file_in_use_is_refused_and_its_user_named() {
         user.wait().expect("it ends");
         lab.serve(&config).stop();
     }
+}
+
+#[test]
+fn a_host_that_is_not_on_the_list_is_named_in_the_log_but_not_each_time_it_tries() {
+    let Some(lab) = Lab::new("stranger", &Spec::XFS) else { return };
+    let path = lab.fragmented("file");
+    let subsystem = format!("hosts = [\"nqn.2026-11.com.example:friend\"]\n{}", namespaces(&[&path]));
+    let daemon = lab.serve(&lab.config("", any_port(), &subsystem));
+    let address = daemon.address().to_string();
+    let stranger = "nqn.2026-11.com.example:stranger";
+    let tries = ["bench", "--address", &address, "--nqn", NQN, "--host-nqn", stranger, "--runtime", "1"];
+    let begun = Instant::now();
+    let told: Vec<_> = (0..5).map(|_| lab.command(&tries).output().expect("it runs")).collect();
+    assert!(told.iter().all(|told| told.status.code() == Some(6)), "{told:?}");
+    let log = daemon.stop();
+    let refusals: Vec<_> = log.lines().filter(|line| line.contains("connect refused")).collect();
+    let [first, ..] = refusals.as_slice() else { panic!("{log}") };
+    assert!(first.contains("host not allowed") && first.contains(stranger) && first.contains(NQN), "{first}");
+    assert!(refusals.len() as u64 <= begun.elapsed().as_secs() + 1, "one a second: {log}");
 }
 
 #[test]

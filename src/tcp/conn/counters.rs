@@ -1,32 +1,22 @@
 //! What went wrong on connections, counted for all cores together: none of it is on the I/O path.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+
+use crate::log_pace::LogPace;
 
 macro_rules! counters {
     ($($(#[$meta:meta])* $name:ident,)*) => {
         /// Events of all NVMe/TCP connections since the start.
-        #[derive(Debug)]
+        #[derive(Debug, Default)]
         pub struct TcpCounters {
             $($(#[$meta])* pub $name: Counter,)*
-            started: Instant,
-            quiet_until_ms: AtomicU64,
+            pace: LogPace,
         }
 
         /// A snapshot of [`TcpCounters`].
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
         pub struct TcpStats {
             $($(#[$meta])* pub $name: u64,)*
-        }
-
-        impl Default for TcpCounters {
-            fn default() -> Self {
-                Self {
-                    $($name: Counter::default(),)*
-                    started: Instant::now(),
-                    quiet_until_ms: AtomicU64::new(0),
-                }
-            }
         }
 
         impl TcpCounters {
@@ -90,12 +80,7 @@ impl TcpCounters {
     /// floods us fills the counters, not the log.
     #[must_use]
     pub fn may_log(&self) -> bool {
-        const QUIET: Duration = Duration::from_secs(1);
-        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let until = self.quiet_until_ms.load(Ordering::Relaxed);
-        let next = now_ms + u64::try_from(QUIET.as_millis()).unwrap_or(1000);
-        now_ms >= until
-            && self.quiet_until_ms.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.pace.may_log()
     }
 }
 
