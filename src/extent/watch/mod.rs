@@ -83,6 +83,9 @@ pub struct WatchPlan {
     pub cost: Duration,
 }
 
+/// Between two tries to wake one that is to end.
+const STOP_PAUSE: Duration = Duration::from_millis(1);
+
 /// The thread that watches.
 #[derive(Debug)]
 pub(in crate::extent) struct Watch {
@@ -132,10 +135,17 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.stop.store(true, std::sync::atomic::Ordering::Release);
-        self.wake();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        let Some(thread) = self.thread.take() else { return };
+        // A successor may be at work already, and both wait for the same descriptor: it may take what was to wake this one.
+        while !thread.is_finished() {
+            self.wake();
+            thread::sleep(STOP_PAUSE);
+        }
+        if thread.join().is_err() {
             tracing::error!("a watch thread panicked");
         }
+        // And this one what was to wake the successor.
+        self.wake();
     }
 }
 
