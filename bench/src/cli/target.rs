@@ -33,8 +33,8 @@ pub(crate) struct Target {
     /// Milliseconds of a round
     #[arg(long, default_value_t = 500, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     round_ms: u64,
-    /// How much longer all may take together where rounds are disturbed and tried again
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    /// How much longer all may take together where rounds are disturbed and tried again, and wait for whole cores
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     spare: u64,
     /// How long to wait for a machine at rest before; 0 measures at once
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]

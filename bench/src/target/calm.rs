@@ -1,25 +1,30 @@
 //! Which attempts may be compared: those of one state of the machine, in which nobody else had the processors.
 //!
 //! ```text
-//!   look | one side | look | other side | look      an attempt; a look: round trip between the processors, speed of loopback
+//!   look | one side | look | other side | look      an attempt
+//!
+//!   a look: round trip between the processors, what each does alone (neighbours.rs), speed of loopback
 //! ```
 //!
 //! On machines that are shared the two processors are moved about, and the round trip of a cache line between them tells where they
 //! are: two threads of *one core* (some 35 ns), on two cores that are *near* each other (below 300 ns), or *far* (some 500 ns).
 //! Far, everything that crosses them moves by a third; on one core each is slower by half, which no account of processor time shows.
-//! So an attempt counts when all its round trips are of one state, and both sides and the host had their processors for nearly all of
-//! the time. Of all attempts those of the most frequent state are taken, or all where no state lasted.
+//! Nor does it show whether each is a *whole* core or shares one with somebody else ([`super::neighbours`]), which comes to as much.
+//! So an attempt counts when all its looks found one state, and both sides and the host had their processors for nearly all of
+//! the time. Of all attempts those between two whole cores are taken, which is what a host has that a target is made for; where these
+//! are too few, those of the most frequent state, or all where no state lasted.
 //!
 //! Where the machine is slower as a whole for a moment, an attempt does not count either: when TCP on loopback was much slower at one
 //! look than it was at the best look so far.
 //!
-//! What does not count is tried again, as long as there is time to spare: all measurements of a run share it, so that a machine
-//! that is never calm makes the run longer by that much and no more.
+//! An attempt waits a little for whole cores, and what does not count is tried again, as long as there is time to spare: all
+//! measurements of a run share it, so that a machine that is never calm makes the run longer by that much and no more.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::neighbours::whole_cores;
 use super::round_trip::round_trip_ns;
 use super::speed::loopback_mib_s;
 
@@ -37,6 +42,12 @@ const SHARE_MIN: f64 = 0.95;
 const SPEED_MIN: f64 = 0.7;
 /// Attempts for each that is wanted, at most.
 const TRIES: usize = 3;
+/// How long an attempt waits for whole cores, at most.
+const WAIT_MAX: Duration = Duration::from_secs(4);
+/// Between two looks of one that waits.
+const WAIT_STEP: Duration = Duration::from_millis(50);
+/// So many looks that found whole cores, one after the other, are the beginning of such a time and not a moment of it.
+const WAIT_LOOKS: usize = 3;
 
 /// What the run knows of the machine.
 #[derive(Debug)]
@@ -45,14 +56,17 @@ pub(super) struct Calm {
     best_mib_s: f64,
     /// All round trips so far, in nanoseconds.
     pub(super) trips_ns: Vec<f64>,
-    /// What is left for attempts beyond those that are wanted.
+    /// What is left for attempts beyond those that are wanted, and for waiting.
     spare: Duration,
+    /// How long an attempt waits for whole cores, at most.
+    wait_max: Duration,
 }
 
 /// The machine at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Look {
     trip_ns: f64,
+    whole: [bool; 2],
     mib_s: f64,
 }
 
@@ -63,44 +77,63 @@ pub(super) struct Looks(Vec<Look>);
 impl Looks {
     /// One more.
     pub(super) fn take(&mut self) -> Result<()> {
-        self.0.push(Look { trip_ns: round_trip_ns()?, mib_s: loopback_mib_s()? });
+        self.0.push(Look { trip_ns: round_trip_ns()?, whole: whole_cores()?, mib_s: loopback_mib_s()? });
         Ok(())
     }
 
     /// In which state all were, none where they were not.
     fn state(&self) -> Option<State> {
-        let mut states = self.0.iter().map(|look| State::of(look.trip_ns));
+        let mut states = self.0.iter().map(State::of);
         let first = states.next()?;
         states.all(|state| state == first).then_some(first)
     }
 }
 
-/// How far the processors are from each other.
+/// What two processors are to each other, and what each is by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Near,
-    Far,
+    /// Cores of their own.
+    Apart {
+        is_near: bool,
+        /// Whether the first, and the last, is a core that nobody else has a part of.
+        whole: [bool; 2],
+    },
+    /// Threads of one.
     OneCore,
 }
 
 impl State {
-    /// Those that are preferred first.
-    const ALL: [Self; 3] = [Self::Near, Self::Far, Self::OneCore];
-
-    fn of(trip_ns: f64) -> Self {
-        match trip_ns {
+    fn of(look: &Look) -> Self {
+        let whole = look.whole;
+        match look.trip_ns {
             ..=ONE_CORE_MAX_NS => Self::OneCore,
-            ..=NEAR_MAX_NS => Self::Near,
-            _ => Self::Far,
+            ..=NEAR_MAX_NS => Self::Apart { is_near: true, whole },
+            _ => Self::Apart { is_near: false, whole },
         }
     }
 
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Near => "processors near",
-            Self::Far => "processors far",
-            Self::OneCore => "processors on one core",
-        }
+    /// Those that are preferred first.
+    fn all() -> impl Iterator<Item = Self> {
+        let apart = [[true; 2], [false; 2], [true, false], [false, true]]
+            .into_iter()
+            .flat_map(|whole| [true, false].map(|is_near| Self::Apart { is_near, whole }));
+        apart.chain([Self::OneCore])
+    }
+
+    /// Whether each processor is a whole core.
+    fn is_whole(self) -> bool {
+        matches!(self, Self::Apart { whole: [true, true], .. })
+    }
+
+    fn words(self) -> String {
+        let Self::Apart { is_near, whole } = self else { return "processors on one core".to_owned() };
+        let cores = match whole {
+            [true, true] => "whole cores",
+            [false, false] => "both sharing a core with somebody else",
+            [true, false] => "the last sharing a core with somebody else",
+            [false, true] => "the first sharing a core with somebody else",
+        };
+        format!("processors {}, {cores}", if is_near { "near" } else { "far" })
     }
 }
 
@@ -114,7 +147,7 @@ pub(super) struct Collected<T> {
 impl Calm {
     /// At the beginning of a run.
     pub(super) const fn new(spare: Duration) -> Self {
-        Self { best_mib_s: 0.0, trips_ns: Vec::new(), spare }
+        Self { best_mib_s: 0.0, trips_ns: Vec::new(), spare, wait_max: WAIT_MAX }
     }
 
     /// Tries until `wanted` attempts of one state are there, or it is not worth more. An attempt is given its number, and tells with
@@ -129,6 +162,7 @@ impl Calm {
             if collected.most() >= wanted || (number >= wanted && self.spare.is_zero()) {
                 break;
             }
+            self.wait()?;
             let begun = Instant::now();
             let mut looks = Looks::default();
             looks.take()?;
@@ -141,6 +175,21 @@ impl Calm {
             }
         }
         Ok(collected)
+    }
+
+    /// Until the cores are whole, or it is not worth more.
+    fn wait(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let most = self.wait_max.min(self.spare);
+        let mut found = 0;
+        while begun.elapsed() < most && found < WAIT_LOOKS {
+            found = if whole_cores()? == [true; 2] { found + 1 } else { 0 };
+            if found < WAIT_LOOKS {
+                std::thread::sleep(WAIT_STEP.min(most));
+            }
+        }
+        self.spare = self.spare.saturating_sub(begun.elapsed());
+        Ok(())
     }
 
     fn is_undisturbed(&mut self, looks: &Looks, share: f64) -> bool {
@@ -156,22 +205,28 @@ impl<T> Collected<T> {
     }
 
     fn most(&self) -> usize {
-        State::ALL.map(|state| self.count(state)).into_iter().max().unwrap_or_default()
+        State::all().map(|state| self.count(state)).max().unwrap_or_default()
+    }
+
+    /// Of which state attempts are taken; none where less than half of what was wanted is of one.
+    fn taken(&self) -> Option<State> {
+        let is_enough = |state: &State| self.count(*state) * 2 >= self.wanted.max(1);
+        let whole = State::all().filter(|state| state.is_whole()).find(is_enough);
+        let most = self.most();
+        whole.or_else(|| State::all().find(|state| self.count(*state) == most).filter(is_enough))
     }
 
     /// Those that count, and what they are. Where less than half of what was wanted is of one state, all count: sides take turns, and
     /// a median of many tells more than one that was calm.
     pub(super) fn best(self) -> (Vec<T>, String) {
         let all = self.attempts.len();
-        if self.most() * 2 < self.wanted {
+        let Some(state) = self.taken() else {
             let words = format!("{all} rounds, {DISTURBED}");
             return (self.attempts.into_iter().map(|(result, _)| result).collect(), words);
-        }
-        let most = self.most();
-        let state = State::ALL.into_iter().find(|state| self.count(*state) == most).unwrap_or(State::Near);
+        };
         let of_it = self.attempts.into_iter().filter(|(_, other)| *other == Some(state));
         let best: Vec<_> = of_it.map(|(result, _)| result).collect();
-        let words = format!("{} rounds, {}; {} left out", best.len(), state.word(), all - best.len());
+        let words = format!("{} rounds, {}; {} left out", best.len(), state.words(), all - best.len());
         (best, words)
     }
 }
@@ -181,17 +236,26 @@ mod tests {
     use super::*;
 
     fn looks(trips_ns: &[f64], mib_s: f64) -> Looks {
-        Looks(trips_ns.iter().map(|&trip_ns| Look { trip_ns, mib_s }).collect())
+        Looks(trips_ns.iter().map(|&trip_ns| Look { trip_ns, whole: [true; 2], mib_s }).collect())
+    }
+
+    fn apart(is_near: bool, whole: [bool; 2]) -> Option<State> {
+        Some(State::Apart { is_near, whole })
     }
 
     #[test]
     fn a_state_is_that_of_all_looks() {
-        assert_eq!(looks(&[80.0, 90.0, 120.0], 1.0).state(), Some(State::Near));
-        assert_eq!(looks(&[500.0, 600.0], 1.0).state(), Some(State::Far));
+        assert_eq!(looks(&[80.0, 90.0, 120.0], 1.0).state(), apart(true, [true; 2]));
+        assert_eq!(looks(&[500.0, 600.0], 1.0).state(), apart(false, [true; 2]));
         assert_eq!(looks(&[80.0, 600.0], 1.0).state(), None);
         assert_eq!(looks(&[35.0, 36.0], 1.0).state(), Some(State::OneCore));
         assert_eq!(looks(&[35.0, 67.0], 1.0).state(), None);
         assert_eq!(looks(&[], 1.0).state(), None);
+        let mut changed = looks(&[80.0, 80.0], 1.0);
+        changed.0[1].whole = [true, false];
+        assert_eq!(changed.state(), None, "somebody came in between");
+        changed.0[0].whole = [true, false];
+        assert_eq!(changed.state(), apart(true, [true, false]));
     }
 
     #[test]
@@ -204,11 +268,19 @@ mod tests {
     }
 
     #[test]
-    fn the_more_frequent_state_is_taken_and_all_where_none_lasted() {
+    fn whole_cores_are_taken_then_the_most_frequent_state_and_all_where_none_lasted() {
         let of = |wanted, attempts| Collected { wanted, attempts };
-        let (near, far) = (Some(State::Near), Some(State::Far));
-        let (best, words) = of(4, vec![(1, far), (2, near), (3, None), (4, far)]).best();
-        assert_eq!((best, words.as_str()), (vec![1, 4], "2 rounds, processors far; 2 left out"));
+        let (near, far) = (apart(true, [true; 2]), apart(false, [true; 2]));
+        let (half, shared) = (apart(true, [false, true]), apart(true, [false; 2]));
+        let (best, words) = of(4, vec![(1, half), (2, near), (3, None), (4, half)]).best();
+        let taken = "2 rounds, processors near, the first sharing a core with somebody else; 2 left out";
+        assert_eq!((best, words.as_str()), (vec![1, 4], taken));
+        let (best, words) = of(4, vec![(1, half), (2, near), (3, half), (4, half), (5, near)]).best();
+        assert_eq!(
+            (best, words.as_str()),
+            (vec![2, 5], "2 rounds, processors near, whole cores; 3 left out")
+        );
+        assert_eq!(of(2, vec![(1, shared), (2, None)]).best().0, [1]);
         assert_eq!(of(2, vec![(1, None), (2, None)]).best().0, [1, 2]);
         let (best, words) = of(5, vec![(1, far), (2, None), (3, near), (4, far)]).best();
         assert_eq!(best, [1, 2, 3, 4]);
@@ -224,7 +296,7 @@ mod tests {
         };
         Calm::new(Duration::ZERO).collect(2, attempt).unwrap();
         assert_eq!(tried, 2);
-        let mut calm = Calm::new(Duration::from_secs(3600));
+        let mut calm = Calm { wait_max: Duration::ZERO, ..Calm::new(Duration::from_secs(3600)) };
         let collected = calm.collect(2, |_, _| Ok(((), 0.0))).unwrap();
         assert_eq!(collected.attempts.len(), 2 * TRIES, "there is an end all the same");
         assert!(calm.spare < Duration::from_secs(3600));

@@ -80,6 +80,17 @@ impl Case {
         matches!(self.served, Served::MapOfOne | Served::MapOfMany)
     }
 
+    /// Whether somebody works for its device on the processors of target and host.
+    pub(super) const fn has_helpers(&self) -> bool {
+        self.file.is_some() || matches!(self.served, Served::Model)
+    }
+
+    /// Whether it is measured only where it is named: where the target's own device is in software, on the processors of both, rows say
+    /// nothing. It is there for `bench/tuned.sh`, to have our driver used.
+    pub(super) const fn is_for_practice(&self) -> bool {
+        matches!(self.served, Served::Model)
+    }
+
     /// Whether a file or a map is served.
     pub(super) const fn is_pinned(&self) -> bool {
         self.is_map() || matches!(self.served, Served::File)
@@ -143,6 +154,8 @@ pub(super) fn all(depths: &[u16], files: &[Arc<ServedFile>]) -> Vec<Case> {
         (Served::Null, Kind::Mixed),
         (Served::Memory, Kind::Read),
         (Served::Memory, Kind::Write),
+        (Served::Model, Kind::Read),
+        (Served::Model, Kind::Write),
     ] {
         cases.extend(depths.iter().map(|&depth| Case::new(served, Work::small(kind), 1, depth)));
     }
@@ -182,6 +195,8 @@ mod tests {
         ] {
             assert!(names.contains(name), "{name} is missing from {names:?}");
         }
+        let practice: Vec<_> = cases.iter().filter(|case| case.is_for_practice()).map(Case::name).collect();
+        assert!(practice.len() == 6 && practice.iter().all(|name| name.starts_with("target/model/rand")));
         let many = cases.iter().find(|case| case.connections == 256).unwrap();
         assert_eq!(many.bars_of_spdk().rate, Some(Bar::RatioAtLeast(1.3)));
         assert!(many.bar_of_share().is_some() && !many.has_ceiling());

@@ -29,6 +29,7 @@ pub mod idle;
 pub(crate) mod inbound;
 pub(crate) mod join;
 pub mod light;
+mod neighbours;
 mod peers;
 mod perf;
 mod places;
@@ -133,7 +134,11 @@ impl Plan {
         absent.iter().for_each(|absent| (self.tell)(&format!("ABSENT: {absent}")));
         let mut calm = Calm::new(self.spare);
         let files = ground.as_ref().map_or(&[][..], |ground| &ground.files);
-        for case in cases::all(&self.depths, files).into_iter().filter(|case| self.wants(&case.name())) {
+        let is_wanted = |case: &Case| match case.is_for_practice() {
+            true => self.only.as_ref().is_some_and(|part| part.contains(case.served.name())),
+            false => self.wants(&case.name()),
+        };
+        for case in cases::all(&self.depths, files).into_iter().filter(is_wanted) {
             let (mut share, mut is_alone) = (Vec::new(), self.peers.is_none());
             for peer in peers.iter().filter(|peer| peer.can(&case)) {
                 is_alone = false;
@@ -317,7 +322,7 @@ pub fn is_made_here(name: &str) -> bool {
 /// The least part of their processors that who polls had. Where the kernel works for the device, on these very processors, that is
 /// no disturbance.
 fn attention(case: &Case, rounds: &[Round]) -> f64 {
-    if case.file.is_some() {
+    if case.has_helpers() {
         return 1.0;
     }
     rounds.iter().map(|round| round.processor_share).fold(1.0, f64::min)

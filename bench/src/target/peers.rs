@@ -237,8 +237,9 @@ impl Side<'_> {
             Target::Bare(_) => LightHost::connect_bare(address, *work, *depth, &space),
             _ => LightHost::join(address, *work, *connections, *depth, &space),
         }?;
-        // The kernel works for the loop device on these very processors: one of them must be free for it now and then.
-        Ok(if case.file.is_some() { host.sleeping() } else { host })
+        // The kernel works for the loop device on these very processors: one of them must be free for it now and then. So it is with a
+        // device in software.
+        Ok(if case.has_helpers() { host.sleeping() } else { host })
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Served {
     /// The same, of 10,000 extents
     #[value(name = "map-10000-extents")]
     MapOfMany,
+    /// fastice, with an image by our own driver and a controller in software
+    Model,
     /// The bare responder, to reads of 4 KiB
     BareReads,
     /// The bare responder, to writes of 4 KiB
@@ -73,6 +75,7 @@ impl Served {
             Self::Disk => "disk",
             Self::MapOfOne => "map-1-extent",
             Self::MapOfMany => "map-10000-extents",
+            Self::Model => "model",
             Self::BareReads => "bare-reads",
             Self::BareWrites => "bare-writes",
             Self::BareSleeps => "bare-sleeps",
@@ -131,6 +134,7 @@ pub fn serve(served: Served, file: Option<&Path>) -> Result<()> {
     }
     let whole = match served {
         Served::Disk => Whole::start_disk(file.context("no file is named")?, first)?,
+        Served::Model => return serve_model(first),
         Served::BareReads => return serve_bare(Kind::Read, false, first),
         Served::BareWrites => return serve_bare(Kind::Write, false, first),
         Served::BareSleeps => return serve_bare(Kind::Read, true, first),
@@ -152,6 +156,14 @@ fn serve_configured(keys: &str, namespace: &str, cpu: usize) -> Result<()> {
     let busy_us = || running.cores().iter().map(|core| core.busy_us).sum();
     answer_lines(address, busy_us, || running.latencies())?;
     Ok(running.stop(control::Running::STOP_PATIENCE)?)
+}
+
+fn serve_model(cpu: usize) -> Result<()> {
+    let image = tempfile::NamedTempFile::new()?;
+    image.as_file().set_len(super::LEN)?;
+    let whole = Whole::start_model(image.path(), cpu)?;
+    answer_lines(whole.address, || whole.busy_us(), Vec::new)?;
+    whole.stop()
 }
 
 fn serve_bare(kind: Kind, sleeps: bool, cpu: usize) -> Result<()> {

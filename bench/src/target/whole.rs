@@ -1,5 +1,5 @@
-//! A target put together from the parts of the real one, to serve what no configuration names: a whole disk, or a frozen map on a
-//! device that does no work.
+//! A target put together from the parts of the real one, to serve what no configuration names: a whole disk, a frozen map on a
+//! device that does no work, or an image by our own driver.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use fastice::block::nvme::{NvmeController, NvmeWay, Standing, SystemReach};
 use fastice::block::{BlockDevice, NullDevice, UringDevice, UringOptions};
 use fastice::config::DEFAULT_GATHER;
 use fastice::extent::{FrozenMap, read_map};
@@ -73,6 +74,18 @@ impl Whole {
         let device = UringDevice::open(&options)?;
         let len = ByteLen(device.info().len.get() & !4095);
         Self::start(None, Arc::new(device), len, cpu)
+    }
+
+    /// Serves an image by our own driver, from a controller in software that is in this process too.
+    pub(super) fn start_model(image: &Path, cpu: usize) -> Result<Self> {
+        let way = NvmeWay::Model(image.to_owned());
+        let controller = NvmeController::start(&way, Arc::new(SystemReach))?;
+        let device = controller.device(1, Arc::new(|_, _| {}))?;
+        if let Standing::Unproven(epoch) = device.standing() {
+            device.admit(epoch)?;
+        }
+        let len = ByteLen(device.info().len.get() & !4095);
+        Self::start(None, device, len, cpu)
     }
 
     fn start(map: Option<FrozenMap>, device: Arc<dyn BlockDevice>, len: ByteLen, cpu: usize) -> Result<Self> {
