@@ -7,7 +7,7 @@
 #   NAME   of the table; without any, all that explain rows of bench/report.json that are not met
 #   SECONDS_MAX=N               what is not begun after so long is left out and named (default: 900)
 #   FASTICE_BENCH_PROGRAM=FILE  what is run (default: target/release/fastice-bench)
-# Takes perf, and root, or kernel.perf_event_paranoid of -1: the kernel's functions are most of it. The driver's takes valgrind.
+# Takes perf, and root, or kernel.perf_event_paranoid of -1: the kernel's functions are most of it. Those of driver and lookups take valgrind.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -75,24 +75,30 @@ one_by_one() {
         if (field == "ours") print $2; else for (at = 1; at < NF; at++) if ($at == "peer") print $(at + 1) }'
 }
 
-# instructions BATCH READS: by function, as valgrind counts them where the caller uses the driver. What is inlined belongs to whom it is in.
+# instructions COUNT ARGUMENT...: by function, as valgrind counts them in the functions `inside` while the bench does so many of what is
+# counted; what is inlined belongs to whom it is in. Where a cache is simulated, which valgrind is told by `simulated`, also how often what
+# was read was not in it.
 instructions() {
-    valgrind --tool=callgrind --vgdb=no --callgrind-out-file="$work/callgrind" --toggle-collect='fastice_bench::load::Load::fill*' \
-        --toggle-collect='fastice_bench::load::Load::reap*' "$bench" count --depth 128 --batch "$1" --reads "$2" >"$work/run.log" 2>&1 ||
+    local count=$1 shown=Ir
+    shift
+    ((${#simulated[@]})) && shown=Ir,DLmr
+    valgrind --tool=callgrind --vgdb=no --callgrind-out-file="$work/callgrind" "${simulated[@]}" "${inside[@]/#/--toggle-collect=}" "$bench" "$@" >"$work/run.log" 2>&1 ||
         { tail -n 20 "$work/run.log" >&2; return 1; }
-    callgrind_annotate --auto=no --threshold=100 "$work/callgrind" |
-        awk -v reads="$2" '/^ *[0-9,]+ \( *[0-9.]+%\) / && !/PROGRAM TOTALS/ {
-            name = $0; sub(/^[^)]*\) *[^:]*:/, "", name); sub(/ \[[^]]*\]$/, "", name); gsub(/,/, "", $1); count[name] += $1 }
-            END { for (name in count) if (count[name] >= reads / 10) printf "%8.1f %s\n", count[name] / reads, name }' | sort -rn
+    callgrind_annotate --auto=no --threshold=100 --show="$shown" "$work/callgrind" |
+        awk -v count="$count" -v missed="${#simulated[@]}" '/^ *[0-9,]+ \( *[0-9.]+%\) / && !/PROGRAM TOTALS/ {
+            name = rest = $0; sub(/^[^)]*\) *[^:]*:/, "", name); sub(/ \[[^]]*\]$/, "", name); gsub(/,/, "", $1); all[name] += $1
+            sub(/^[^)]*\) */, "", rest); sub(/ .*/, "", rest); gsub(/,/, "", rest); lines[name] += rest }
+            END { for (name in all) if (all[name] >= count / 10) {
+                printf "%8.1f", all[name] / count; if (missed) printf " %6.2f", lines[name] / count; print " " name } }' | sort -rn
 }
 
 # The driver with one completion a poll and with 32, on the device that costs nothing: instructions by function, and samples.
 kind_driver() {
-    local batch ours bare told
+    local batch ours bare told simulated=() inside=('fastice_bench::load::Load::fill*' 'fastice_bench::load::Load::reap*')
     command -v valgrind >/dev/null || { echo "profile.sh: there is no valgrind" >&2; return 1; }
     "$bench" driver --device replay --depths 128 --rounds 3 --report "$work/report.json" >"$work/rows" || return 1
     for batch in 1 32; do
-        instructions "$batch" 20000 >"$work/instructions.$batch" || return 1
+        instructions 20000 count --depth 128 --batch "$batch" --reads 20000 >"$work/instructions.$batch" || return 1
         recorded -e cpu-clock -F 1999 -- "$bench" count --depth 128 --batch "$batch" --reads 30000000 || return 1
         perf report -i "$work/data" --comm "$(basename "$bench")" --percentage relative --no-children --stdio -g none --sort symbol 2>/dev/null |
             sed -n 's/^ *\([0-9.]*\)% *\[\([.k]\)\] \(.*\)$/\1 % \2 \3/p' | sed 's/ *-  *- *$//; s/ *$//' | head -n 12 >"$work/samples.$batch"
@@ -129,6 +135,43 @@ kind_scale() {
     script comm,tid,cpu,time,ip,sym,dso | "$bench" profiles pins --windows "$work/windows" --hz 999 --threads "${name:0:15},map-pages"
 }
 
+# cache LEVEL: size, ways and length of lines of a cache for data, as valgrind takes them; of one that is not told a common one.
+cache() {
+    local what=LEVEL$1_CACHE value told=()
+    (($1 > 1)) || what=LEVEL1_DCACHE
+    for value in SIZE ASSOC LINESIZE; do
+        value=$(getconf "${what}_$value" 2>/dev/null) || value=0
+        [[ $value =~ ^[1-9][0-9]*$ ]] && told+=("$value")
+    done
+    if ((${#told[@]} == 3)); then (IFS=,; echo "${told[*]}"); elif (($1 > 1)); then echo 524288,8,64; else echo 32768,8,64; fi
+}
+
+# The lookups of a turn among many extents, beside those in a map of one, and the map's memory read bare. What is asked for beyond the core's
+# own caches is simulated, for virtual machines show no counters of the processor: nothing is fetched ahead there, so each line counts.
+kind_lookup() {
+    local extents=$1 at name own lookups=50000 simulated inside=('fastice_bench::scale::lookup::turn')
+    command -v valgrind >/dev/null || { echo "profile.sh: there is no valgrind" >&2; return 1; }
+    own=$(cache 2)
+    simulated=(--cache-sim=yes --D1="$(cache 1)" --LL="$own")
+    name=$(basename "$bench")
+    recorded -e cpu-clock -F 1999 -g -- \
+        "$bench" scale --only-waits --extents "$extents" --rounds 15 --rest 60 --report "$work/report.json" || return 1
+    for at in "$extents" 1; do
+        instructions "$lookups" count-lookups --extents "$at" --lookups "$lookups" >"$work/instructions.$at" || return 1
+        [[ -s $work/instructions.$at ]] || { echo "profile.sh: no instructions of lookups were counted" >&2; return 1; }
+    done
+    # sum COLUMN EXTENTS: of all functions.
+    sum() { awk -v column="$1" '{ sum += $column } END { printf "%.2f", sum }' "$work/instructions.$2"; }
+    echo "# valgrind, instructions a lookup, and perf, samples of a clock, of the lookups of a turn, $2 at a time, among $extents extents, and of the"
+    echo "# same memory read bare."
+    script comm,tid,time,ip,sym,dso | "$bench" profiles lookups --windows "$work/windows" --report "$work/report.json" --threads "${name:0:15}" \
+        --instructions "$(sum 1 "$extents")" --instructions-in-one "$(sum 1 1)" --lines "$(sum 2 "$extents")" || return 1
+    for at in "$extents" 1; do
+        printf '\n## Extents: %s; instructions a lookup, and lines that a cache of %s KiB had not, by function\n' "$at" "$((${own%%,*} / 1024))"
+        cat "$work/instructions.$at"
+    done
+}
+
 # The target beside nvmet-tcp, in the guest: perf is taken there.
 kind_guest() {
     local left=$((${SECONDS_MAX:-900} - SECONDS))
@@ -149,6 +192,7 @@ made() {
         driver) kind_driver ;;
         guest) kind_guest "$what" ;;
         scale) kind_scale "$what" ;;
+        lookup) kind_lookup "$what" "$depth" ;;
         *) echo "profile.sh: $table knows a kind $kind that is none" >&2; false ;;
     esac >"$work/body" || return 1
     {

@@ -51,6 +51,31 @@ pub fn level() -> &'static str {
     std::env::consts::ARCH
 }
 
+/// The caches for data that the kernel tells of, of the first processor: the level of each and its bytes. None where it does not tell.
+#[must_use]
+pub fn caches() -> Vec<(u32, u64)> {
+    let place = std::path::Path::new("/sys/devices/system/cpu/cpu0/cache");
+    let indices = fs::read_dir(place).into_iter().flatten().flatten();
+    let mut caches: Vec<_> = indices
+        .filter_map(|index| {
+            let of = |name: &str| fs::read_to_string(index.path().join(name)).ok();
+            (of("type")?.trim() != "Instruction").then_some(())?;
+            Some((of("level")?.trim().parse().ok()?, bytes(of("size")?.trim())?))
+        })
+        .collect();
+    caches.sort_unstable();
+    caches
+}
+
+/// Of a size as the kernel writes it.
+fn bytes(size: &str) -> Option<u64> {
+    let (number, unit) = match size.strip_suffix('K') {
+        Some(number) => (number, 1 << 10),
+        None => (size.strip_suffix('M')?, 1 << 20),
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
 fn field<'a>(cpuinfo: &'a str, name: &str) -> Option<&'a str> {
     let line = cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name))?;
     Some(line.split_once(':')?.1.trim())
@@ -66,5 +91,13 @@ mod tests {
         assert_eq!(field(text, "model name"), Some("Some CPU"));
         assert_eq!(field(text, "model"), Some("17"));
         assert_eq!(field(text, "bogomips"), None);
+    }
+
+    #[test]
+    fn a_cache_has_as_many_bytes_as_its_size_says() {
+        assert_eq!(bytes("512K"), Some(524_288));
+        assert_eq!(bytes("16M"), Some(16_777_216));
+        assert_eq!(bytes("512"), None);
+        assert!(caches().is_sorted_by_key(|&(level, _)| level));
     }
 }

@@ -55,6 +55,15 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         rounds: usize,
     },
+    /// A fixed number of lookups in a map, for a tool that counts instructions
+    CountLookups {
+        /// Extents of the map
+        #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+        extents: u64,
+        /// Lookups
+        #[arg(long, default_value_t = 100_000, value_name = "N")]
+        lookups: u64,
+    },
     /// Counts the instructions and system calls of the hot path, and fails when they grew by more than 3 %
     Guard {
         /// Record what is counted now, on purpose
@@ -157,6 +166,9 @@ fn main() -> ExitCode {
         }
         Command::CountTarget { served, work, depth, rounds } => {
             guard::served::run(served, work, depth, rounds).map(|done| say(&count::told(done.host_calls)))
+        }
+        Command::CountLookups { extents, lookups } => {
+            scale::lookup::count(extents, lookups).map(|()| say(&count::told(0)))
         }
         Command::Guard { accept: false, figures } => cli::counted::check(&figures),
         Command::Guard { accept: true, figures } => cli::counted::accept(&figures),

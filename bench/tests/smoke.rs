@@ -178,6 +178,26 @@ fn the_driver_is_measured_and_the_report_is_well_formed() {
 }
 
 #[test]
+fn what_lookups_wait_for_is_measured_and_noted_for_a_profiler() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, noted) = (directory.path().join("report.json"), directory.path().join("windows"));
+    let mut program = Command::new(env!("CARGO_BIN_EXE_fastice-bench"));
+    let quick = ["scale", "--only-waits", "--extents", "1000", "--rounds", "1", "--rest", "0"];
+    bench_with(program.env(windows::FILE, &noted), &quick, &path);
+    let report = Report::load(&path).unwrap();
+    well_formed(&report);
+    let names: Vec<_> = report.rows.iter().map(|row| row.name.as_str()).collect();
+    for label in ["turn", "turn/searched", "turn/own", "turn/indexed", "wait", "bytes", "bytes/index"] {
+        assert!(names.contains(&format!("scale/lookup/1000-extents/{label}").as_str()), "{label}: {names:?}");
+    }
+    assert!(report.rows.iter().all(|row| row.ours > 0.0), "{report:?}");
+    let windows = windows::read(&noted).unwrap();
+    assert_eq!(windows.len(), 10, "two sides of each that is timed: {windows:?}");
+    // As many as a round has, whatever else its time went to.
+    assert!(windows.iter().all(|window| (2.6e5..2.7e5).contains(&window.commands)), "{windows:?}");
+}
+
+#[test]
 fn what_is_counted_does_its_ios_on_every_map() {
     for served in ["null", "1-extent", "10000-extents"] {
         for work in ["randread", "randwrite"] {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Subcommand;
-use fastice_bench::profiles;
 use fastice_bench::report::Report;
+use fastice_bench::{machine, profiles};
 
 use super::say;
 
@@ -48,6 +48,27 @@ pub(crate) enum Profiles {
         #[arg(long, value_name = "NAME", value_delimiter = ',')]
         threads: Vec<String>,
     },
+    /// A profile's text, of samples while lookups were measured, from standard input, of what these took, and of what was counted
+    Lookups {
+        /// Which side was measured when
+        #[arg(long, value_name = "FILE")]
+        windows: PathBuf,
+        /// What was measured meanwhile
+        #[arg(long, value_name = "FILE")]
+        report: PathBuf,
+        /// How the names of the threads begin that look up
+        #[arg(long, value_name = "NAME", value_delimiter = ',')]
+        threads: Vec<String>,
+        /// Instructions of a lookup among many extents
+        #[arg(long, value_name = "N")]
+        instructions: f64,
+        /// The same in a map of one
+        #[arg(long, value_name = "N")]
+        instructions_in_one: f64,
+        /// Lines of memory that a lookup among many asks for and the core's caches have not
+        #[arg(long, value_name = "N")]
+        lines: f64,
+    },
     /// A profile's text, of samples of all processors beside the kernel's initiator and fio, from standard input
     Shares {
         /// Which side was measured when
@@ -87,6 +108,21 @@ pub(crate) fn run(what: &Profiles) -> Result<()> {
         Profiles::Pins { windows, hz, threads } => {
             let threads: Vec<_> = threads.iter().map(String::as_str).collect();
             profiles::pins::profile(&script()?, &profiles::windows::read(windows)?, *hz, &threads)
+        }
+        Profiles::Lookups { windows, report, threads, instructions, instructions_in_one, lines } => {
+            let threads: Vec<_> = threads.iter().map(String::as_str).collect();
+            let counted = profiles::lookups::Counted {
+                instructions: *instructions,
+                instructions_in_one: *instructions_in_one,
+                lines: *lines,
+            };
+            profiles::lookups::profile(
+                &script()?,
+                &profiles::windows::read(windows)?,
+                &Report::load(report)?.rows,
+                counted,
+                (&threads, &machine::caches()),
+            )
         }
         Profiles::Shares { windows } => {
             profiles::shares::profile(&script()?, &profiles::windows::read(windows)?)

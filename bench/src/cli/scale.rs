@@ -23,6 +23,9 @@ pub(crate) struct Scale {
     /// Measures the pin of the one file alone, on this filesystem
     #[arg(long, value_name = "FS", value_parser = ["xfs", "ext4"])]
     only_pin: Option<String>,
+    /// Measures the lookups of a turn alone, and what they wait for
+    #[arg(long, conflicts_with = "only_pin")]
+    only_waits: bool,
     /// How long to wait for a machine at rest before each part; 0 measures at once
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     rest: u64,
@@ -39,6 +42,7 @@ pub(crate) fn run(options: &Scale) -> Result<()> {
         files,
         rounds,
         only_pin: options.only_pin.clone(),
+        only_waits: options.only_waits,
         rest: Duration::from_secs(rest),
         machine: machine::describe(),
         tell: say,

@@ -6,6 +6,7 @@
 //!   samples   the processor of a target at work, by function, and the limit that follows
 //!   host      the processor of SPDK's initiator beside each target, and what it can do at most
 //!   shares    whose time the processors' is beside the kernel's initiator: target, initiator, fio
+//!   lookups   the lookups of a turn among many extents, beside the same memory read bare
 //!   pins      the processors while a large file is pinned, beside its map read bare
 //!   wakes     the thread of a target under a light load: sleeps, wakes, who pushed it aside
 //! ```
@@ -13,6 +14,7 @@
 //! What it does not do: run perf.
 
 pub mod host;
+pub mod lookups;
 pub mod pins;
 pub mod samples;
 pub mod shares;

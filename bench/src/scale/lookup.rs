@@ -23,16 +23,23 @@ use crate::report::{Bar, Measurement, Row};
 use crate::spread::Spread;
 
 /// Most that a lookup among many may cost, in lookups in a single extent.
-const LOOKUP_RATIO_MAX: f64 = 3.0;
+pub(crate) const LOOKUP_RATIO_MAX: f64 = 3.0;
+/// What is demanded of the row `turn`, what its peer is, and how it is measured.
+pub(super) const TURN_BAR: Bar = Bar::RatioAtMost(LOOKUP_RATIO_MAX);
+pub(super) const IN_ONE: &str = "the same in a map of one extent";
+pub(super) const TURN_METHOD: &str = "the same as the data path does it: 32 commands of a turn, first prefetch of each, then segments and \
+     check of each, after 128 KiB of other data went through the caches; only this is timed";
 pub(crate) const BLOCK: u64 = 4096;
 /// Where the filesystem begins on the disk.
 const PARTITION: u64 = 1 << 20;
 /// Lookups of a turn.
-const TURN: usize = 32;
+pub(crate) const TURN: usize = 32;
 /// What goes through the caches in a turn: 4 KiB a command.
 pub(crate) const TURN_BYTES: usize = 128 << 10;
-/// Lookups of a round of either kind.
+/// Lookups of a round.
 const LOOKUPS: u64 = 1 << 20;
+/// Of these, as many in turns.
+pub(super) const IN_TURNS: u64 = LOOKUPS / 4;
 const ROUNDS_MIN: usize = 7;
 
 /// A sequence that nobody guesses and everybody repeats (xorshift64).
@@ -48,6 +55,11 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
+    }
+
+    /// What comes from now on depends on this as well.
+    pub(super) const fn stir(&mut self, word: u64) {
+        self.0 ^= word;
     }
 
     /// Below `end`.
@@ -148,34 +160,60 @@ fn in_a_loop(map: &FrozenMap) -> Result<f64> {
 /// Nanoseconds a lookup, in turns that move data too.
 pub(crate) fn in_turns(map: &FrozenMap, data: &mut [u8]) -> Result<f64> {
     let (mut random, mut cursor, blocks) = (Random::new(), LookupCursor::default(), map.len().get() / BLOCK);
-    let turns = LOOKUPS / TURN as u64 / 4;
-    let mut ns = Vec::new();
+    timed(IN_TURNS / TURN as u64, data, || turn(map, &mut cursor, &mut random, blocks))
+}
+
+/// What is timed of a turn: its commands begin, then each is looked up. A function of its own, which what counts instructions finds.
+#[inline(never)]
+fn turn(map: &FrozenMap, cursor: &mut LookupCursor, random: &mut Random, blocks: u64) -> Result<()> {
     let mut places = [0; TURN];
-    for turn in 0..turns {
+    for at in &mut places {
+        *at = random.below(blocks) * BLOCK;
+        map.prefetch(ByteOffset(*at));
+    }
+    for at in places {
+        lookup(map, cursor, at)?;
+    }
+    Ok(())
+}
+
+/// Nanoseconds of so many turns in parts of a command, each after other data went through the caches.
+pub(super) fn timed(turns: u64, data: &mut [u8], mut turn: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut ns = Vec::new();
+    for number in 0..turns {
         let mut chunks = data.chunks_exact_mut(TURN_BYTES);
         let count = chunks.len().max(1);
-        if let Some(chunk) = chunks.nth(usize::try_from(turn)? % count) {
-            chunk.fill(u8::try_from(turn % 251)?);
+        if let Some(chunk) = chunks.nth(usize::try_from(number)? % count) {
+            chunk.fill(u8::try_from(number % 251)?);
             black_box(chunk);
         }
         let begun = Instant::now();
-        for at in &mut places {
-            *at = random.below(blocks) * BLOCK;
-            map.prefetch(ByteOffset(*at));
-        }
-        for at in places {
-            lookup(map, &mut cursor, at)?;
-        }
+        turn()?;
         ns.push(begun.elapsed().as_secs_f64() * 1e9);
     }
     // A turn in which the core was taken away does not count.
     Ok(Spread::of(&ns).map_or(f64::NAN, |spread| spread.median) / TURN as f64)
 }
 
+/// As large as the buffers of a core.
+pub(super) fn other_data() -> Vec<u8> {
+    vec![0; 64 * TURN_BYTES]
+}
+
+/// Turns of `lookups` in a map of so many extents, for a tool that counts inside the function `turn`.
+///
+/// # Errors
+/// When a lookup fails.
+pub fn count(extents: u64, lookups: u64) -> Result<()> {
+    let (map, _) = maps(extents)?;
+    let (mut random, mut cursor, blocks) = (Random::new(), LookupCursor::default(), map.len().get() / BLOCK);
+    let turns = lookups.div_ceil(TURN as u64);
+    timed(turns, &mut other_data(), || turn(&map, &mut cursor, &mut random, blocks)).map(drop)
+}
+
 pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
     let (many, one) = maps(plan.extents)?;
-    // As large as the buffers of a core.
-    let mut data = vec![0; 64 * TURN_BYTES];
+    let mut data = other_data();
     let mut measure = |name: &str, method, bar, round: &mut dyn FnMut(&FrozenMap) -> Result<f64>| {
         let (mut ours, mut single) = (Vec::new(), Vec::new());
         for _ in 0..plan.rounds.max(ROUNDS_MIN) {
@@ -188,7 +226,7 @@ pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
                 name: format!("scale/lookup/{}-extents/{name}", plan.extents),
                 unit: "ns",
                 ours: &ours,
-                peer: Some(("the same in a map of one extent", &single)),
+                peer: Some((IN_ONE, &single)),
                 bar,
                 method,
             },
@@ -201,11 +239,5 @@ pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
         None,
         &mut in_a_loop,
     )?;
-    measure(
-        "turn",
-        "the same as the data path does it: 32 commands of a turn, first prefetch of each, then segments and check of each, \
-         after 128 KiB of other data went through the caches; only this is timed",
-        Some(Bar::RatioAtMost(LOOKUP_RATIO_MAX)),
-        &mut |map| in_turns(map, &mut data),
-    )
+    measure("turn", TURN_METHOD, Some(TURN_BAR), &mut |map| in_turns(map, &mut data))
 }

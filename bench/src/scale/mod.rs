@@ -16,9 +16,10 @@
 
 mod bare;
 mod ground;
-pub(crate) mod lookup;
+pub mod lookup;
 mod memory;
 mod pin;
+mod waits;
 mod watch;
 
 #[expect(dead_code, reason = "shared with the tests, which use more of it")]
@@ -48,6 +49,8 @@ pub struct Plan {
     pub rounds: usize,
     /// Only the pin of the one file, on the filesystem of this name.
     pub only_pin: Option<String>,
+    /// Only the lookups of a turn, and what they wait for.
+    pub only_waits: bool,
     /// How long the machine may take to come to rest before a part.
     pub rest: Duration,
     /// See [`Row::machine`].
@@ -76,6 +79,9 @@ impl Plan {
         );
         if let Some(kind) = &self.only_pin {
             return self.run_pin(kind, rows);
+        }
+        if self.only_waits {
+            return waits::rows(self, rows);
         }
         lookup::rows(self, rows)?;
         for ground in Ground::make_all(self.extents, None)? {
