@@ -131,7 +131,8 @@ impl Peer {
         match self {
             Self::Bare => case.has_ceiling(),
             Self::Front(by, together) => {
-                // Of few commands, and of those without response capsules behind data, it makes no difference.
+                // Of few commands, as each of many connections has them, and of those without response capsules behind data, it makes no
+                // difference, or makes it slower.
                 let has_many = case.gathers() && case.work.kind != Kind::Write;
                 let is_wanted = *together == Together::One || has_many;
                 case.has_front() && is_wanted && (by.is_some() || !case.has_ceiling())
