@@ -5,7 +5,7 @@
 //!   the driver alone, as the core that serves would call it ---------- the same blocks     what the device comes to
 //! ```
 //!
-//! The responder is that of `src/target/front.rs`, once polling and once asleep until commands come: it shares a processor with the
+//! The responder is that of `src/target/front/`, once polling and once asleep until commands come: it shares a processor with the
 //! initiator, and no rule tells which of both is quicker there. The driver alone reads anywhere in the namespace, also where nothing was
 //! ever written, which costs the emulated device no more than a written block, and rather less.
 

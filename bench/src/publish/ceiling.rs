@@ -120,6 +120,11 @@ mod tests {
             row("target/null/randread-128k/qd16/spdk-perf/bare/rate", 1.1, None),
             row("target/null/randread/qd32/spdk-perf/cpu", 0.9, Some(Bar::RatioAtMost(0.8))),
             row("target/null/randread-digests/qd32/spdk/iops", 1.2, at_least),
+            row("target/null/randread/64x4/spdk-perf/iops", 1.2, at_least),
+            row("target/null/randread/64x4/spdk-perf/bare/iops", 0.96, None),
+            row("target/null/randread/256x4/spdk/iops", 1.2, at_least),
+            row("target/null/randread/256x4/iops", 0.8, None),
+            row("target/null/randread/256x4/spdk-perf/iops", 1.1, at_least),
         ];
         let report = Report { rows, absent: Vec::new() };
         let told = |name: &str| {
@@ -146,9 +151,17 @@ mod tests {
             of(0.909, 1.1, false, "randread-128k/qd16/spdk-perf/bare/rate"),
             "ours may come to more"
         );
-        for unknown in
-            ["target/null/randread/qd32/spdk-perf/cpu", "target/null/randread-digests/qd32/spdk/iops"]
-        {
+        assert_eq!(
+            told("target/null/randread/64x4/spdk-perf/iops"),
+            of(1.25, 0.96, false, "randread/64x4/spdk-perf/bare/iops"),
+            "many connections have one"
+        );
+        assert_eq!(told("target/null/randread/256x4/spdk/iops"), of(1.5, 0.8, true, "randread/256x4/iops"));
+        for unknown in [
+            "target/null/randread/qd32/spdk-perf/cpu",
+            "target/null/randread-digests/qd32/spdk/iops",
+            "target/null/randread/256x4/spdk-perf/iops",
+        ] {
             assert_eq!(told(unknown), None);
         }
         assert_eq!(told("target/null/randwrite/qd32/iops"), None, "it is beside no other");

@@ -107,9 +107,9 @@ impl Case {
         self.served == Served::Null && self.connections == 1 && self.work.kind != Kind::Mixed && is_small
     }
 
-    /// Whether it can where it joins as a target: one connection.
+    /// Whether it can for hosts that join as they would a target: any work, any number of connections.
     pub(super) fn has_front(&self) -> bool {
-        self.served == Served::Null && self.connections == 1
+        self.served == Served::Null
     }
 
     /// Whether a socket may be left alone for a moment: many small commands in flight.

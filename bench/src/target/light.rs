@@ -257,25 +257,46 @@ impl LightHost {
     }
 
     /// Watches all sockets, when there are several, or it sleeps.
-    fn watch(&self) -> Result<Option<rustix::fd::OwnedFd>> {
-        if self.queues.len() == 1 && self.naps.is_none() {
-            return Ok(None);
-        }
-        let watch = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (at, queue) in self.queues.iter().enumerate() {
-            epoll::add(&watch, &queue.stream, epoll::EventData::new_u64(at as u64), epoll::EventFlags::IN)?;
-        }
-        Ok(Some(watch))
+    fn watch(&self) -> Result<Option<Watch>> {
+        let is_alone = self.queues.len() == 1 && self.naps.is_none();
+        let watch = || Watch::over(self.queues.iter().map(|queue| &queue.stream));
+        (!is_alone).then(watch).transpose()
     }
 
     /// Which connections may have something.
-    fn look(&self, watch: Option<&rustix::fd::OwnedFd>, ready: &mut Vec<usize>) -> Result<()> {
+    fn look(&self, watch: Option<&Watch>, ready: &mut Vec<usize>) -> Result<()> {
         let Some(watch) = watch else {
             ready.push(0);
             return Ok(());
         };
+        watch.look(&self.naps.unwrap_or_default(), ready)
+    }
+}
+
+/// Sockets that are looked at together.
+pub(super) struct Watch(rustix::fd::OwnedFd);
+
+impl Watch {
+    /// Of what is to be read from these.
+    ///
+    /// # Errors
+    /// When the kernel has no room for it.
+    pub(super) fn over<'s>(streams: impl Iterator<Item = &'s TcpStream>) -> Result<Self> {
+        let watch = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (at, stream) in streams.enumerate() {
+            epoll::add(&watch, stream, epoll::EventData::new_u64(at as u64), epoll::EventFlags::IN)?;
+        }
+        Ok(Self(watch))
+    }
+
+    /// Which of them have something, by their numbers: [`EVENTS_MAX`] at the most, and in turn where more have. Waits no longer than this
+    /// for the first one.
+    ///
+    /// # Errors
+    /// None that is known of.
+    pub(super) fn look(&self, patience: &Timespec, ready: &mut Vec<usize>) -> Result<()> {
         let mut events = [std::mem::MaybeUninit::uninit(); EVENTS_MAX];
-        let (events, _) = epoll::wait(watch, &mut events, Some(&self.naps.unwrap_or_default()))?;
+        let (events, _) = epoll::wait(&self.0, &mut events, Some(patience))?;
         for event in events {
             ready.push(usize::try_from(event.data.u64())?);
         }

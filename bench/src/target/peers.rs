@@ -131,7 +131,8 @@ impl Peer {
         match self {
             Self::Bare => case.has_ceiling(),
             Self::Front(by, together) => {
-                // Of few commands, and of those without response capsules behind data, it makes no difference.
+                // Of few commands, as each of many connections has them, and of those without response capsules behind data, it makes no
+                // difference, or makes it slower.
                 let has_many = case.gathers() && case.work.kind != Kind::Write;
                 let is_wanted = *together == Together::One || has_many;
                 case.has_front() && is_wanted && (by.is_some() || !case.has_ceiling())
@@ -290,5 +291,40 @@ impl Target {
             Self::Spdk(process) => process.busy_us().map(Some),
             Self::Previous(process) => process.busy_us(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::work::Work;
+    use super::*;
+
+    /// The places of the rows that a responder without work has for this.
+    fn places(case: &Case) -> Vec<String> {
+        let perf = Perf { program: "/nowhere".into() };
+        let mut peers = vec![Peer::Bare, Peer::Front(None, Together::One)];
+        peers.extend([Together::One, Together::All].map(|how| Peer::Front(Some(perf.clone()), how)));
+        let can = peers.into_iter().filter(|peer| peer.can(case));
+        can.map(|peer| {
+            assert_eq!(peer.bars(case).rate.is_some(), case.has_ceiling() && case.depth > 1, "{peer:?}");
+            format!("{}{}", case.name(), peer.place())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn one_responder_is_beside_each_case_by_either_host_and_many_connections_have_no_bar_there() {
+        let reads = Work::small(Kind::Read);
+        for (case, load) in [
+            (Case::new(Served::Null, reads, 64, 4), "randread/64x4"),
+            (Case::new(Served::Null, reads, 256, 4), "randread/256x4"),
+            (Case::new(Served::Null, Work::small(Kind::Mixed), 1, 32), "randrw/qd32"),
+        ] {
+            let name = format!("target/null/{load}");
+            let together = Some(format!("{name}/spdk-perf/bare-together")).filter(|_| case.connections == 1);
+            let expected = [Some(name.clone()), Some(format!("{name}/spdk-perf/bare")), together];
+            assert_eq!(places(&case), expected.into_iter().flatten().collect::<Vec<_>>());
+        }
+        assert!(places(&Case::new(Served::Memory, reads, 1, 32)).is_empty());
     }
 }

@@ -44,7 +44,7 @@ const QUEUES_MAX: u16 = 64;
 /// A program that was found.
 #[derive(Clone, Debug)]
 pub(super) struct Perf {
-    program: PathBuf,
+    pub(super) program: PathBuf,
 }
 
 /// What it printed.
