@@ -34,12 +34,14 @@ struct Queue {
     commands: Commands,
     /// What came of a PDU that was cut.
     kept: Vec<u8>,
+    /// Empty where no digests are agreed to.
+    trailer: OfZeroes,
 }
 
 impl Queue {
     fn new(stream: TcpStream, agreed: Agreed) -> Self {
         let commands = Commands::new(agreed.responds, agreed.digests);
-        Self { stream, agreed, commands, kept: Vec::new() }
+        Self { stream, agreed, commands, kept: Vec::new(), trailer: OfZeroes::default() }
     }
 }
 
@@ -124,15 +126,14 @@ pub(super) struct Answering {
     space: Vec<u8>,
     replies: Vec<Reply>,
     headers: Vec<Sealed>,
-    trailer: OfZeroes,
 }
 
 impl Answering {
     /// One that has no queue yet.
     pub(super) fn new(together: Together) -> Self {
         let (nothing, space) = (vec![0; PIECE_LEN], vec![0; PIECE_LEN]);
-        let (replies, headers, trailer) = (Vec::new(), Vec::new(), OfZeroes::default());
-        Self { together, nothing, space, replies, headers, trailer }
+        let (replies, headers) = (Vec::new(), Vec::new());
+        Self { together, nothing, space, replies, headers }
     }
 
     /// Answers a single queue until it ends.
@@ -205,8 +206,8 @@ impl Answering {
     }
 
     fn read_and_answer(&mut self, queue: &mut Queue) -> Result<Heard> {
-        let Self { together, nothing, space, replies, headers, trailer } = self;
-        let Queue { stream, agreed: Agreed { responds, digests }, commands, kept } = queue;
+        let Self { together, nothing, space, replies, headers } = self;
+        let Queue { stream, agreed: Agreed { responds, digests }, commands, kept, trailer } = queue;
         let filled = kept.len();
         let len = match stream.read(space.get_mut(filled..).unwrap_or_default()) {
             Ok(0) => return Ok(Heard::End),
@@ -224,12 +225,17 @@ impl Answering {
             headers.iter().for_each(|header| trailer.take_note(nothing, header.data_len));
         }
         for headers in headers.chunks(PARTS_MAX / 3) {
-            let data = |len: usize| nothing.get(..len).unwrap_or_default();
-            let parts = headers.iter().flat_map(|header| {
-                let trailer = if digests.data { trailer.behind(header.data_len) } else { &[] };
-                [header.bytes(), data(header.data_len), trailer].map(IoSlice::new)
-            });
-            write_all(stream, &mut parts.filter(|part| !part.is_empty()).collect::<Vec<_>>())?;
+            // A plain loop: of an iterator over them the compiler made a call a part, which was 1.3 % of the samples.
+            let mut parts = Vec::with_capacity(headers.len() * 3);
+            for header in headers {
+                let data = nothing.get(..header.data_len).unwrap_or_default();
+                for part in [header.bytes(), data, trailer.behind(header.data_len)] {
+                    if !part.is_empty() {
+                        parts.push(IoSlice::new(part));
+                    }
+                }
+            }
+            write_all(stream, &mut parts)?;
         }
         Ok(Heard::Something)
     }
