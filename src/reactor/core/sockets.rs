@@ -8,8 +8,9 @@ use crate::reactor::slab::Key;
 const RING_BUDGET: usize = 256;
 /// Looks at sockets of a turn that has nothing else to do, beyond the first.
 const LOOKS_AGAIN: usize = 4;
-/// Turns after which all that are polled have been the first.
-const POLL_STEPS: usize = 8;
+/// Sockets that are looked at in a turn: what these have is answered before the next are looked at. Were all of many looked at first, their
+/// hosts would wait for the answers meanwhile, and the core then for them.
+const LOOKS_A_TURN: usize = 8;
 
 impl Core {
     /// Hands out what the ring has for connections.
@@ -43,16 +44,18 @@ impl Core {
         work
     }
 
-    /// Looks at each once. Each turn begins a little further on: a host whose own round were as long
+    /// Looks at each once, or at the next of many. Few begin a little further on each turn: a host whose own round were as long
     /// as ours would else always find the same of its connections just too late.
     fn look_at_sockets(&mut self) -> usize {
         let count = self.polled.len();
         if count == 0 {
             return 0;
         }
-        self.poll_start = (self.poll_start + count / POLL_STEPS + 1) % count;
         let (mut work, mut is_cold) = (0, false);
-        for at in (self.poll_start..count).chain(0..self.poll_start) {
+        let begin = self.poll_start % count;
+        let looks = LOOKS_A_TURN.min(count);
+        self.poll_start = begin + if looks < count { looks } else { 1 };
+        for at in (begin..count).chain(0..begin).take(looks) {
             let Some(key) = self.polled.get(at).copied() else { break };
             let Some(seat) = self.seats.get_mut(key) else {
                 is_cold = true;
