@@ -60,10 +60,10 @@ pub struct Core {
     own: RingClient,
     seats: Slab<Seat>,
     ready: VecDeque<Key>,
-    /// Those whose sockets are looked at in every turn.
+    /// Those whose sockets the core looks at by itself: all in a turn, or of many some.
     polled: Vec<Key>,
     /// Where in that list the turn before began.
-    poll_start: usize,
+    /// Where in that list the next look begins, or behind its end.
     listeners: Slab<Listener>,
     /// When a listener wants an accept again; none when each has one.
     accepts_at: Option<Instant>,

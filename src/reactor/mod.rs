@@ -92,8 +92,8 @@ impl CoreContext {
 pub enum Turn {
     /// Nothing until something completes.
     Wait,
-    /// Nothing until something completes, and its socket is to be looked at by [`Connection::poll`] at every turn of the
-    /// core.
+    /// Nothing until something completes, and its socket is to be looked at by [`Connection::poll`] again and again: at every turn
+    /// of the core, or in turn with others where many are busy.
     Poll,
     /// Another turn: the budget ran out before the work did.
     Again,

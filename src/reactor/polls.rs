@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   few are busy     those heard a moment ago are read at every turn            silent for a while: to the ring
-//!   many are busy    all that are busy are read at every turn, as long as       silent for some turns: to the ring
-//!                    they have something often enough                           too seldom: all to the ring, for a while
+//!   many are busy    some of all that are busy are read at every turn, as long  silent for some looks: to the ring
+//!                    as they have something often enough                        too seldom: all to the ring, for a while
 //! ```
 //!
 //! A socket that is read at every turn costs one cheap call a turn; one that waits in the ring costs more for each receive

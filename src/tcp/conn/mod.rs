@@ -129,7 +129,7 @@ pub struct TcpConnection {
     terminating: bool,
     /// When transfers are looked at again.
     next_look: Instant,
-    /// The core looks at the socket at every turn: no receive is given to the ring.
+    /// The core looks at the socket by itself, again and again: no receive is given to the ring.
     polled: bool,
     /// The socket had no room for all answers, and the core tries again at its next look.
     waits_for_room: bool,

@@ -1,9 +1,9 @@
 //! Bytes in and out of a connection's socket.
 //!
 //! ```text
-//!   send      at once, by one plain system call; what the socket has no room for: busy: it is tried again at every turn
+//!   send      at once, by one plain system call; what the socket has no room for: busy: it is tried again at every look
 //!                                                                                   else: to the ring, which waits for room
-//!   receive   busy: the core looks at every turn     silent, or many are busy: a receive waits in the ring
+//!   receive   busy: the core looks again and again     silent, or many that are seldom heard: a receive waits in the ring
 //! ```
 //!
 //! A busy socket may be left alone for a moment: see [`Gather`](crate::reactor::Gather).
