@@ -62,8 +62,8 @@ pub struct Core {
     ready: VecDeque<Key>,
     /// Those whose sockets the core looks at by itself: all in a turn, or of many some.
     polled: Vec<Key>,
-    /// Where in that list the turn before began.
     /// Where in that list the next look begins, or behind its end.
+    poll_start: usize,
     listeners: Slab<Listener>,
     /// When a listener wants an accept again; none when each has one.
     accepts_at: Option<Instant>,
