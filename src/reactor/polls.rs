@@ -6,18 +6,19 @@
 //!                    as they have something often enough                        too seldom: all to the ring, for a while
 //! ```
 //!
-//! A socket that is read at every turn costs one cheap call a turn; one that waits in the ring costs more for each receive
+//! A socket that is read costs one cheap call a look; one that waits in the ring costs more for each receive
 //! (an entry, a poll that is armed and fires, a completion), and nothing while it waits. So reading pays for the few that a
 //! core works for right now, whose next command it must not be late for; and for many that have sent again by the time that all
-//! others had their turn. It is all of these or none: a connection in the ring is served a turn later, and would have less than
-//! its share beside others that are read.
+//! others had their turn. It is all of these or none: a connection in the ring is served in other turns, and would not have its share
+//! beside others that are read.
 
 use std::time::{Duration, Instant};
 
 /// So many busy connections are few.
 const FEW: usize = 4;
-/// Sockets that a core reads by itself at the most.
-pub(super) const POLLED_MAX: usize = 512;
+/// Sockets that a core reads by itself at the most: as many as it serves (`control`). Were some of many busy ones left to the ring, these would
+/// be served in every second turn, and those that are read in one of many.
+pub(super) const POLLED_MAX: usize = 1024;
 /// A socket that was silent for so long goes back to the ring, when few are busy.
 const SILENCE_MAX: Duration = Duration::from_micros(200);
 /// A socket that had nothing so many times in a row goes back to the ring, when many are busy.

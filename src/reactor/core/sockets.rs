@@ -32,7 +32,7 @@ impl Core {
     pub(super) fn polled_sockets(&mut self, own: usize) -> usize {
         let mut work = self.look_at_sockets();
         let is_waiting = own == 0 && self.ready.is_empty() && self.cx.engine.jobs() == 0;
-        // Of many, looks in vain decide whether they go on: each counts once a turn.
+        // Of many, looks in vain decide whether they go on: each counts once a round.
         if is_waiting && !self.polled.is_empty() && self.cx.polls.are_few() {
             for _ in 0..LOOKS_AGAIN / self.polled.len() {
                 if work > 0 {
@@ -52,9 +52,12 @@ impl Core {
             return 0;
         }
         let (mut work, mut is_cold) = (0, false);
-        let begin = self.poll_start % count;
+        let begin = if self.poll_start < count { self.poll_start } else { 0 };
         let looks = LOOKS_A_TURN.min(count);
         self.poll_start = begin + if looks < count { looks } else { 1 };
+        if self.poll_start >= count {
+            self.poll_start -= count;
+        }
         for at in (begin..count).chain(0..begin).take(looks) {
             let Some(key) = self.polled.get(at).copied() else { break };
             let Some(seat) = self.seats.get_mut(key) else {
@@ -70,17 +73,29 @@ impl Core {
             work += usize::from(polled == Polled::Data);
         }
         if is_cold {
-            let seats = &self.seats;
-            self.polled.retain(|key| seats.get(*key).is_some_and(|seat| seat.polled));
+            self.forget_cold();
         }
         self.cx.polls.set_polled(self.polled.len());
         work
+    }
+
+    /// Takes those off the list that are not looked at any more. The next look begins at the same one as if they had stayed.
+    fn forget_cold(&mut self) {
+        let (seats, begin) = (&self.seats, self.poll_start);
+        let (mut at, mut gone_before) = (0, 0);
+        self.polled.retain(|key| {
+            let stays = seats.get(*key).is_some_and(|seat| seat.polled);
+            gone_before += usize::from(!stays && at < begin);
+            at += 1;
+            stays
+        });
+        self.poll_start -= gone_before;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
     use std::net::{Ipv4Addr, SocketAddr};
     use std::os::fd::OwnedFd;
     use std::rc::Rc;
@@ -101,8 +116,14 @@ mod tests {
         static HANDED_OUT: Rc<Cell<usize>> = Rc::default();
     }
 
+    thread_local! {
+        /// How often each of the connections was looked at, in the order in which they came, and which are to be cold.
+        static LOOKS: RefCell<Vec<usize>> = RefCell::default();
+        static COLD: RefCell<Vec<usize>> = RefCell::default();
+    }
+
     /// Waits once, until its file is readable.
-    struct Waits(Option<OwnedFd>);
+    struct Waits(Option<OwnedFd>, usize);
 
     impl Connection for Waits {
         fn start(&mut self, cx: &mut CoreContext, key: Key) {
@@ -114,7 +135,9 @@ mod tests {
         }
         fn on_io(&mut self, _: &mut CoreContext, _: IoDone) {}
         fn poll(&mut self, _: &mut CoreContext) -> Polled {
-            Polled::Cold
+            LOOKS.with_borrow_mut(|looks| looks[self.1] += 1);
+            let is_cold = COLD.with_borrow(|cold| cold.contains(&self.1));
+            if is_cold { Polled::Cold } else { Polled::Nothing }
         }
         fn turn(&mut self, _: &mut CoreContext) -> Turn {
             Turn::Wait
@@ -135,20 +158,23 @@ mod tests {
 
     impl ConnectionFactory for Adopts {
         fn adopt(&self, _: &mut CoreContext, accepted: Accepted) -> Option<Box<dyn Connection>> {
-            Some(Box::new(Waits(Some(accepted.socket))))
+            let number = LOOKS.with_borrow_mut(|looks| {
+                looks.push(0);
+                looks.len() - 1
+            });
+            Some(Box::new(Waits(Some(accepted.socket), number)))
         }
     }
 
-    #[test]
-    fn a_core_does_not_sleep_on_completions_that_one_turn_had_no_time_for() {
-        const MORE: usize = RING_BUDGET + 40;
+    /// A core with so many connections, all of one file, which wait.
+    fn core_with(connections: usize) -> (Core, OwnedFd) {
         let options = CoreOptions {
             buffer_memory: ByteLen(8 << 20),
             share_buffers: false,
             idle: IdlePolicy::SleepAfter(Duration::ZERO),
             linger: Duration::ZERO,
             gather: Duration::ZERO,
-            connections_max: MORE,
+            connections_max: connections,
             hold: None,
             oversight: None,
             stages: Arc::default(),
@@ -157,14 +183,81 @@ mod tests {
         let mut core = Core::alone(&options, &mailbox, Arc::new(Adopts)).unwrap();
         let event = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        for _ in 0..MORE {
+        for _ in 0..connections {
             let socket = event.try_clone().unwrap();
             let accepted = Accepted { socket, peer: nobody, local: nobody, port: PortId(1) };
             mailbox.post(Letter::Adopt(accepted));
         }
-        while core.stats().connections < MORE || !core.ready.is_empty() {
+        while core.stats().connections < connections || !core.ready.is_empty() {
             core.step().unwrap();
         }
+        (core, event)
+    }
+
+    /// The keys of all, in the order in which they came: whose it is shows when it is looked at alone.
+    fn keys_of(core: &mut Core) -> Vec<Key> {
+        let keys: Vec<_> = (0..core.seats.slots()).filter_map(|slot| core.seats.key_at(slot)).collect();
+        let mut numbered: Vec<_> = keys
+            .into_iter()
+            .map(|key| {
+                core.polled = vec![key];
+                (looked_at(core, 1).iter().position(|looks| *looks == 1).unwrap(), key)
+            })
+            .collect();
+        core.polled.clear();
+        numbered.sort_unstable_by_key(|(number, _)| *number);
+        numbered.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// Of all that are polled, how often each was looked at in so many turns.
+    fn looked_at(core: &mut Core, turns: usize) -> Vec<usize> {
+        LOOKS.with_borrow_mut(|looks| looks.fill(0));
+        for _ in 0..turns {
+            assert_eq!(core.look_at_sockets(), 0, "there is nothing at any");
+        }
+        LOOKS.with_borrow(Clone::clone)
+    }
+
+    #[test]
+    fn many_are_looked_at_in_turn_and_none_is_passed_over_when_others_go() {
+        const COUNT: usize = 3 * LOOKS_A_TURN + 1;
+        let (mut core, _event) = core_with(COUNT);
+        let keys = keys_of(&mut core);
+        for key in &keys {
+            core.seats.get_mut(*key).unwrap().polled = true;
+        }
+        core.polled.extend(keys);
+        let looks = looked_at(&mut core, COUNT);
+        assert!(looks.iter().all(|count| *count == LOOKS_A_TURN), "each has its share: {looks:?}");
+        assert_eq!(looked_at(&mut core, 1).iter().sum::<usize>(), LOOKS_A_TURN, "of a turn, some");
+        // The turn after it begins behind those that were first, of which most go.
+        COLD.with_borrow_mut(|cold| cold.extend(0..5));
+        core.poll_start = 0;
+        let first = looked_at(&mut core, 1);
+        assert_eq!(first[..LOOKS_A_TURN], [1; LOOKS_A_TURN]);
+        assert_eq!(core.polled.len(), COUNT - 5);
+        let rest = looked_at(&mut core, 2);
+        let (next, later) = rest[LOOKS_A_TURN..].split_at(2 * LOOKS_A_TURN);
+        assert!(next.iter().all(|count| *count == 1) && later == [0], "{rest:?}");
+        // All at once go, wherever it is.
+        COLD.with_borrow_mut(|cold| *cold = (0..COUNT).collect());
+        looked_at(&mut core, COUNT);
+        assert!(core.polled.is_empty());
+        looked_at(&mut core, 1);
+        // Few are looked at in each turn.
+        COLD.with_borrow_mut(Vec::clear);
+        let few = keys_of(&mut core)[..3].to_vec();
+        for key in &few {
+            core.seats.get_mut(*key).unwrap().polled = true;
+        }
+        core.polled.extend(few);
+        assert_eq!(looked_at(&mut core, 7).iter().filter(|count| **count == 7).count(), 3);
+    }
+
+    #[test]
+    fn a_core_does_not_sleep_on_completions_that_one_turn_had_no_time_for() {
+        const MORE: usize = RING_BUDGET + 40;
+        let (mut core, event) = core_with(MORE);
         // What it asked for is with the kernel.
         core.step().unwrap();
         assert!(matches!(core.wait(), Wait::UpTo(_)), "there is nothing to do");
