@@ -47,7 +47,7 @@ kind_target() {
         "$bench" target --peers bare,spdk,unpinned --only "target/$what" --depths "$depth" --rounds 2 --round-ms 1000 --spare 0 --report "$work/report.json" || return 1
     echo "# perf, samples of a clock, of the target's processor in the rounds of $what, by the light host; per cent of each side's own samples."
     echo "# k: in the kernel. On loopback what the kernel sends it also receives, in the same call."
-    script comm,tid,cpu,time,ip,sym,dso | "$bench" profiles samples --windows "$work/windows" --processor "$processor" "${flag[@]}"
+    script comm,tid,cpu,time,ip,sym,dso | "$bench" profiles samples --windows "$work/windows" --processor "$processor" ${flag[@]+"${flag[@]}"}
 }
 
 # Ours and SPDK's target by SPDK's initiator, which is on the other processor.
@@ -82,7 +82,7 @@ instructions() {
     local count=$1 shown=Ir
     shift
     ((${#simulated[@]})) && shown=Ir,DLmr
-    valgrind --tool=callgrind --vgdb=no --callgrind-out-file="$work/callgrind" "${simulated[@]}" "${inside[@]/#/--toggle-collect=}" "$bench" "$@" >"$work/run.log" 2>&1 ||
+    valgrind --tool=callgrind --vgdb=no --callgrind-out-file="$work/callgrind" ${simulated[@]+"${simulated[@]}"} "${inside[@]/#/--toggle-collect=}" "$bench" "$@" >"$work/run.log" 2>&1 ||
         { tail -n 20 "$work/run.log" >&2; return 1; }
     callgrind_annotate --auto=no --threshold=100 --show="$shown" "$work/callgrind" |
         awk -v count="$count" -v missed="${#simulated[@]}" '/^ *[0-9,]+ \( *[0-9.]+%\) / && !/PROGRAM TOTALS/ {

@@ -98,6 +98,7 @@ mod tests {
         assert_eq!(bytes("512K"), Some(524_288));
         assert_eq!(bytes("16M"), Some(16_777_216));
         assert_eq!(bytes("512"), None);
-        assert!(caches().is_sorted_by_key(|&(level, _)| level));
+        // A machine may tell of none; of those that it tells, none is empty.
+        assert!(caches().iter().all(|&(level, bytes)| level > 0 && bytes > 0));
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The sums are of work and waits one after the other: where a processor does both at a time it may take less. Reads are told as what they
-//! take more than those that the first cache has, which the work has too. No counter of the processor is in it: virtual machines show none.
+//! take more than those that the core's caches have, which the work has too. No counter of the processor is in it: virtual machines show none.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -48,7 +48,7 @@ struct Taken {
     ratio: f64,
     ratio_in_rounds: (f64, f64),
     searched: f64,
-    /// More than from the first cache, here and below.
+    /// More than from the core's caches, here and below.
     own: f64,
     indexed: f64,
     wait: f64,
@@ -156,8 +156,8 @@ impl Taken {
             format!(", {is} the {} KiB of L{level}", len >> 10)
         });
         format!(
-            "the map of {} extents has {:.0} KiB{beyond}: a read of it that waits for the one before takes {wait:.0} ns more than from the first \
-             cache, and of {TURN} at known places {own:.1} each. A lookup in one extent takes {one:.1} ns, and with the latter and nothing \
+            "the map of {} extents has {:.0} KiB{beyond}: a read of it that waits for the one before takes {wait:.0} ns more than from the core's \
+             caches, and of {TURN} at known places {own:.1} each. A lookup in one extent takes {one:.1} ns, and with the latter and nothing \
              else {least:.1}, {:.2} times as long; with each step of a search, as in a map of 100 extents ({searched:.1}), and the index \
              and all extents that it compares, of {TURN} lookups together ({indexed:.1}), {searches:.1}, {:.2} times. It took {many:.1}, \
              {ratio:.2} times (in rounds {} to {}), where {LOOKUP_RATIO_MAX} are demanded{}: {}{}. It takes {:.0} instructions where one \
@@ -301,7 +301,7 @@ mod tests {
         let limit = limit_of(&rows(150.0, 60.0));
         for part in [
             "the map of 1000 extents has 20480 KiB, more than the 512 KiB of L2",
-            "takes 100 ns more than from the first cache, and of 32 at known places 20.0 each",
+            "takes 100 ns more than from the core's caches, and of 32 at known places 20.0 each",
             "the latter and nothing else 60.0, 1.50 times as long",
             "(40.0), 100.0, 2.50 times. It took 150.0, 3.75 times (in rounds 3.75 to 3.75), where 3 are demanded: by these sums the bar is within reach of the search as it is",
             "the 50.0 ns beyond that are as long as 0.50 reads",

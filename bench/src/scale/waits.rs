@@ -9,8 +9,8 @@
 //! | `.../wait` | one extent after the other, the place of each told by the one before | among the first 64 |
 //! | `.../bytes`, `.../bytes/index` | what the map has in memory, and the index by which lookups begin in it | |
 //!
-//! All sides are measured in each round, so that they are of one state of the machine. What is read is the map's own memory, in the pages
-//! that it lies in. Sides are noted as [`windows`](crate::profiles::windows).
+//! All sides are measured in each round, so that they are of one state of the machine. The extents that are read are the map's own, in the pages
+//! that they lie in; the index is one of its own, in ordinary pages, and as long as the map's. Sides are noted as [`windows`](crate::profiles::windows).
 
 use std::hint::black_box;
 
@@ -26,9 +26,9 @@ use crate::profiles::windows::Begun;
 use crate::report::{Bar, Measurement, Row};
 use crate::rest;
 
-/// Extents of a map that is searched, and that the first cache has.
+/// Extents of a map that is searched, and that the core's caches have, also behind the other data.
 const FEW: u64 = 100;
-/// Extents that the first cache has, of a map of any size.
+/// Extents that the core's caches have, of a map of any size.
 const FIRST: usize = 64;
 const AMONG_FIRST: &str = "the same of the first 64 extents";
 
@@ -149,7 +149,7 @@ pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
             ours: turns(&few),
             peer: (IN_ONE, turns(&one)),
             bar: None,
-            method: "the same among 100 extents: all steps of a search, in a map that the first cache has",
+            method: "the same among 100 extents: all steps of a search, in a map that the core's caches have",
         },
         reads(
             "turn/own",

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `target/DEVICE/WORK/qdN/iops` | commands a second of one connection | the bare responder: the ceiling of the kernel's TCP |
 //! | `.../spdk-perf/bare/iops`, `bare-together` | the same by SPDK's initiator | the same, for a host that joins ([`front`]) |
-//! | `target/DEVICE/WORK/CxN/iops` | of C connections, each of depth N | |
+//! | `target/DEVICE/WORK/CxN/iops` | of C connections, each of depth N | the bare responder, for a host that joins |
 //! | `.../p50`, `p99` | microseconds of a command | as above |
 //! | `.../PEER/iops`, `p50`, `p99`, `cpu` | the same, and microseconds of the target's processor a command | that peer |
 //! | `.../CxN/share` | the slowest connection's part of the mean | |
@@ -68,6 +68,8 @@ pub use round_trip::round_trip_ns;
 pub(crate) const NQN: &str = "nqn.2026-11.io.fastice:bench";
 /// The host of most rows.
 const LIGHT_HOST: &str = "a light host, polling,";
+/// That of rows whose device needs a processor too.
+const SLEEPING_HOST: &str = "a light host that sleeps while it waits";
 /// Of the namespaces, in bytes.
 const LEN: u64 = 256 << 20;
 /// A target's core that had work for less of the time waited for its host.
@@ -135,7 +137,7 @@ impl Plan {
         let mut calm = Calm::new(self.spare);
         let files = ground.as_ref().map_or(&[][..], |ground| &ground.files);
         let is_wanted = |case: &Case| match case.is_for_practice() {
-            true => self.only.as_ref().is_some_and(|part| part.contains(case.served.name())),
+            true => self.only.as_ref().is_some_and(|part| part.contains("model")) && self.wants(&case.name()),
             false => self.wants(&case.name()),
         };
         for case in cases::all(&self.depths, files).into_iter().filter(is_wanted) {
@@ -213,7 +215,7 @@ impl Plan {
     ) -> Result<String> {
         let (host, mut time) = match peer.initiator() {
             Some(_) => (perf::NAME, perf::Perf::time(self.time)),
-            None if case.file.is_some() => ("a light host that sleeps while it waits", self.time),
+            None if case.has_helpers() => (SLEEPING_HOST, self.time),
             None => (LIGHT_HOST, self.time),
         };
         time = time.max(Duration::from_millis(1));
@@ -255,7 +257,8 @@ impl Plan {
         let (rounds, what) = collected.best();
         let (name, unit) = (format!("{}/iops", case.name()), "IOPS");
         let ours: Vec<_> = rounds.iter().map(|round| round.iops).collect();
-        let method = format!("{}; {what}", placing(LIGHT_HOST)?);
+        let host = if case.has_helpers() { SLEEPING_HOST } else { LIGHT_HOST };
+        let method = format!("{}; {what}", placing(host)?);
         self.row(rows, &Measurement { name, unit, ours: &ours, peer: None, bar: None, method: &method })?;
         Ok(rounds.iter().filter_map(|round| round.least_share).collect())
     }
@@ -315,7 +318,8 @@ fn known(depths: &[u16]) -> String {
 /// Whether a whole run makes rows of this kind: what it does not make any more is of another time.
 #[must_use]
 pub fn is_made_here(name: &str) -> bool {
-    const KINDS: [&str; 6] = ["null/", "memory/", "file-", "map-", "curve/", "cost/"];
+    // Also what is for practice only, and was measured by name: no whole run makes it.
+    const KINDS: [&str; 7] = ["null/", "memory/", "model/", "file-", "map-", "curve/", "cost/"];
     name.strip_prefix("target/").is_some_and(|rest| KINDS.iter().any(|kind| rest.starts_with(kind)))
 }
 
