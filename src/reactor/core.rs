@@ -16,7 +16,7 @@ use super::gauges::{CoreGauges, CoreStats};
 use super::linger::Linger;
 use super::mailbox::{Accepted, Letter, Mailbox};
 use super::pause::{CoreFailure, PauseWatch};
-use super::polls::{POLLED_MAX, SocketPolls};
+use super::polls::SocketPolls;
 use super::slab::{Key, Slab};
 use super::{Connection, ConnectionFactory, CoreContext, CoreOptions, CoresError, Turn};
 use crate::fabrics::ExportSlot;
@@ -141,10 +141,11 @@ impl Core {
         let own = ring.client(LISTENERS_MAX + 1);
         let engine = IoEngine::new(ring.clone(), pool.clone());
         let stages = CoreStages::new(Arc::clone(&options.stages));
-        let polls = SocketPolls::new(match idle {
+        let idle_time = match idle {
             IdlePolicy::AlwaysPoll => None,
             IdlePolicy::SleepAfter(idle) => Some(idle),
-        });
+        };
+        let polls = SocketPolls::new(idle_time, connections_max);
         let mut seats = Slab::default();
         seats.reserve(connections_max);
         let mut listeners = Slab::default();
@@ -166,7 +167,7 @@ impl Core {
             own,
             seats,
             ready: VecDeque::with_capacity(connections_max),
-            polled: Vec::with_capacity(POLLED_MAX),
+            polled: Vec::with_capacity(connections_max),
             poll_start: 0,
             listeners,
             accepts_at: None,

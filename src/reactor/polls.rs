@@ -16,9 +16,6 @@ use std::time::{Duration, Instant};
 
 /// So many busy connections are few.
 const FEW: usize = 4;
-/// Sockets that a core reads by itself at the most: as many as it serves (`control`). Were some of many busy ones left to the ring, these would
-/// be served in every second turn, and those that are read in one of many.
-pub(super) const POLLED_MAX: usize = 1024;
 /// A socket that was silent for so long goes back to the ring, when few are busy.
 const SILENCE_MAX: Duration = Duration::from_micros(200);
 /// A socket that had nothing so many times in a row goes back to the ring, when many are busy.
@@ -60,6 +57,9 @@ impl Heard {
 #[derive(Debug)]
 pub struct SocketPolls {
     silence_max: Duration,
+    /// Sockets that are read by the core at the most: all that it serves. Were some of many busy ones left to the ring, these would be
+    /// served in every second turn, and those that are read in one of many.
+    polled_max: usize,
     polled: usize,
     /// Connections that were heard in this span of time between two ticks, and in the one before.
     busy: usize,
@@ -73,10 +73,20 @@ pub struct SocketPolls {
 }
 
 impl SocketPolls {
-    /// For a core that polls for `idle` after its last work; `None` for one that never sleeps.
-    pub(super) fn new(idle: Option<Duration>) -> Self {
+    /// For a core of so many connections that polls for `idle` after its last work; `None` for one that never sleeps.
+    pub(super) fn new(idle: Option<Duration>, connections_max: usize) -> Self {
         let silence_max = idle.map_or(SILENCE_MAX, |idle| idle.min(SILENCE_MAX));
-        Self { silence_max, polled: 0, busy: 0, busy_before: 0, span: 1, looks: 0, misses: 0, rests: 0 }
+        Self {
+            silence_max,
+            polled_max: connections_max,
+            polled: 0,
+            busy: 0,
+            busy_before: 0,
+            span: 1,
+            looks: 0,
+            misses: 0,
+            rests: 0,
+        }
     }
 
     /// A connection has received something.
@@ -114,7 +124,7 @@ impl SocketPolls {
     /// Whether one more may be read by the core itself: this one, which has no receive in the ring.
     #[must_use]
     pub fn has_place(&self, heard: &Heard, now: Instant) -> bool {
-        let places = if self.are_few() { FEW } else { POLLED_MAX };
+        let places = if self.are_few() { FEW } else { self.polled_max };
         self.polled < places && self.goes_on(heard, now)
     }
 
@@ -153,12 +163,14 @@ impl SocketPolls {
 mod tests {
     use super::*;
 
+    const POLLED_MAX: usize = 1024;
+
     const US: Duration = Duration::from_micros(1);
 
     #[test]
     fn who_was_heard_a_moment_ago_has_a_place_and_loses_it_by_silence() {
         let now = Instant::now();
-        let mut polls = SocketPolls::new(None);
+        let mut polls = SocketPolls::new(None, POLLED_MAX);
         let mut heard = Heard::new(now);
         polls.heard(&mut heard, now);
         assert!(polls.has_place(&heard, now + 199 * US));
@@ -171,7 +183,7 @@ mod tests {
     #[test]
     fn while_a_socket_is_left_alone_it_is_not_silent() {
         let now = Instant::now();
-        let polls = SocketPolls::new(Some(20 * US));
+        let polls = SocketPolls::new(Some(20 * US), POLLED_MAX);
         let mut heard = Heard::new(now);
         polls.left_alone(&mut heard, now + 32 * US);
         assert!(polls.goes_on(&heard, now) && polls.goes_on(&heard, now + 51 * US));
@@ -182,10 +194,10 @@ mod tests {
     fn a_core_that_sleeps_sooner_looks_for_no_longer() {
         let now = Instant::now();
         let heard = Heard::new(now);
-        let polls = SocketPolls::new(Some(20 * US));
+        let polls = SocketPolls::new(Some(20 * US), POLLED_MAX);
         assert!(polls.has_place(&heard, now + 19 * US));
         assert!(!polls.has_place(&heard, now + 20 * US));
-        let mut polls = SocketPolls::new(Some(Duration::ZERO));
+        let mut polls = SocketPolls::new(Some(Duration::ZERO), POLLED_MAX);
         assert!(!polls.has_place(&heard, now), "one that sleeps at once");
         for mut heard in [Heard::new(now); FEW + 1] {
             polls.heard(&mut heard, now);
@@ -206,7 +218,7 @@ mod tests {
     fn of_many_all_that_are_busy_are_read_however_long_a_turn_takes() {
         let now = Instant::now();
         let later = now + 100 * SILENCE_MAX;
-        let mut polls = SocketPolls::new(None);
+        let mut polls = SocketPolls::new(None, POLLED_MAX);
         let [mut busy, mut silent, ..] = many(&mut polls, now);
         polls.set_polled(POLLED_MAX - 1);
         assert!(polls.has_place(&busy, later));
@@ -225,7 +237,7 @@ mod tests {
     #[test]
     fn many_rest_in_the_ring_when_they_are_read_in_vain_too_often() {
         let now = Instant::now();
-        let mut polls = SocketPolls::new(None);
+        let mut polls = SocketPolls::new(None, POLLED_MAX);
         let span = |polls: &mut SocketPolls, looks: u64| {
             let mut many = many(polls, now);
             for look in 0..looks {
@@ -251,7 +263,7 @@ mod tests {
     fn many_are_few_again_when_they_are_silent() {
         let now = Instant::now();
         let late = now + SILENCE_MAX;
-        let mut polls = SocketPolls::new(None);
+        let mut polls = SocketPolls::new(None, POLLED_MAX);
         let mut many = [Heard::new(now); FEW + 1];
         for heard in &mut many[..FEW] {
             polls.heard(heard, now);
