@@ -392,26 +392,14 @@ impl Core {
         }
         let mut ended = self.cx.engine.take_done();
         work += ended.len();
-        let mut all = ended.drain(..);
-        let mut next = all.next();
-        while let Some(first) = next.take() {
-            let key = first.owner;
-            let Some(seat) = self.seats.get_mut(key) else {
-                next = all.next();
-                continue;
-            };
-            seat.connection.on_io(&mut self.cx, first);
-            // Most have neighbours of the same connection.
-            for done in all.by_ref() {
-                if done.owner != key {
-                    next = Some(done);
-                    break;
-                }
-                seat.connection.on_io(&mut self.cx, done);
+        // Most have neighbours of the same connection.
+        for mine in ended.as_mut_slice().chunk_by_mut(|one, next| one.owner == next.owner) {
+            let Some(key) = mine.first().map(|first| first.owner) else { continue };
+            if let Some(seat) = self.seats.get_mut(key) {
+                seat.connection.on_io(&mut self.cx, mine);
+                Self::mark_ready(&mut self.ready, seat, key);
             }
-            Self::mark_ready(&mut self.ready, seat, key);
         }
-        drop(all);
         self.cx.engine.give_back(ended);
         work
     }

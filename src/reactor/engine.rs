@@ -29,6 +29,7 @@ use nvme_spec::Status;
 use self::batches::Batches;
 pub use self::batches::Timing;
 use self::flight::{Flight, Fresh, Whose, failed, whose};
+use super::places::Places;
 use super::slab::{Key, Slab};
 use crate::block::{BlockDevice, BlockDone, BlockError, BlockErrorKind, BlockQueue};
 use crate::extent::LookupCursor;
@@ -61,6 +62,19 @@ pub struct IoDone {
     pub buf: Option<DmaBuf>,
     /// For [`IoEngine::stamps`].
     pub timing: Timing,
+}
+
+impl IoDone {
+    /// A place for one.
+    fn vacant() -> Self {
+        Self {
+            owner: Key::from_bits(0),
+            request: 0,
+            status: Status::SUCCESS,
+            buf: None,
+            timing: Timing::NONE,
+        }
+    }
 }
 
 /// What a core knows of an export.
@@ -131,9 +145,9 @@ pub struct IoEngine {
     /// Commands that the connections of this core may have in flight.
     reserved: usize,
     /// Begun in this turn, and not looked up yet.
-    fresh: Vec<Fresh>,
+    fresh: Places<Fresh>,
     stalled: VecDeque<Key>,
-    done: Vec<IoDone>,
+    done: Places<IoDone>,
     batches: Batches,
     /// The batch of those that are fresh, and whether a lookup of one of them may take longer than a look at the clock.
     batch: Option<u32>,
@@ -158,9 +172,9 @@ impl IoEngine {
             flights: Slab::default(),
             jobs: Slab::default(),
             reserved: 0,
-            fresh: Vec::new(),
+            fresh: Places::default(),
             stalled: VecDeque::new(),
-            done: Vec::new(),
+            done: Places::default(),
             batches: Batches::new(),
             batch: None,
             looks_up: false,
@@ -201,9 +215,9 @@ impl IoEngine {
         self.reserved += commands;
         self.flights.reserve(self.reserved);
         self.jobs.reserve(self.reserved);
-        self.fresh.reserve(self.reserved.saturating_sub(self.fresh.len()));
+        self.fresh.reserve(self.reserved);
         self.stalled.reserve(self.reserved.saturating_sub(self.stalled.len()));
-        self.done.reserve(self.reserved.saturating_sub(self.done.len()));
+        self.done.reserve(self.reserved);
     }
 
     /// A connection that reserved room has ended, and has nothing in flight.
@@ -304,15 +318,16 @@ impl IoEngine {
         }
         // Launching begins none.
         let mut fresh = std::mem::take(&mut self.fresh);
-        for command in fresh.drain(..) {
+        for command in fresh.as_mut_slice() {
             self.launch_one(batch, command);
         }
+        fresh.clear();
         self.fresh = fresh;
     }
 
     /// A buffer for a read of so many bytes that takes none from the pool: its device [lends](BlockQueue::lends) it.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn lend(&self, slot: ExportSlot, len: ByteLen) -> Option<DmaBuf> {
         let lends = self.exports.get(slot.0 as usize)?.as_ref()?.lends.as_ref()?;
         lends.try_slice(0, usize::try_from(len.0).ok()?)
@@ -323,23 +338,23 @@ impl IoEngine {
     ///
     /// `buf` holds the data of a write (or the ranges of a Dataset Management), or takes that of a read; its
     /// length is the command's. The fence is looked at when it is launched: data of a write may have travelled while it fell.
-    #[inline]
+    #[inline(always)]
     pub fn start(&mut self, owner: Key, request: u32, command: IoCommand, buf: Option<DmaBuf>) {
         let Some(Some(held)) = self.exports.get_mut(command.slot.0 as usize) else {
             let status = Status::INVALID_NAMESPACE.with_dnr();
-            return self.done.push(IoDone { owner, request, status, buf, timing: Timing::NONE });
+            return self.end(owner, request, status, &mut { buf }, Timing::NONE);
         };
-        if self.fresh.len() == self.fresh.capacity() {
+        let Some(fresh) = self.fresh.next(Fresh::vacant) else {
             // Connections reserve room for each command they may have, so this is a shortage, not a habit.
             let status = Status::COMMAND_INTERRUPTED;
-            return self.done.push(IoDone { owner, request, status, buf, timing: Timing::NONE });
-        }
+            return self.end(owner, request, status, &mut { buf }, Timing::NONE);
+        };
+        (fresh.owner, fresh.request, fresh.command, fresh.buf) = (owner, request, command, buf);
         held.in_flight += 1;
         if let Some(map) = held.export.map.as_ref().filter(|_| command.len.0 > 0) {
             map.prefetch(command.start);
             self.looks_up |= map.is_large();
         }
-        self.fresh.push(Fresh { owner, request, command, buf });
         if self.batch.is_none() {
             self.begin_batch();
         }
@@ -385,12 +400,12 @@ impl IoEngine {
                 Stage::Ending => {}
             }
         }
-        let (owner, request, status, buf) = (job.owner, job.request, job.status, job.buf.take());
+        let (owner, request, status, mut buf) = (job.owner, job.request, job.status, job.buf.take());
         let (slot, batch) = (job.command.slot, job.batch);
         // Not taken out: what is left of it is of no use, and not worth a copy.
         self.jobs.free(key);
         let timing = self.leave(slot, batch);
-        self.done.push(IoDone { owner, request, status, buf, timing });
+        self.end(owner, request, status, &mut buf, timing);
     }
 
     /// Launches what is left, rings the doorbells, takes completions, and goes on with what had to wait. Returns how much was done.
@@ -454,16 +469,22 @@ impl IoEngine {
     /// The commands that have ended. To be given back by [`IoEngine::give_back`], so that nothing is allocated.
     #[inline]
     #[must_use]
-    pub fn take_done(&mut self) -> Vec<IoDone> {
+    pub(super) fn take_done(&mut self) -> Places<IoDone> {
         std::mem::take(&mut self.done)
     }
 
-    /// What [`IoEngine::take_done`] gave, emptied.
+    /// What [`IoEngine::take_done`] gave, dealt with. Buffers that were left in it are dropped.
     #[inline]
-    pub fn give_back(&mut self, mut done: Vec<IoDone>) {
+    pub(super) fn give_back(&mut self, mut done: Places<IoDone>) {
+        for left in done.as_mut_slice() {
+            left.buf = None;
+        }
+        done.clear();
+        let mut meanwhile = std::mem::replace(&mut self.done, done);
         // Nothing ends meanwhile, but if it does it is not lost.
-        done.append(&mut self.done);
-        self.done = done;
+        for IoDone { owner, request, status, buf, timing } in meanwhile.as_mut_slice() {
+            self.end(*owner, *request, *status, buf, *timing);
+        }
     }
 
     /// Gets ready for the core to sleep on its ring. False when something is ready, or has to be polled for.

@@ -36,6 +36,7 @@ mod gauges;
 mod linger;
 mod mailbox;
 mod pause;
+mod places;
 mod polls;
 mod slab;
 mod trial;
@@ -107,8 +108,8 @@ pub trait Connection {
     fn start(&mut self, cx: &mut CoreContext, key: Key);
     /// An operation that it gave to `cx.sockets` has ended.
     fn on_ring(&mut self, cx: &mut CoreContext, kind: u8, done: RingDone);
-    /// A command that it gave to `cx.engine` has ended.
-    fn on_io(&mut self, cx: &mut CoreContext, done: IoDone);
+    /// Commands that it gave to `cx.engine` have ended. It takes their buffers; those that it leaves are dropped.
+    fn on_io(&mut self, cx: &mut CoreContext, ended: &mut [IoDone]);
     /// Looks at its socket, after it has asked for that with [`Turn::Poll`] and until it answers [`Polled::Cold`].
     fn poll(&mut self, cx: &mut CoreContext) -> Polled;
     /// Does a bounded amount of work: parses, answers, submits. Called after completions, and again on request.

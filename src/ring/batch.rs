@@ -217,16 +217,27 @@ impl SendBatch {
     #[must_use]
     #[inline]
     pub fn push_buf(&mut self, buf: DmaBuf) -> bool {
+        self.push_taken(&mut Some(buf))
+    }
+
+    /// As [`SendBatch::push_buf`], of one that is taken from where it lies, if one is there.
+    #[must_use]
+    #[inline]
+    pub fn push_taken(&mut self, place: &mut Option<DmaBuf>) -> bool {
+        let Some(buf) = place else { return true };
         if buf.is_empty() {
+            *place = None;
             return true;
         }
-        if self.parts_room() == 0 {
+        // It has room for as many buffers as parts; asked so that nothing is made for the case that it had to grow.
+        if self.parts_room() == 0 || self.bufs.len() == self.bufs.capacity() {
+            *place = None;
             return false;
         }
         self.bytes_len += buf.len();
         self.iovecs.push(libc::iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() });
         self.ends_in_arena = false;
-        self.bufs.push(buf);
+        self.bufs.extend(place.take());
         true
     }
 

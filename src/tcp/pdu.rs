@@ -21,7 +21,7 @@ mod tests;
 pub use decode::{decode_header, decode_planned, plain_command};
 pub use encode::{
     DataPdu, HEADER_MAX, TERM_REQ_DATA_MAX, TERM_REQ_MAX, c2h_data, c2h_term_req, capsule_cmd, capsule_resp,
-    data_pdu_offset, h2c_data, h2c_term_req, ic_req, ic_resp, r2t,
+    data_pdu_offset, h2c_data, h2c_term_req, ic_req, ic_resp, plain_c2h_data, plain_capsule_resp, r2t,
 };
 pub use error::PduError;
 pub use nvme_spec::tcp::{FatalErrorStatus, PduType};

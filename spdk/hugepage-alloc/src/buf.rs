@@ -61,6 +61,7 @@ impl DmaBuf {
 
     /// The `len` bytes from `offset` as a slice of their own, or `None` when they do not lie inside this slice.
     #[must_use]
+    #[inline]
     pub fn try_slice(&self, offset: usize, len: usize) -> Option<Self> {
         if offset > self.len() || len > self.len() - offset {
             return None;

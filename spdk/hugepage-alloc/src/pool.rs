@@ -208,6 +208,7 @@ impl Slot {
 pub(crate) struct PoolHandle(Rc<Inner>);
 
 impl PoolHandle {
+    #[inline]
     pub(crate) fn retain(&self, slot: Slot) {
         let count = &self.0.counts[slot.0 as usize];
         // Overflow checks are on in every profile: four thousand million clones panic, they do not wrap.

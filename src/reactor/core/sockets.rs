@@ -133,7 +133,7 @@ mod tests {
         fn on_ring(&mut self, _: &mut CoreContext, _: u8, _: RingDone) {
             HANDED_OUT.with(|count| count.set(count.get() + 1));
         }
-        fn on_io(&mut self, _: &mut CoreContext, _: IoDone) {}
+        fn on_io(&mut self, _: &mut CoreContext, _: &mut [IoDone]) {}
         fn poll(&mut self, _: &mut CoreContext) -> Polled {
             LOOKS.with_borrow_mut(|looks| looks[self.1] += 1);
             let is_cold = COLD.with_borrow(|cold| cold.contains(&self.1));

@@ -88,7 +88,7 @@ impl Lab {
         while self.engine.jobs() > 0 {
             self.engine.poll();
         }
-        ends.extend(self.engine.take_done().into_iter().map(|done| (done.request, done.status)));
+        ends.extend(self.engine.take_done().into_vec().into_iter().map(|done| (done.request, done.status)));
         ends.sort_by_key(|(request, _)| *request);
         ends
     }
@@ -322,7 +322,7 @@ fn old_bytes_are_shown_to_nobody_however_many_extents_a_read_crosses() {
         let export = scattered_on(&mut lab, device, 256);
         for (start, blocks) in [(0, 1), (3, 2), (0, 256)] {
             read_scattered(&mut lab, &export, start, blocks);
-            let done = lab.engine.take_done().pop().expect("it ended");
+            let done = lab.engine.take_done().into_vec().pop().expect("it ended");
             assert_eq!(done.status, Status::SUCCESS);
             let buf = done.buf.expect("its data");
             let mut bytes = vec![1; buf.len()];
@@ -381,7 +381,7 @@ fn a_lent_buffer_takes_nothing_from_the_pool_and_reads_as_zeros() {
         let command = IoCommand { slot: export.slot, kind: IoKind::Read, start, len, fua: false };
         lab.engine.start(lab.owner, 1, command, Some(buf));
         lab.engine.poll();
-        let done = lab.engine.take_done().pop().expect("it ended");
+        let done = lab.engine.take_done().into_vec().pop().expect("it ended");
         assert_eq!((done.status, lab.pool.bytes_free()), (Status::SUCCESS, free));
         let mut bytes = vec![1; usize::try_from(len.0).expect("small")];
         done.buf.expect("its data").read_into(0, &mut bytes);

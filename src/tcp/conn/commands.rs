@@ -29,13 +29,13 @@ impl TcpConnection {
             // Whatever becomes of the command, the capsule's data has to pass.
             self.expect(Incoming::skip(plan));
         }
-        let mut inserted = self.requests.insert(*sqe);
+        let mut inserted = self.requests.insert(sqe);
         if inserted == Err(NoPlace::CidInUse)
             && let Some(parked) = self.requests.parked(sqe.cid.get())
             && self.session.gives_up_event_request(sqe)
         {
             self.requests.remove(parked);
-            inserted = self.requests.insert(*sqe);
+            inserted = self.requests.insert(sqe);
         }
         let index = match inserted {
             Ok(index) => index,
@@ -51,6 +51,13 @@ impl TcpConnection {
         };
         self.requests.at(index).arrived = self.arrived;
         probes::command_begin(sqe);
+        if let Some(command) = self.session.begin_transfer(sqe) {
+            match command.kind {
+                IoKind::Read => self.read(cx, index, command),
+                _ => self.want_data(cx, plan, index, Purpose::Device(command)),
+            }
+            return Ok(());
+        }
         match self.session.begin(sqe, cx.now) {
             Begin::Io(command) => match command.kind {
                 IoKind::Read => self.read(cx, index, command),
@@ -143,6 +150,7 @@ impl TcpConnection {
     }
 
     /// Hands a read to the engine, with a buffer that its device lends or one of the pool, or waits for one of these.
+    #[inline]
     fn read(&mut self, cx: &mut CoreContext, index: Index, command: IoCommand) {
         // What is lent is none of the pool's, but others are not to wait longer for its sake: answers of this connection count as held.
         if self.starving.is_empty()
@@ -158,10 +166,18 @@ impl TcpConnection {
             self.requests.charge(index, &buf);
             return self.start(cx, index, command, Some(buf), true);
         }
+        self.wait_to_read(cx, index, command);
+    }
+
+    #[cold]
+    fn wait_to_read(&mut self, cx: &mut CoreContext, index: Index, command: IoCommand) {
         self.requests.at(index).state = State::BufferForRead(command);
         self.feed_one(cx, index);
     }
 
+    /// Hands a command to the engine.
+    // Where it is called, so that what is in registers goes from there to the engine's list: see `reactor::engine::flight`.
+    #[inline(always)]
     fn start(
         &mut self,
         cx: &mut CoreContext,

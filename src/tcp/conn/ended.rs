@@ -12,7 +12,7 @@ use crate::reactor::{CoreContext, IoDone, Timing};
 impl TcpConnection {
     /// A command is back from its device.
     #[inline]
-    pub(super) fn ended(&mut self, cx: &mut CoreContext, done: IoDone) {
+    pub(super) fn ended(&mut self, cx: &mut CoreContext, done: &mut IoDone) {
         self.on_device -= 1;
         let Ok(index) = Index::try_from(done.request) else { return };
         if !done.status.is_success() {
@@ -21,7 +21,9 @@ impl TcpConnection {
         }
         let answers = matches!(self.requests.at(index).state, State::Device { reads: true })
             && done.status.is_success();
-        let buf = done.buf.filter(|_| answers);
+        if !answers {
+            done.buf = None;
+        }
         if self.stage == Stage::Draining || self.terminating {
             return self.requests.remove(index);
         }
@@ -29,10 +31,10 @@ impl TcpConnection {
         let completion = Completion::of(done.status);
         if self.tx.takes_now() {
             let Self { tx, requests, session, digests, .. } = self;
-            let answer = Answer { index, completion, buf, passed: &passed };
+            let answer = Answer { index, completion, buf: &mut done.buf, passed: &passed };
             return tx.answer(answer, requests, session, *digests, &mut cx.trace);
         }
-        self.requests.at(index).buf = buf;
+        self.requests.at(index).buf = done.buf.take();
         self.answer_later(index, completion, passed);
     }
 

@@ -208,22 +208,23 @@ impl TcpConnection {
             if self.tx.backlog() > self.requests.capacity() * 2 {
                 return Parsed::Held;
             }
-            match self.rx.step(&mut self.requests) {
+            // Where it lies: what was just written in pieces is not to be copied as a whole, which would wait for all of them.
+            match &self.rx.step(&mut self.requests) {
                 Ok(Step::Starved) => return Parsed::All,
-                Ok(Step::Command(plan, sqe)) => match self.command(cx, &plan, &sqe) {
-                    Ok(()) => self.rx.header_done(&plan),
+                Ok(Step::Command(plan, sqe)) => match self.command(cx, plan, sqe) {
+                    Ok(()) => self.rx.header_done(plan),
                     Err(error) => self.protocol_error(cx, &error),
                 },
-                Ok(Step::Header(decoded)) => match self.header(cx, &decoded) {
+                Ok(Step::Header(decoded)) => match self.header(cx, decoded) {
                     Ok(()) => self.rx.header_done(&decoded.plan),
                     Err(error) => self.protocol_error(cx, &error),
                 },
                 Ok(Step::DataDone(incoming, fits)) => {
                     if let Some(index) = incoming.request {
-                        self.data_arrived(cx, index, incoming.at, fits);
+                        self.data_arrived(cx, index, incoming.at, *fits);
                     }
                 }
-                Err(error) => self.protocol_error(cx, &error),
+                Err(error) => self.protocol_error(cx, error),
             }
         }
         Parsed::More
@@ -412,8 +413,10 @@ impl Connection for TcpConnection {
         }
     }
 
-    fn on_io(&mut self, cx: &mut CoreContext, done: IoDone) {
-        self.ended(cx, done);
+    fn on_io(&mut self, cx: &mut CoreContext, ended: &mut [IoDone]) {
+        for done in ended {
+            self.ended(cx, done);
+        }
     }
 
     fn turn(&mut self, cx: &mut CoreContext) -> Turn {

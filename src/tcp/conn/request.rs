@@ -206,7 +206,7 @@ impl Requests {
     }
 
     /// A place for a command.
-    pub(super) fn insert(&mut self, sqe: SubmissionQueueEntry) -> Result<Index, NoPlace> {
+    pub(super) fn insert(&mut self, sqe: &SubmissionQueueEntry) -> Result<Index, NoPlace> {
         let (word, bit) = Self::bit(sqe.cid.get());
         if self.cids[word] & bit != 0 {
             return Err(NoPlace::CidInUse);
@@ -217,7 +217,7 @@ impl Requests {
         let index = self.free.pop().or_else(|| self.more_places()).ok_or(NoPlace::QueueOverrun)?;
         self.cids[word] |= bit;
         let slot = &mut self.slots[usize::from(index)];
-        slot.sqe = sqe;
+        slot.sqe = *sqe;
         slot.received = 0;
         slot.spoilt = false;
         slot.asked = false;
@@ -277,21 +277,21 @@ mod tests {
     #[test]
     fn a_cid_is_used_once_at_a_time() {
         let mut requests = Requests::new(4);
-        let first = requests.insert(command(0xFFFF)).expect("room");
-        assert_eq!(requests.insert(command(0xFFFF)), Err(NoPlace::CidInUse));
+        let first = requests.insert(&command(0xFFFF)).expect("room");
+        assert_eq!(requests.insert(&command(0xFFFF)), Err(NoPlace::CidInUse));
         requests.at(first).state = State::Device { reads: false };
         requests.remove(first);
-        assert!(requests.insert(command(0xFFFF)).is_ok());
+        assert!(requests.insert(&command(0xFFFF)).is_ok());
     }
 
     #[test]
     fn more_commands_than_entries_are_refused_until_it_grows() {
         let mut requests = Requests::new(2);
-        assert!(requests.insert(command(1)).is_ok());
-        assert!(requests.insert(command(2)).is_ok());
-        assert_eq!(requests.insert(command(3)), Err(NoPlace::QueueOverrun));
+        assert!(requests.insert(&command(1)).is_ok());
+        assert!(requests.insert(&command(2)).is_ok());
+        assert_eq!(requests.insert(&command(3)), Err(NoPlace::QueueOverrun));
         requests.grow(3);
-        assert!(requests.insert(command(3)).is_ok());
+        assert!(requests.insert(&command(3)).is_ok());
         assert_eq!((requests.len(), requests.capacity()), (3, 3));
     }
 
@@ -299,23 +299,23 @@ mod tests {
     fn places_are_made_as_they_are_wanted_and_no_more_than_there_may_be() {
         let mut requests = Requests::new(50);
         for cid in 0..50 {
-            let index = requests.insert(command(cid)).expect("room");
+            let index = requests.insert(&command(cid)).expect("room");
             assert_eq!(requests.at(index).sqe.cid.get(), cid);
             assert!(requests.slots.len() <= usize::from(cid + 1).next_power_of_two().max(PLACES_MIN));
         }
         assert_eq!((requests.slots.len(), requests.len()), (50, 50));
-        assert_eq!(requests.insert(command(50)), Err(NoPlace::QueueOverrun));
+        assert_eq!(requests.insert(&command(50)), Err(NoPlace::QueueOverrun));
         requests.remove(7);
-        assert_eq!(requests.insert(command(50)), Ok(7));
+        assert_eq!(requests.insert(&command(50)), Ok(7));
     }
 
     #[test]
     fn a_queue_smaller_than_the_table_is_held_to_its_size() {
         let mut requests = Requests::new(8);
         requests.grow(2);
-        assert!(requests.insert(command(1)).is_ok());
-        assert!(requests.insert(command(2)).is_ok());
-        assert_eq!(requests.insert(command(3)), Err(NoPlace::QueueOverrun));
+        assert!(requests.insert(&command(1)).is_ok());
+        assert!(requests.insert(&command(2)).is_ok());
+        assert_eq!(requests.insert(&command(3)), Err(NoPlace::QueueOverrun));
     }
 
     #[test]
@@ -323,7 +323,7 @@ mod tests {
         let mut requests = Requests::new(2);
         assert!(requests.get(0).is_none());
         assert!(requests.get(99).is_none());
-        let index = requests.insert(command(7)).expect("room");
+        let index = requests.insert(&command(7)).expect("room");
         requests.at(index).state = State::Parked;
         assert!(requests.get(index).is_some());
         assert_eq!(requests.parked(7), Some(index));

@@ -5,8 +5,6 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use hugepage_alloc::DmaBuf;
-use nvme_spec::CompletionQueueEntry;
-use zerocopy::IntoBytes;
 
 use super::held::HeldResponses;
 use super::request::{Index, Requests, State};
@@ -22,8 +20,6 @@ use crate::tcp::pdu::{self, DataPdu, Digests, HEADER_MAX, IcResp, R2t, TERM_REQ_
 /// held before it.
 const ANSWER_BYTES_MAX: usize = 3 * HEADER_MAX;
 const ANSWER_PARTS_MAX: usize = 4;
-/// What nearly all headers have, without digests.
-const PLAIN_HEADER_LEN: usize = 24;
 /// Data is hashed in pieces of this size, copied out of memory that a device may share.
 const DIGEST_PIECE: usize = 4096;
 
@@ -44,8 +40,8 @@ pub(super) enum Out {
 pub(super) struct Answer<'a> {
     pub(super) index: Index,
     pub(super) completion: Completion,
-    /// Data for the host.
-    pub(super) buf: Option<DmaBuf>,
+    /// Data for the host, which is taken.
+    pub(super) buf: &'a mut Option<DmaBuf>,
     pub(super) passed: &'a Passed,
 }
 
@@ -242,9 +238,15 @@ impl Tx {
         trace: &mut Trace,
     ) {
         let request = requests.at(index);
-        let (buf, passed) = (request.buf.take(), request.passed);
+        let (mut buf, passed) = (request.buf.take(), request.passed);
         let State::Answer(completion) = request.state else { return };
-        self.answer(Answer { index, completion, buf, passed: &passed }, requests, session, digests, trace);
+        self.answer(
+            Answer { index, completion, buf: &mut buf, passed: &passed },
+            requests,
+            session,
+            digests,
+            trace,
+        );
     }
 
     /// Puts an answer into the batch, which has room. Its request ends.
@@ -270,7 +272,7 @@ impl Tx {
             // Those before it are not to wait for its data as well.
             self.release_held();
         }
-        if let Some(buf) = buf {
+        if buf.is_some() {
             // Without SQ flow control the host has no use for SQHD, and the last data PDU may stand for the
             // completion (TCP section 3.3.2.1).
             let answered = session.is_flow_control_disabled() && completion == Completion::SUCCESS;
@@ -283,19 +285,33 @@ impl Tx {
             self.response(cid, completion, session, digests);
             return;
         }
-        let len = self.write_response(cid, completion, session, digests);
-        if self.held.hold(self.header.get(..len).unwrap_or_default(), data_len) {
+        let cqe = cqe_of(cid, completion, session);
+        let is_enough = if digests.header {
+            let len = pdu::capsule_resp(&mut self.header, digests, &bytes_of(cqe));
+            self.held.hold(self.header.get(..len).unwrap_or_default(), data_len)
+        } else {
+            self.held.hold(&pdu::plain_capsule_resp(cqe), data_len)
+        };
+        if is_enough {
             self.release_held();
         }
     }
 
-    fn data(&mut self, cccid: u16, buf: DmaBuf, success: bool, digests: Digests) {
-        let Ok(data_len) = u32::try_from(buf.len()) else { return };
+    #[inline]
+    fn data(&mut self, cccid: u16, buf: &mut Option<DmaBuf>, success: bool, digests: Digests) {
+        let Some(Ok(data_len)) = buf.as_ref().map(|buf| u32::try_from(buf.len())) else { return };
+        if digests == Digests::NONE && self.hpda == 0 {
+            let pushed = self.filling.push_array(&pdu::plain_c2h_data(cccid, data_len, success));
+            debug_assert!(pushed, "room was checked");
+            let _ = self.filling.push_taken(buf);
+            return;
+        }
         let data = DataPdu { cccid, ttag: 0, data_offset: 0, data_len, last: true, success };
         let len = pdu::c2h_data(&mut self.header, digests, self.hpda, &data);
         self.push_header(len);
-        let digest = digests.data.then(|| digest_of(&buf, 0, buf.len(), Digest::new()));
-        let _ = self.filling.push_buf(buf);
+        let digest = buf.as_ref().filter(|_| digests.data);
+        let digest = digest.map(|buf| digest_of(buf, 0, buf.len(), Digest::new()));
+        let _ = self.filling.push_taken(buf);
         if let Some(digest) = digest {
             let pushed = self.filling.push_bytes(&digest.to_wire());
             debug_assert!(pushed, "room was checked");
@@ -305,8 +321,13 @@ impl Tx {
     /// Behind those that are held: SQHD never goes back.
     fn response(&mut self, cid: u16, completion: Completion, session: &QueueSession, digests: Digests) {
         self.release_held();
-        let len = self.write_response(cid, completion, session, digests);
-        self.push_header(len);
+        let cqe = cqe_of(cid, completion, session);
+        if digests.header {
+            let len = pdu::capsule_resp(&mut self.header, digests, &bytes_of(cqe));
+            return self.push_header(len);
+        }
+        let pushed = self.filling.push_array(&pdu::plain_capsule_resp(cqe));
+        debug_assert!(pushed, "room was checked");
     }
 
     /// Puts the responses that are held into the batch: room was kept for them.
@@ -318,33 +339,9 @@ impl Tx {
         }
     }
 
-    /// Writes a response into the place of headers: its length.
-    fn write_response(
-        &mut self,
-        cid: u16,
-        completion: Completion,
-        session: &QueueSession,
-        digests: Digests,
-    ) -> usize {
-        let cqe = CompletionQueueEntry {
-            dw0: completion.dw0.into(),
-            dw1: completion.dw1.into(),
-            sqhd: session.sqhd().into(),
-            sqid: 0.into(),
-            cid: cid.into(),
-            status: session.told(completion.status).to_wire().into(),
-        };
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(cqe.as_bytes());
-        pdu::capsule_resp(&mut self.header, digests, &bytes)
-    }
-
     /// Copies the header that was written last into the batch; whoever asks for an answer made sure that there is room.
     fn push_header(&mut self, len: usize) {
-        let pushed = match self.header.first_chunk() {
-            Some(header) if len == PLAIN_HEADER_LEN => self.filling.push_array::<PLAIN_HEADER_LEN>(header),
-            _ => self.filling.push_bytes(self.header.get(..len).unwrap_or_default()),
-        };
+        let pushed = self.filling.push_bytes(self.header.get(..len).unwrap_or_default());
         debug_assert!(pushed, "room was checked");
     }
 
@@ -379,6 +376,19 @@ impl Tx {
         }
         self.spare = Some(batch);
     }
+}
+
+/// The completion queue entry of a command (NVM Express Base Specification 2.1, section 4.2). As words, for it is written at once.
+#[inline]
+fn cqe_of(cid: u16, completion: Completion, session: &QueueSession) -> [u64; 2] {
+    let Completion { dw0, dw1, status } = completion;
+    let status = session.told(status).to_wire();
+    let ids = u64::from(session.sqhd()) | u64::from(cid) << 32 | u64::from(status) << 48;
+    [u64::from(dw0) | u64::from(dw1) << 32, ids]
+}
+
+fn bytes_of([low, high]: [u64; 2]) -> [u8; 16] {
+    (u128::from(low) | u128::from(high) << 64).to_le_bytes()
 }
 
 /// Continues a digest over part of a buffer, without ever forming a reference into it.

@@ -146,6 +146,38 @@ pub fn capsule_resp(out: &mut [u8; HEADER_MAX], digests: Digests, cqe: &[u8; 16]
     seal(out, 24, digests)
 }
 
+/// A header of 24 bytes without digest. As words: they go from registers to where the header is sent from.
+#[inline(always)]
+fn plain(pdu_type: PduType, flags: u8, pdo: u8, plen: u32, [low, high]: [u64; 2]) -> [u8; 24] {
+    const HLEN: u8 = 24;
+    let common = u64::from(u32::from_le_bytes([pdu_type.0, flags, HLEN, pdo])) | u64::from(plen) << 32;
+    let mut out = [0; 24];
+    let (words, _) = out.as_chunks_mut();
+    for (place, word) in words.iter_mut().zip([common, low, high]) {
+        *place = word.to_le_bytes();
+    }
+    out
+}
+
+/// What [`capsule_resp`] writes where no digests are agreed to, of a completion queue entry as two words.
+#[must_use]
+#[inline]
+pub fn plain_capsule_resp(cqe: [u64; 2]) -> [u8; 24] {
+    plain(PduType::CAPSULE_RESP, 0, 0, 24, cqe)
+}
+
+/// What [`c2h_data`] writes for all data of a command, where no digests are agreed to and data follows the header.
+///
+/// # Panics
+/// When `data_len` does not fit PLEN beside the header.
+#[must_use]
+#[inline]
+pub fn plain_c2h_data(cccid: u16, data_len: u32, success: bool) -> [u8; 24] {
+    let flags = flags::LAST | if success { flags::SUCCESS } else { 0 };
+    let plen = plen_with_data(24, data_len, Digests::NONE);
+    plain(PduType::C2H_DATA, flags, 24, plen, [u64::from(cccid), u64::from(data_len)])
+}
+
 fn data_pdu(
     out: &mut [u8; HEADER_MAX],
     pdu_type: PduType,
