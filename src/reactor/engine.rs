@@ -334,7 +334,7 @@ impl IoEngine {
     }
 
     /// Begins a command, which goes to its device with the next [`IoEngine::launch`]. Its end, also an immediate one, arrives by
-    /// [`IoEngine::take_done`].
+    /// [`Connection::on_io`](super::Connection::on_io).
     ///
     /// `buf` holds the data of a write (or the ranges of a Dataset Management), or takes that of a read; its
     /// length is the command's. The fence is looked at when it is launched: data of a write may have travelled while it fell.
@@ -473,7 +473,7 @@ impl IoEngine {
         std::mem::take(&mut self.done)
     }
 
-    /// What [`IoEngine::take_done`] gave, dealt with. Buffers that were left in it are dropped.
+    /// What `take_done` gave, dealt with. Buffers that were left in it are dropped.
     #[inline]
     pub(super) fn give_back(&mut self, mut done: Places<IoDone>) {
         for left in done.as_mut_slice() {

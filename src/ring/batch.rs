@@ -146,7 +146,8 @@ pub struct SendBatch {
     iovecs: Vec<libc::iovec>,
     /// That the last of them ends where the arena does.
     ends_in_arena: bool,
-    bufs: Vec<DmaBuf>,
+    /// Each is there; as options, for so they move whole from where they lay.
+    bufs: Vec<Option<DmaBuf>>,
     parts_max: usize,
     /// Parts before this one are sent.
     first: usize,
@@ -237,7 +238,7 @@ impl SendBatch {
         self.bytes_len += buf.len();
         self.iovecs.push(libc::iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() });
         self.ends_in_arena = false;
-        self.bufs.extend(place.take());
+        self.bufs.push(place.take());
         true
     }
 
