@@ -153,7 +153,14 @@ impl World {
     fn command(&mut self, index: usize, action: u8, input: &mut Input<'_>) {
         let sqe = input.command(index, action);
         let Some(session) = self.sessions.get_mut(index) else { return };
-        let mut begin = session.begin(&sqe, self.now);
+        let sqhd = session.sqhd();
+        let mut begin = match session.begin_transfer(&sqe) {
+            Some(command) => Begin::Io(command),
+            None => {
+                assert_eq!(session.sqhd(), sqhd);
+                session.begin(&sqe, self.now)
+            }
+        };
         if let Begin::NeedData { len } = begin {
             assert!((1..=8192).contains(&len));
             assert_eq!(data_location(&sqe, session.in_capsule_len_max()).map(|it| it.len()), Ok(len));

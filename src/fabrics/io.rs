@@ -97,7 +97,10 @@ impl IoQueue {
             return None;
         }
         let in_capsule_bytes = self.in_capsule_bytes;
-        let export = self.export(sqe.nsid(), is_write).ok()?;
+        if self.subsystem.generation() != self.generation {
+            self.refresh();
+        }
+        let export = self.table.get(sqe.nsid()).filter(|export| export.is_live())?;
         if is_write && export.read_only {
             return None;
         }

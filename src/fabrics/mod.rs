@@ -13,8 +13,8 @@
 //!
 //! One [`QueueSession`] stands for one transport connection, lives on one core and is called by it. What queues of
 //! several cores share is in the controller and the subsystem, behind locks that only the control path takes; the I/O
-//! path reads two atomic numbers and its cached namespace table. I/O is not carried out here: [`Begin::Io`] hands out a
-//! command that is checked completely, and whoever drives the devices completes it, with [`of_block_error`] and
+//! path reads two atomic numbers and its cached namespace table. I/O is not carried out here: `begin_transfer` (of a good read or
+//! write) or [`Begin::Io`] (of all else) hands out a command that is checked completely, and whoever drives the devices completes it, with [`of_block_error`] and
 //! [`of_lookup_error`] for the status of what fails.
 //!
 //! What it does not do: sockets, PDUs, digests, TLS, in-band authentication, reservations, more than one path to a

@@ -81,7 +81,8 @@ impl QueueSession {
         Some(command)
     }
 
-    /// Takes a command. The I/O path (Read, Write, Flush, Write Zeroes) takes no lock and allocates nothing.
+    /// Takes a command. The I/O path (Read, Write, Flush, Write Zeroes) takes no lock and allocates nothing; of a good read or write
+    /// [`QueueSession::begin_transfer`] makes less.
     #[inline]
     pub fn begin(&mut self, sqe: &SubmissionQueueEntry, now: Instant) -> Begin {
         self.head.advance();

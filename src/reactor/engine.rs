@@ -320,6 +320,7 @@ impl IoEngine {
         let mut fresh = std::mem::take(&mut self.fresh);
         for command in fresh.as_mut_slice() {
             self.launch_one(batch, command);
+            debug_assert!(command.buf.is_none(), "it went along");
         }
         fresh.clear();
         self.fresh = fresh;

@@ -10,7 +10,7 @@
 //!   |  socket completions -> Connection::on_ring                            |
 //!   |  sockets of the few that are busy -> Connection::poll  (see polls,    |
 //!   |                                                           gather)     |
-//!   |  engine.poll()      -> Connection::on_io                              |
+//!   |  engine.poll()      -> Connection::on_io      (all of a connection)   |
 //!   |  ready connections  -> Connection::turn      (budgeted, round robin)  |
 //!   |  engine.launch()    lookups and submissions of the commands begun     |
 //!   |  every tick         -> Connection::tick      (keep-alive, deadlines)  |

@@ -114,7 +114,20 @@ impl Queue {
     pub(super) fn begin(&mut self, mut sqe: SubmissionQueueEntry) -> Begin {
         self.cid = self.cid.wrapping_add(1);
         sqe.cid = U16::new(self.cid);
-        self.session.begin(&sqe, self.now)
+        let sqhd = self.session.sqhd();
+        if let Some(command) = self.session.begin_transfer(&sqe) {
+            return Begin::Io(command);
+        }
+        assert_eq!(self.session.sqhd(), sqhd, "it is none yet");
+        let begin = self.session.begin(&sqe, self.now);
+        let is_transfer = matches!(begin, Begin::Io(IoCommand { kind: IoKind::Read | IoKind::Write, .. }));
+        assert!(!is_transfer, "a good one is told at first: {begin:?}");
+        begin
+    }
+
+    /// The same, without a look whether it is a good transfer.
+    pub(super) fn begin_at_length(&mut self, sqe: &SubmissionQueueEntry) -> Begin {
+        self.session.begin(sqe, self.now)
     }
 
     /// The identifier of the command sent last.

@@ -40,6 +40,26 @@ fn good_commands_become_byte_ranges() {
 }
 
 #[test]
+fn a_transfer_is_the_same_whichever_way_it_is_begun() {
+    let (target, cntlid) = {
+        let target = target();
+        let (admin, cntlid) = ready(&target);
+        std::mem::forget(admin);
+        (target, cntlid)
+    };
+    let (mut one, mut other) = (io_queue(&target, cntlid, 1), io_queue(&target, cntlid, 2));
+    for opcode in [1, 2, 8] {
+        for nsid in [1, 2, 3] {
+            for (slba, blocks) in [(0, 1), (8, 2048), (BLOCKS - 1, 1), (BLOCKS, 1), (0, 2049)] {
+                let sqe = io(opcode, nsid, slba, blocks);
+                assert_eq!(one.begin(sqe), other.begin_at_length(&sqe), "{opcode} {nsid} {slba} {blocks}");
+                assert_eq!(one.session.sqhd(), other.session.sqhd());
+            }
+        }
+    }
+}
+
+#[test]
 fn bad_commands_get_their_status_and_no_device_sees_them() {
     let (_target, _admin, mut queue) = queue();
     let range = (Status::LBA_OUT_OF_RANGE, true);

@@ -9,8 +9,8 @@
 //! The buffer travels with the operation, so that a flight is half a cache line where a [`Job`] is three.
 //!
 //! What is moved here is moved where it lies, from list to list, and built in place: a value that is built in pieces and copied as a whole
-//! right after makes the processor wait until all pieces have left its store buffer, some 20 cycles each time (no load is answered from
-//! two stores). A dozen such waits were an eighth of the target's own time at depth 128.
+//! right after makes the processor wait until all pieces have left its store buffer, some 20 cycles each time: no load is answered from
+//! two stores.
 
 use hugepage_alloc::DmaBuf;
 use nvme_spec::Status;

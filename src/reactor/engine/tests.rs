@@ -392,3 +392,42 @@ fn a_lent_buffer_takes_nothing_from_the_pool_and_reads_as_zeros() {
     other.engine.open(Arc::clone(&memory)).expect("a queue");
     assert!(other.engine.lend(memory.slot, ByteLen(512)).is_none(), "memory reads as what was written");
 }
+
+#[test]
+fn what_nobody_took_of_ends_is_dropped_and_what_ended_meanwhile_is_kept() {
+    let mut lab = Lab::new();
+    lab.engine.reserve(2);
+    let (export, _) = lab.publish(1);
+    lab.engine.open(Arc::clone(&export)).expect("a queue");
+    let free = lab.pool.bytes_free();
+    lab.start(1, export.slot, IoKind::Read);
+    while lab.engine.jobs() > 0 {
+        lab.engine.poll();
+    }
+    let done = lab.engine.take_done();
+    assert_eq!(done.len(), 1);
+    lab.start(2, ExportSlot(99), IoKind::Read);
+    assert!(lab.pool.bytes_free() < free, "both have a buffer");
+    lab.engine.give_back(done);
+    assert_eq!(lab.ends(), [(2, Status::INVALID_NAMESPACE.with_dnr())]);
+    assert_eq!(lab.pool.bytes_free(), free);
+}
+
+#[test]
+fn commands_beyond_what_there_is_room_for_are_interrupted_and_all_others_run() {
+    let mut lab = Lab::new();
+    lab.engine.reserve(2);
+    let (export, _) = lab.publish(1);
+    lab.engine.open(Arc::clone(&export)).expect("a queue");
+    // Room is made for at least as many.
+    const MANY: u32 = 64;
+    for request in 0..MANY {
+        lab.start(request, export.slot, IoKind::Read);
+    }
+    let begun = lab.engine.in_flight(export.slot);
+    assert!((2..MANY).contains(&begun), "{begun}");
+    let ends = lab.ends();
+    let interrupted = ends.iter().filter(|(_, status)| *status == Status::COMMAND_INTERRUPTED).count();
+    assert_eq!((ends.len(), interrupted), (MANY as usize, (MANY - begun) as usize));
+    assert_eq!(lab.engine.in_flight(export.slot), 0);
+}

@@ -59,6 +59,7 @@ impl TcpConnection {
             return Ok(());
         }
         match self.session.begin(sqe, cx.now) {
+            // A transfer too: its namespace may have been opened between the two looks.
             Begin::Io(command) => match command.kind {
                 IoKind::Read => self.read(cx, index, command),
                 IoKind::Write => self.want_data(cx, plan, index, Purpose::Device(command)),

@@ -303,7 +303,8 @@ impl Tx {
         if digests == Digests::NONE && self.hpda == 0 {
             let pushed = self.filling.push_array(&pdu::plain_c2h_data(cccid, data_len, success));
             debug_assert!(pushed, "room was checked");
-            let _ = self.filling.push_taken(buf);
+            let pushed = self.filling.push_taken(buf);
+            debug_assert!(pushed, "room was checked");
             return;
         }
         let data = DataPdu { cccid, ttag: 0, data_offset: 0, data_len, last: true, success };
@@ -311,7 +312,8 @@ impl Tx {
         self.push_header(len);
         let digest = buf.as_ref().filter(|_| digests.data);
         let digest = digest.map(|buf| digest_of(buf, 0, buf.len(), Digest::new()));
-        let _ = self.filling.push_taken(buf);
+        let pushed = self.filling.push_taken(buf);
+        debug_assert!(pushed, "room was checked");
         if let Some(digest) = digest {
             let pushed = self.filling.push_bytes(&digest.to_wire());
             debug_assert!(pushed, "room was checked");
@@ -381,9 +383,13 @@ impl Tx {
 /// The completion queue entry of a command (NVM Express Base Specification 2.1, section 4.2). As words, for it is written at once.
 #[inline]
 fn cqe_of(cid: u16, completion: Completion, session: &QueueSession) -> [u64; 2] {
-    let Completion { dw0, dw1, status } = completion;
-    let status = session.told(status).to_wire();
-    let ids = u64::from(session.sqhd()) | u64::from(cid) << 32 | u64::from(status) << 48;
+    let status = session.told(completion.status);
+    cqe_words(cid, Completion { status, ..completion }, session.sqhd())
+}
+
+#[inline]
+fn cqe_words(cid: u16, Completion { dw0, dw1, status }: Completion, sqhd: u16) -> [u64; 2] {
+    let ids = u64::from(sqhd) | u64::from(cid) << 32 | u64::from(status.to_wire()) << 48;
     [u64::from(dw0) | u64::from(dw1) << 32, ids]
 }
 
@@ -403,4 +409,28 @@ pub(super) fn digest_of(buf: &DmaBuf, at: usize, len: usize, mut digest: Digest)
         done += step;
     }
     digest
+}
+
+#[cfg(test)]
+mod tests {
+    use nvme_spec::{CompletionQueueEntry, Status};
+    use zerocopy::FromBytes as _;
+
+    use super::*;
+
+    #[test]
+    fn an_entry_made_of_words_is_the_entry() {
+        let status = Status::LBA_OUT_OF_RANGE.with_dnr();
+        let completion = Completion { dw0: 0x0102_0304, dw1: 0x0506_0708, status };
+        let bytes = bytes_of(cqe_words(0x0A0B, completion, 0x0C0D));
+        let expected = CompletionQueueEntry {
+            dw0: completion.dw0.into(),
+            dw1: completion.dw1.into(),
+            sqhd: 0x0C0D.into(),
+            sqid: 0.into(),
+            cid: 0x0A0B.into(),
+            status: status.to_wire().into(),
+        };
+        assert_eq!(CompletionQueueEntry::read_from_bytes(&bytes), Ok(expected));
+    }
 }

@@ -1,7 +1,7 @@
 //! Writing PDU headers.
 //!
 //! Each function writes a whole header, with its digest and the padding up to the data where there is data, and
-//! returns how many bytes that is. Data and data digest are the caller's to send after it.
+//! returns how many bytes that is; the `plain_` ones return the header itself, which has neither. Data and data digest are the caller's to send after it.
 
 use super::{Digests, FatalErrorStatus, IcReq, IcResp, PDA_MAX, PduType, R2t, TermReq, flags};
 use crate::tcp::digest::{self, Digest};
@@ -159,7 +159,7 @@ fn plain(pdu_type: PduType, flags: u8, pdo: u8, plen: u32, [low, high]: [u64; 2]
     out
 }
 
-/// What [`capsule_resp`] writes where no digests are agreed to, of a completion queue entry as two words.
+/// What [`capsule_resp`] writes where no header digest is agreed to, of a completion queue entry as two words.
 #[must_use]
 #[inline]
 pub fn plain_capsule_resp(cqe: [u64; 2]) -> [u8; 24] {

@@ -297,7 +297,7 @@ proptest! {
 proptest! {
     #[test]
     fn headers_made_of_words_are_those_that_are_written(
-        cid: u16, data_len in 0..=1_u32 << 20, success: bool, cqe: [u64; 2],
+        cid: u16, data_len in 0..=1_u32 << 20, success: bool, cqe: [u64; 2], data_digests: bool,
     ) {
         let mut out = [0xFF; HEADER_MAX];
         let data = DataPdu { cccid: cid, data_len, last: true, success, ..DataPdu::default() };
@@ -306,7 +306,8 @@ proptest! {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&cqe[0].to_le_bytes());
         bytes[8..].copy_from_slice(&cqe[1].to_le_bytes());
-        let len = capsule_resp(&mut out, Digests::NONE, &bytes);
+        let digests = Digests { header: false, data: data_digests };
+        let len = capsule_resp(&mut out, digests, &bytes);
         prop_assert_eq!(&out[..len], plain_capsule_resp(cqe));
     }
 }
