@@ -41,12 +41,8 @@ fn good_commands_become_byte_ranges() {
 
 #[test]
 fn a_transfer_is_the_same_whichever_way_it_is_begun() {
-    let (target, cntlid) = {
-        let target = target();
-        let (admin, cntlid) = ready(&target);
-        std::mem::forget(admin);
-        (target, cntlid)
-    };
+    let target = target();
+    let (_admin, cntlid) = ready(&target);
     let (mut one, mut other) = (io_queue(&target, cntlid, 1), io_queue(&target, cntlid, 2));
     for opcode in [1, 2, 8] {
         for nsid in [1, 2, 3] {
