@@ -19,7 +19,6 @@ use zerocopy::FromBytes as _;
 
 use super::error::LookupError;
 use super::map::Extent;
-use super::sys;
 use crate::units::{ByteLen, ByteOffset};
 
 /// A run of bytes of the file and where it lies on the whole disk. Never crosses an extent.
@@ -162,7 +161,7 @@ impl Index<'_> {
             self.extents.get(start..start + WINDOW)
         };
         if let Some(window) = around() {
-            sys::prefetch(window);
+            hugepage_alloc::prefetch(window);
         }
     }
 

@@ -322,8 +322,7 @@ impl IoEngine {
             self.launch_one(batch, command);
             debug_assert!(command.buf.is_none(), "it went along");
         }
-        fresh.clear();
-        self.fresh = fresh;
+        self.fresh = fresh.emptied();
     }
 
     /// A buffer for a read of so many bytes that takes none from the pool: its device [lends](BlockQueue::lends) it.
@@ -480,8 +479,7 @@ impl IoEngine {
         for left in done.as_mut_slice() {
             left.buf = None;
         }
-        done.clear();
-        let mut meanwhile = std::mem::replace(&mut self.done, done);
+        let mut meanwhile = std::mem::replace(&mut self.done, done.emptied());
         // Nothing ends meanwhile, but if it does it is not lost.
         for IoDone { owner, request, status, buf, timing } in meanwhile.as_mut_slice() {
             self.end(*owner, *request, *status, buf, *timing);

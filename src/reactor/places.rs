@@ -69,10 +69,10 @@ impl<T> Places<T> {
         self.all.get_mut(..self.taken).unwrap_or_default()
     }
 
-    /// None is taken any more.
+    /// The same places, none of which is taken any more. Whole, for one that has just been changed is not to be copied right after.
     #[inline]
-    pub(super) const fn clear(&mut self) {
-        self.taken = 0;
+    pub(super) fn emptied(self) -> Self {
+        Self { all: self.all, taken: 0 }
     }
 
     /// Those that are taken.
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!((list.len(), list.all.capacity()), (room, room), "none is lost, nor made");
         list.reserve(room + 1);
         assert_eq!(list.next(|| 9), Some(&mut 9));
-        list.clear();
+        let mut list = list.emptied();
         assert!(list.is_empty() && list.as_mut_slice().is_empty());
         assert_eq!(list.next(|| 0), Some(&mut 100), "as it was left");
         assert_eq!(list.into_vec(), [100]);

@@ -12,7 +12,9 @@
 //! others had their turn. It is all of these or none: a connection in the ring is served in other turns, and would not have its share
 //! beside others that are read.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::stage::Stamp;
 
 /// So many busy connections are few.
 const FEW: usize = 4;
@@ -39,7 +41,7 @@ pub enum Polled {
 /// When a connection was heard last.
 #[derive(Clone, Copy, Debug)]
 pub struct Heard {
-    at: Instant,
+    at: Stamp,
     span: u32,
     /// How often in a row there was nothing when it was read.
     misses: u8,
@@ -48,7 +50,7 @@ pub struct Heard {
 impl Heard {
     /// A connection that begins now.
     #[must_use]
-    pub const fn new(now: Instant) -> Self {
+    pub const fn new(now: Stamp) -> Self {
         Self { at: now, span: 0, misses: 0 }
     }
 }
@@ -56,7 +58,7 @@ impl Heard {
 /// How many sockets a core reads by itself, how many are busy, and what comes of it.
 #[derive(Debug)]
 pub struct SocketPolls {
-    silence_max: Duration,
+    silence_max_ns: u64,
     /// Sockets that are read by the core at the most: all that it serves. Were some of many busy ones left to the ring, these would be
     /// served in every second turn, and those that are read in one of many.
     polled_max: usize,
@@ -77,7 +79,7 @@ impl SocketPolls {
     pub(super) fn new(idle: Option<Duration>, connections_max: usize) -> Self {
         let silence_max = idle.map_or(SILENCE_MAX, |idle| idle.min(SILENCE_MAX));
         Self {
-            silence_max,
+            silence_max_ns: u64::try_from(silence_max.as_nanos()).unwrap_or(u64::MAX),
             polled_max: connections_max,
             polled: 0,
             busy: 0,
@@ -90,7 +92,7 @@ impl SocketPolls {
     }
 
     /// A connection has received something.
-    pub fn heard(&mut self, heard: &mut Heard, now: Instant) {
+    pub fn heard(&mut self, heard: &mut Heard, now: Stamp) {
         heard.at = now;
         heard.misses = 0;
         if heard.span != self.span {
@@ -117,24 +119,24 @@ impl SocketPolls {
     }
 
     /// A socket is not looked at until then: its silence is not its own.
-    pub const fn left_alone(&self, heard: &mut Heard, until: Instant) {
+    pub const fn left_alone(&self, heard: &mut Heard, until: Stamp) {
         heard.at = until;
     }
 
     /// Whether one more may be read by the core itself: this one, which has no receive in the ring.
     #[must_use]
-    pub fn has_place(&self, heard: &Heard, now: Instant) -> bool {
+    pub fn has_place(&self, heard: &Heard, now: Stamp) -> bool {
         let places = if self.are_few() { FEW } else { self.polled_max };
         self.polled < places && self.goes_on(heard, now)
     }
 
     /// Whether one that is read by the core itself stays so.
     #[must_use]
-    pub fn goes_on(&self, heard: &Heard, now: Instant) -> bool {
+    pub fn goes_on(&self, heard: &Heard, now: Stamp) -> bool {
         if self.are_few() {
-            return now.saturating_duration_since(heard.at) < self.silence_max;
+            return now.ns_since(heard.at) < self.silence_max_ns;
         }
-        self.rests == 0 && heard.misses < MISSES_MAX && !self.silence_max.is_zero()
+        self.rests == 0 && heard.misses < MISSES_MAX && self.silence_max_ns > 0
     }
 
     /// Whether few connections are busy.
@@ -169,12 +171,12 @@ mod tests {
 
     #[test]
     fn who_was_heard_a_moment_ago_has_a_place_and_loses_it_by_silence() {
-        let now = Instant::now();
+        let now = Stamp::now();
         let mut polls = SocketPolls::new(None, POLLED_MAX);
         let mut heard = Heard::new(now);
         polls.heard(&mut heard, now);
-        assert!(polls.has_place(&heard, now + 199 * US));
-        assert!(!polls.has_place(&heard, now + 200 * US));
+        assert!(polls.has_place(&heard, now.after(199 * US)));
+        assert!(!polls.has_place(&heard, now.after(200 * US)));
         polls.set_polled(FEW);
         assert!(!polls.has_place(&heard, now), "all places are taken");
         assert!(polls.goes_on(&heard, now), "who has one keeps it");
@@ -182,21 +184,21 @@ mod tests {
 
     #[test]
     fn while_a_socket_is_left_alone_it_is_not_silent() {
-        let now = Instant::now();
+        let now = Stamp::now();
         let polls = SocketPolls::new(Some(20 * US), POLLED_MAX);
         let mut heard = Heard::new(now);
-        polls.left_alone(&mut heard, now + 32 * US);
-        assert!(polls.goes_on(&heard, now) && polls.goes_on(&heard, now + 51 * US));
-        assert!(!polls.goes_on(&heard, now + 52 * US));
+        polls.left_alone(&mut heard, now.after(32 * US));
+        assert!(polls.goes_on(&heard, now) && polls.goes_on(&heard, now.after(51 * US)));
+        assert!(!polls.goes_on(&heard, now.after(52 * US)));
     }
 
     #[test]
     fn a_core_that_sleeps_sooner_looks_for_no_longer() {
-        let now = Instant::now();
+        let now = Stamp::now();
         let heard = Heard::new(now);
         let polls = SocketPolls::new(Some(20 * US), POLLED_MAX);
-        assert!(polls.has_place(&heard, now + 19 * US));
-        assert!(!polls.has_place(&heard, now + 20 * US));
+        assert!(polls.has_place(&heard, now.after(19 * US)));
+        assert!(!polls.has_place(&heard, now.after(20 * US)));
         let mut polls = SocketPolls::new(Some(Duration::ZERO), POLLED_MAX);
         assert!(!polls.has_place(&heard, now), "one that sleeps at once");
         for mut heard in [Heard::new(now); FEW + 1] {
@@ -206,7 +208,7 @@ mod tests {
     }
 
     /// Many that were heard in this span.
-    fn many(polls: &mut SocketPolls, now: Instant) -> [Heard; FEW + 1] {
+    fn many(polls: &mut SocketPolls, now: Stamp) -> [Heard; FEW + 1] {
         let mut many = [Heard::new(now); FEW + 1];
         for heard in &mut many {
             polls.heard(heard, now);
@@ -216,8 +218,8 @@ mod tests {
 
     #[test]
     fn of_many_all_that_are_busy_are_read_however_long_a_turn_takes() {
-        let now = Instant::now();
-        let later = now + 100 * SILENCE_MAX;
+        let now = Stamp::now();
+        let later = now.after(100 * SILENCE_MAX);
         let mut polls = SocketPolls::new(None, POLLED_MAX);
         let [mut busy, mut silent, ..] = many(&mut polls, now);
         polls.set_polled(POLLED_MAX - 1);
@@ -236,7 +238,7 @@ mod tests {
 
     #[test]
     fn many_rest_in_the_ring_when_they_are_read_in_vain_too_often() {
-        let now = Instant::now();
+        let now = Stamp::now();
         let mut polls = SocketPolls::new(None, POLLED_MAX);
         let span = |polls: &mut SocketPolls, looks: u64| {
             let mut many = many(polls, now);
@@ -261,8 +263,8 @@ mod tests {
 
     #[test]
     fn many_are_few_again_when_they_are_silent() {
-        let now = Instant::now();
-        let late = now + SILENCE_MAX;
+        let now = Stamp::now();
+        let late = now.after(SILENCE_MAX);
         let mut polls = SocketPolls::new(None, POLLED_MAX);
         let mut many = [Heard::new(now); FEW + 1];
         for heard in &mut many[..FEW] {

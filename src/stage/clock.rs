@@ -86,6 +86,12 @@ impl Stamp {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// So much later.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
     /// Whether it is none.
     #[must_use]
     #[inline]

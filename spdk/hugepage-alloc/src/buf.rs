@@ -66,9 +66,9 @@ impl DmaBuf {
         if offset > self.len() || len > self.len() - offset {
             return None;
         }
+        let len = u32::try_from(len).ok()?;
         let pool = self.pool.clone();
         pool.retain(self.slot);
-        let len = u32::try_from(len).ok()?;
         Some(Self { pool, ptr: self.ptr.wrapping_add(offset), len, slot: self.slot })
     }
 

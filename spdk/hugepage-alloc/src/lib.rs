@@ -12,6 +12,7 @@
 //!   IovaAllocator  which addresses of a device's address space are free, behind an IOMMU
 //!   physical       where huge pages lie in physical memory, for devices without an IOMMU: dangerous, by consent only
 //!   numa_nodes, HugePageCounts   what the host has
+//!   prefetch       a hint to the caches, for any memory
 //! ```
 //!
 //! A device or the kernel writes into this memory whenever it likes, so no Rust reference to it exists, not even
@@ -45,6 +46,7 @@
 //! above 2 MiB, pools that grow, other huge page sizes than those of `x86_64`.
 
 mod buf;
+mod cache;
 mod dma;
 mod host;
 mod iova;
@@ -55,6 +57,7 @@ mod region;
 mod shared;
 
 pub use buf::DmaBuf;
+pub use cache::prefetch;
 pub use dma::DmaRegion;
 pub use host::{HugePageCounts, numa_nodes};
 pub use iova::{IOVA_GRANULE, IovaAllocator};

@@ -1,6 +1,6 @@
-//! Memory that nothing can write any more, which a frozen map lies in, and a hint to fetch it.
+//! Memory that nothing can write any more, which a frozen map lies in.
 
-#![expect(unsafe_code, reason = "mmap and prefetches have no safe wrapper")]
+#![expect(unsafe_code, reason = "mmap has no safe wrapper")]
 
 use std::io;
 #[cfg(test)]
@@ -135,21 +135,5 @@ impl Drop for SealedMemory {
         // SAFETY: the mapping was made in `seal` with this length, and no borrow of it outlives self. A failure
         // would leak memory, nothing more.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
-    }
-}
-
-/// Has the processor fetch the memory of `items` into its caches. A hint: it reads nothing that could be seen, and waits for
-/// nothing. Where the processor has no such instruction it does nothing.
-pub(in crate::extent) fn prefetch<T>(items: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        /// A line of the cache.
-        const LINE_LEN: usize = 64;
-        let start = items.as_ptr().cast::<i8>();
-        for at in (0..size_of_val(items)).step_by(LINE_LEN) {
-            // SAFETY: a prefetch never faults and changes nothing but caches; the address lies in `items` all the same.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at)) };
-        }
     }
 }

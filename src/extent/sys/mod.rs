@@ -23,7 +23,7 @@ pub(super) use guard::{
 pub(super) use inode::{
     cached_pages, extended_flags, fiemap, filesystem_uuid, inode_generation, xfs_has_reflink,
 };
-pub(super) use memory::{SealedMemory, prefetch};
+pub(super) use memory::SealedMemory;
 pub(super) use path::{clear_immutable_by_path, has_file_setattr, inode_by_path, truncate};
 
 /// What a call of libc returned.

@@ -151,22 +151,28 @@ impl TcpConnection {
     }
 
     /// Hands a read to the engine, with a buffer that its device lends or one of the pool, or waits for one of these.
+    ///
+    /// All that may fail or panic is done before there is a buffer: it goes from registers to its place in the engine's list then
+    /// (`reactor::engine::flight`).
     #[inline]
     fn read(&mut self, cx: &mut CoreContext, index: Index, command: IoCommand) {
-        // What is lent is none of the pool's, but others are not to wait longer for its sake: answers of this connection count as held.
-        if self.starving.is_empty()
-            && let Some(lent) = cx.engine.lend(command.slot, command.len)
-        {
-            return self.start(cx, index, command, Some(lent), true);
-        }
+        let (Some(key), true) = (self.key, self.starving.is_empty()) else {
+            return self.wait_to_read(cx, index, command);
+        };
         let len = u32::try_from(command.len.0).unwrap_or(u32::MAX);
-        if self.starving.is_empty()
-            && len > 0
+        self.requests.at(index).state = State::Device { reads: true };
+        self.on_device += 1;
+        // What is lent is none of the pool's, but others are not to wait longer for its sake: answers of this connection count as held.
+        if let Some(lent) = cx.engine.lend(command.slot, command.len) {
+            return cx.engine.start(key, u32::from(index), command, Some(lent));
+        }
+        if len > 0
             && let Some(buf) = self.alloc(cx, len)
         {
-            self.requests.charge(index, &buf);
-            return self.start(cx, index, command, Some(buf), true);
+            self.requests.charge(index, len);
+            return cx.engine.start(key, u32::from(index), command, Some(buf));
         }
+        self.on_device -= 1;
         self.wait_to_read(cx, index, command);
     }
 

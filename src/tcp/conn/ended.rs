@@ -55,7 +55,7 @@ impl TcpConnection {
     fn passed_alone(&mut self, cx: &CoreContext, common: Common) -> Passed {
         let cell = self.times.cell(common.nsid).unwrap_or_else(|| self.new_cell(cx, common.nsid));
         let stamps = cx.engine.stamps(common.timing);
-        *self.times.begin(common, cell, stamps)
+        self.times.begin(common, cell, stamps)
     }
 
     /// Where commands of this connection to a namespace are counted, when the first of them has ended.

@@ -182,7 +182,7 @@ impl TcpConnection {
             polled: false,
             waits_for_room: false,
             receives: false,
-            heard: Heard::new(now),
+            heard: Heard::new(Stamp::now()),
             gather: Gather::new(Duration::ZERO),
             received_bytes: 0,
             arrived: Stamp::NONE,

@@ -177,16 +177,18 @@ impl Requests {
 
     /// Gives a command its buffer, and charges it until the command ends.
     pub(super) fn give(&mut self, index: Index, buf: DmaBuf) {
-        self.charge(index, &buf);
+        // At most 2 MiB.
+        self.charge(index, u32::try_from(buf.len()).unwrap_or(u32::MAX));
         self.slots[usize::from(index)].buf = Some(buf);
     }
 
-    /// Charges a command for a buffer that is somewhere else.
-    pub(super) fn charge(&mut self, index: Index, buf: &DmaBuf) {
-        // At most 2 MiB.
-        let len = u32::try_from(buf.len()).unwrap_or(u32::MAX);
-        self.slots[usize::from(index)].charge += len;
-        self.held_bytes += len as usize;
+    /// Charges a command for a buffer of so many bytes that is somewhere else.
+    #[inline]
+    pub(super) fn charge(&mut self, index: Index, len: u32) {
+        let charge = &mut self.slots[usize::from(index)].charge;
+        // At most 2 MiB each.
+        *charge = charge.saturating_add(len);
+        self.held_bytes = self.held_bytes.saturating_add(len as usize);
     }
 
     /// Since when the host owes data, for the command that waits longest.

@@ -76,7 +76,7 @@ impl TcpConnection {
         self.stage == Stage::Running
             && self.session.is_io()
             && self.rx.batch.is_some()
-            && cx.polls.has_place(&self.heard, cx.now)
+            && cx.polls.has_place(&self.heard, cx.stages.now())
     }
 
     pub(super) fn received(
@@ -98,7 +98,7 @@ impl TcpConnection {
                 self.abort(cx);
             }
             Ok(count) => {
-                cx.polls.heard(&mut self.heard, cx.now);
+                cx.polls.heard(&mut self.heard, cx.stages.now());
                 self.arrived = cx.stages.now();
                 self.received_bytes = self.received_bytes.saturating_add(count);
                 self.rx.received(batch, count, &mut self.requests);
@@ -134,7 +134,7 @@ impl TcpConnection {
 
     /// Looks at a socket that the core reads by itself.
     pub(super) fn look(&mut self, cx: &mut CoreContext) -> Polled {
-        let goes_on = cx.polls.goes_on(&self.heard, cx.now);
+        let goes_on = cx.polls.goes_on(&self.heard, cx.stages.now());
         if goes_on && self.waits_for_room && self.stage != Stage::Draining {
             let has_sent_all = self.send(cx);
             if !has_sent_all || !(self.waits_for_room || self.receives) {
@@ -156,7 +156,8 @@ impl TcpConnection {
                     Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                         cx.polls.missed(&mut self.heard);
                         if let Some(until) = self.gather.missed(cx.now) {
-                            cx.polls.left_alone(&mut self.heard, until);
+                            let wait = until.saturating_duration_since(cx.now);
+                            cx.polls.left_alone(&mut self.heard, cx.stages.now().after(wait));
                             self.counters.gathers.bump();
                         }
                         self.rx.put_back(batch);

@@ -83,12 +83,14 @@ impl Times {
     }
 
     /// A command ended with nobody before it.
-    pub(super) fn begin(&mut self, common: Common, cell: CellIndex, stamps: Stamps) -> &Passed {
+    #[inline]
+    pub(super) fn begin(&mut self, common: Common, cell: CellIndex, stamps: Stamps) -> Passed {
         self.common = Some(common);
         // 580 years of a command a nanosecond.
         let group = GroupId(self.last.group.0 + 1);
-        self.last = Passed { group, cell, stamps: Stamps { arrived: common.arrived, ..stamps } };
-        &self.last
+        let passed = Passed { group, cell, stamps: Stamps { arrived: common.arrived, ..stamps } };
+        self.last = passed;
+        passed
     }
 
     /// The cell of a namespace, if it has been added.
@@ -117,6 +119,7 @@ impl Times {
             trace.sent(*traced, sent);
             probes::answers_sent(*count, stamps.arrived.ns());
         }
+        trace.ahead();
     }
 }
 
@@ -217,7 +220,7 @@ mod tests {
         }
         let cell = times.cell(Nsid(nsid)).expect("added");
         let stamps = Stamps { done: Stamp::from_ns(done), ..Stamps::NONE };
-        *times.begin(common, cell, stamps)
+        times.begin(common, cell, stamps)
     }
 
     #[test]
