@@ -27,6 +27,7 @@ pub mod chosen;
 pub mod clock;
 pub mod count;
 pub mod device;
+pub mod ending;
 pub mod guard;
 pub mod guest;
 pub mod load;

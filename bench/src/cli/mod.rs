@@ -32,7 +32,9 @@ fn for_rows(path: &Path) -> Result<Report> {
 fn add(path: &Path, measure: impl FnOnce(&mut Vec<Row>) -> Result<()>) -> Result<()> {
     let mut report = for_rows(path)?;
     let mut rows = Vec::new();
-    measure(&mut rows)?;
+    let measured = measure(&mut rows);
+    // What was measured before something went wrong, or before somebody had it end, is as good.
     report.merge(rows);
-    Ok(report.save(path)?)
+    report.save(path)?;
+    measured
 }

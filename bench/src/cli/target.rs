@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use fastice_bench::ending::Ending;
 use fastice_bench::report::Row;
 use fastice_bench::{guest, machine, rest, target};
 
@@ -81,10 +82,16 @@ pub(crate) fn run(options: &Target) -> Result<()> {
         spare: Duration::from_secs(options.spare),
         machine: machine::describe(),
         tell: say,
+        ending: Ending::by_signals()?,
     };
     settle(options.rest);
     let (mut rows, mut absent) = (Vec::new(), Vec::new());
-    plan.run(&mut rows, &mut absent)?;
+    if let Err(error) = plan.run(&mut rows, &mut absent) {
+        // What was measured until then is as good; of the rest nothing is known.
+        report.merge(rows);
+        report.save(&options.report)?;
+        return Err(error);
+    }
     if options.only.is_none() && options.peers.is_none() {
         // Rows that are not measured any more are of another time, and would be taken for those of this one.
         report.rows.retain(|row| !target::is_made_here(&row.name));
@@ -106,6 +113,7 @@ pub(crate) fn idle(options: &Idle, run: fn(&target::idle::Plan, &mut Vec<Row>) -
         spare: Duration::from_secs(options.spare),
         machine: machine::describe(),
         tell: say,
+        ending: Ending::by_signals()?,
     };
     add(&options.report, |rows| {
         settle(options.rest);

@@ -29,6 +29,7 @@ use anyhow::Result;
 use super::neighbours::{best_rates, copy_rates, whole};
 use super::round_trip::round_trip_ns;
 use super::speed::loopback_mib_s;
+use crate::ending::Ending;
 
 /// Stands in the method of rows whose rounds were of no one state.
 pub const DISTURBED: &str =
@@ -64,6 +65,8 @@ pub(super) struct Calm {
     spare_waits: Duration,
     /// How long an attempt waits for whole cores, at most.
     wait_max: Duration,
+    /// Asked before each attempt.
+    ending: Ending,
 }
 
 /// The machine at one moment.
@@ -153,8 +156,9 @@ pub(super) struct Collected<T> {
 
 impl Calm {
     /// At the beginning of a run.
-    pub(super) const fn new(spare: Duration) -> Self {
-        Self { best_mib_s: 0.0, trips_ns: Vec::new(), spare, spare_waits: spare, wait_max: WAIT_MAX }
+    pub(super) fn new(spare: Duration, ending: Ending) -> Self {
+        let trips_ns = Vec::new();
+        Self { best_mib_s: 0.0, trips_ns, spare, spare_waits: spare, wait_max: WAIT_MAX, ending }
     }
 
     /// Tries until `wanted` attempts of one state are there, or it is not worth more. An attempt is given its number, and tells with
@@ -169,6 +173,7 @@ impl Calm {
             if collected.most() >= wanted || (number >= wanted && self.spare.is_zero()) {
                 break;
             }
+            self.ending.look()?;
             self.wait()?;
             let begun = Instant::now();
             let mut looks = Looks::default();
@@ -293,7 +298,7 @@ mod tests {
 
     #[test]
     fn slow_moments_and_shared_processors_do_not_count() {
-        let mut calm = Calm::new(Duration::ZERO);
+        let mut calm = Calm::new(Duration::ZERO, Ending::default());
         assert!(calm.is_undisturbed(&looks(&[80.0], 1000.0), 1.0));
         assert!(!calm.is_undisturbed(&looks(&[80.0], 1000.0), 0.9), "somebody else had a processor");
         assert!(!calm.is_undisturbed(&looks(&[80.0], 600.0), 1.0), "all is slower");
@@ -324,7 +329,7 @@ mod tests {
     #[test]
     fn a_wait_ends_and_takes_nothing_of_what_attempts_have() {
         let wait_max = Duration::from_millis(60);
-        let mut calm = Calm { wait_max, ..Calm::new(Duration::from_secs(3600)) };
+        let mut calm = Calm { wait_max, ..Calm::new(Duration::from_secs(3600), Ending::default()) };
         let begun = Instant::now();
         calm.wait().unwrap();
         assert!(begun.elapsed() < Duration::from_secs(30), "it has an end wherever cores are not whole");
@@ -341,11 +346,19 @@ mod tests {
             tried += 1;
             Ok(((), 0.0))
         };
-        Calm::new(Duration::ZERO).collect(2, attempt).unwrap();
+        Calm::new(Duration::ZERO, Ending::default()).collect(2, attempt).unwrap();
         assert_eq!(tried, 2);
-        let mut calm = Calm { wait_max: Duration::ZERO, ..Calm::new(Duration::from_secs(3600)) };
+        let mut calm =
+            Calm { wait_max: Duration::ZERO, ..Calm::new(Duration::from_secs(3600), Ending::default()) };
         let collected = calm.collect(2, |_, _| Ok(((), 0.0))).unwrap();
         assert_eq!(collected.attempts.len(), 2 * TRIES, "there is an end all the same");
         assert!(calm.spare < Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn who_is_told_to_end_tries_nothing_more() {
+        let attempt = |_, _: &mut Looks| -> Result<((), f64)> { panic!("tried") };
+        let ended = Calm::new(Duration::ZERO, Ending::told()).collect(2, attempt).map(drop);
+        assert!(ended.is_err_and(|error| error.to_string().contains("is kept")));
     }
 }

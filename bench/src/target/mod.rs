@@ -50,6 +50,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::ending::Ending;
 use crate::report::{Bar, Measurement, Row};
 use crate::server::both_ends;
 use crate::spread::Spread;
@@ -94,6 +95,8 @@ pub struct Plan {
     pub machine: String,
     /// Told of each row.
     pub tell: fn(&str),
+    /// Asked before each round.
+    pub ending: Ending,
 }
 
 impl Plan {
@@ -134,7 +137,7 @@ impl Plan {
         }
         let ground = self.ground(absent);
         absent.iter().for_each(|absent| (self.tell)(&format!("ABSENT: {absent}")));
-        let mut calm = Calm::new(self.spare);
+        let mut calm = Calm::new(self.spare, self.ending.clone());
         let files = ground.as_ref().map_or(&[][..], |ground| &ground.files);
         let is_wanted = |case: &Case| match case.is_for_practice() {
             true => self.only.as_ref().is_some_and(|part| part.contains("model")) && self.wants(&case.name()),

@@ -30,6 +30,7 @@ use super::round::{Round, WARM_UP};
 use super::work::{Kind, Work};
 use super::{LEN, Space};
 use crate::clock::Stopwatch;
+use crate::ending::Ending;
 use crate::profiles::windows::{Begun, OURS};
 use crate::report::{Bar, Measurement, Row};
 use crate::threads::cpu_time_of;
@@ -77,6 +78,8 @@ pub struct Plan {
     pub machine: String,
     /// Told of each row.
     pub tell: fn(&str),
+    /// Asked before each round.
+    pub ending: Ending,
 }
 
 impl Plan {
@@ -267,20 +270,21 @@ impl Plan {
         wanted: usize,
         round: impl Fn(Poll) -> Result<Round>,
     ) -> Result<(Vec<[Round; 2]>, String)> {
-        let collected = Calm::new(self.spare).collect(wanted, |number, looks: &mut Looks| {
-            let mut order = [Poll::Adaptive, Poll::Always];
-            if number % 2 == 1 {
-                order.reverse();
-            }
-            let first = round(order[0])?;
-            looks.take()?;
-            let mut pair = [first, round(order[1])?];
-            if number % 2 == 1 {
-                pair.reverse();
-            }
-            let share = pair.iter().map(|round| round.processor_share).fold(1.0, f64::min);
-            Ok((pair, share))
-        })?;
+        let collected =
+            Calm::new(self.spare, self.ending.clone()).collect(wanted, |number, looks: &mut Looks| {
+                let mut order = [Poll::Adaptive, Poll::Always];
+                if number % 2 == 1 {
+                    order.reverse();
+                }
+                let first = round(order[0])?;
+                looks.take()?;
+                let mut pair = [first, round(order[1])?];
+                if number % 2 == 1 {
+                    pair.reverse();
+                }
+                let share = pair.iter().map(|round| round.processor_share).fold(1.0, f64::min);
+                Ok((pair, share))
+            })?;
         Ok(collected.best())
     }
 
@@ -391,6 +395,7 @@ mod tests {
             spare: Duration::ZERO,
             machine: "here".to_owned(),
             tell: |_| {},
+            ending: Ending::default(),
         };
         let made = |only| {
             let mut rows = Vec::new();
