@@ -238,7 +238,7 @@ impl TcpConnection {
             State::BufferForData(purpose, _) => {
                 request.state = State::Data(purpose);
                 request.owed_since = Some(cx.now);
-                request.asked = true;
+                self.requests.ask(index);
                 self.tx.push(Out::R2t(index));
             }
             State::BufferForShelf(purpose) => {
@@ -289,6 +289,7 @@ impl TcpConnection {
             return Err(PduError::InvalidField { offset: FLAGS_OFFSET });
         }
         let at = request.received as usize;
+        self.requests.begins(data.ttag, data.data_len);
         self.expect(Incoming::into_request(plan, data.ttag, at));
         Ok(())
     }
