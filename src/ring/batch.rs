@@ -15,8 +15,6 @@ pub struct RecvBatch {
     rx: Box<[u8]>,
     start: usize,
     end: usize,
-    /// So much is received into `rx` at a time.
-    rx_most: usize,
     pub(super) iovecs: [libc::iovec; 2],
     pub(super) header: libc::msghdr,
     /// The last receive emptied the socket: wait for it to be readable before trying.
@@ -41,7 +39,6 @@ impl RecvBatch {
             rx: vec![0; capacity].into_boxed_slice(),
             start: 0,
             end: 0,
-            rx_most: usize::MAX,
             iovecs: [super::sys::IOVEC_NONE; 2],
             header: super::sys::empty_msghdr(),
             poll_first: false,
@@ -52,12 +49,6 @@ impl RecvBatch {
     /// the caller copies those that belong to the buffer, and sets only what is missing.
     pub fn set_direct(&mut self, buf: Option<DmaBuf>) {
         self.direct = buf.filter(|buf| !buf.is_empty());
-    }
-
-    /// Has the next receives take no more than so many bytes into `rx`: for what comes then may go to a buffer that is not known yet.
-    /// Nothing less than one.
-    pub fn set_rx_most(&mut self, most: usize) {
-        self.rx_most = most.max(1);
     }
 
     /// Bytes of the direct buffer still to be received.
@@ -108,21 +99,13 @@ impl RecvBatch {
     pub(super) fn fill_iovecs(&mut self) -> usize {
         let direct = self.direct.as_ref().map(|buf| (buf.as_ptr(), buf.len()));
         let free = self.rx.get_mut(self.end..).filter(|free| !free.is_empty());
-        let most = self.rx_most;
-        let places = direct.into_iter().chain(free.map(|free| (free.as_mut_ptr(), free.len().min(most))));
+        let places = direct.into_iter().chain(free.map(|free| (free.as_mut_ptr(), free.len())));
         let mut count = 0;
         for (iovec, (start, len)) in self.iovecs.iter_mut().zip(places) {
             *iovec = libc::iovec { iov_base: start.cast(), iov_len: len };
             count += 1;
         }
         count
-    }
-
-    /// How much each place takes that the next receive would have.
-    #[cfg(test)]
-    pub(crate) fn offered_lens(&mut self) -> Vec<usize> {
-        let count = self.fill_iovecs();
-        self.iovecs.iter().take(count).map(|iovec| iovec.iov_len).collect()
     }
 
     /// Books the `count` bytes that a receive returned. A direct buffer that is full is given up.
@@ -136,7 +119,7 @@ impl RecvBatch {
         {
             self.set_direct(buf.try_slice(direct_len, buf.len() - direct_len));
         }
-        let rx_len = (count - direct_len).min(self.free_space()).min(self.rx_most);
+        let rx_len = (count - direct_len).min(self.free_space());
         self.end += rx_len;
         RecvSplit { direct_len, rx_len }
     }

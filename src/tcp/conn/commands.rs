@@ -238,7 +238,7 @@ impl TcpConnection {
             State::BufferForData(purpose, _) => {
                 request.state = State::Data(purpose);
                 request.owed_since = Some(cx.now);
-                self.requests.ask(index);
+                request.asked = true;
                 self.tx.push(Out::R2t(index));
             }
             State::BufferForShelf(purpose) => {
@@ -289,7 +289,6 @@ impl TcpConnection {
             return Err(PduError::InvalidField { offset: FLAGS_OFFSET });
         }
         let at = request.received as usize;
-        self.requests.begins(data.ttag, data.data_len);
         self.expect(Incoming::into_request(plan, data.ttag, at));
         Ok(())
     }

@@ -67,8 +67,6 @@ pub(super) struct Request {
     /// In-capsule data for which there was no buffer when it came. The stream goes on behind it, and with it the data
     /// of commands that have buffers: they would never get free if it had to wait.
     pub(super) shelf: Vec<u8>,
-    /// Bytes of large data that were asked for, and whose PDU has not begun.
-    owed: u32,
     /// Since when the host owes the rest of the data. Of one in [`State::Data`] only.
     pub(super) owed_since: Option<Instant>,
     /// When it passed its stages: of one that waits to be answered.
@@ -87,7 +85,6 @@ impl Request {
             spoilt: false,
             buf: None,
             shelf: Vec::new(),
-            owed: 0,
             owed_since: None,
             passed: Passed::NONE,
         }
@@ -118,9 +115,6 @@ pub(super) enum NoPlace {
     QueueOverrun,
 }
 
-/// Data of so many bytes is large: to copy it costs more than to look at the socket twice.
-pub(super) const LARGE_MIN: u32 = 32 << 10;
-
 /// Places that are made at first; then as many again, up to the queue's size.
 const PLACES_MIN: usize = 8;
 
@@ -134,16 +128,14 @@ pub(super) struct Requests {
     limit: usize,
     /// The sum of all charges.
     held_bytes: usize,
-    /// The sum of all large data that is owed.
-    owed_bytes: usize,
     /// One bit a CID: finds a duplicate in constant time, whatever numbers the host gives.
     cids: Box<[u64; 1024]>,
 }
 
 impl Requests {
     pub(super) fn new(size: u16) -> Self {
-        let (slots, free, cids) = (Vec::new(), Vec::new(), Box::new([0; 1024]));
-        let mut requests = Self { slots, free, limit: 0, held_bytes: 0, owed_bytes: 0, cids };
+        let mut requests =
+            Self { slots: Vec::new(), free: Vec::new(), limit: 0, held_bytes: 0, cids: Box::new([0; 1024]) };
         requests.grow(size);
         requests
     }
@@ -197,31 +189,6 @@ impl Requests {
         // At most 2 MiB each.
         *charge = charge.saturating_add(len);
         self.held_bytes = self.held_bytes.saturating_add(len as usize);
-    }
-
-    /// The host is asked for all data of a command.
-    pub(super) fn ask(&mut self, index: Index) {
-        let slot = &mut self.slots[usize::from(index)];
-        slot.asked = true;
-        let len = slot.expected();
-        if len >= LARGE_MIN {
-            slot.owed = len;
-            self.owed_bytes += len as usize;
-        }
-    }
-
-    /// A PDU with so much of the data begins.
-    pub(super) fn begins(&mut self, index: Index, len: u32) {
-        let slot = &mut self.slots[usize::from(index)];
-        let len = len.min(slot.owed);
-        slot.owed -= len;
-        self.owed_bytes -= len as usize;
-    }
-
-    /// Bytes of large data that the host was asked for, and whose PDUs have not begun.
-    #[inline]
-    pub(super) fn owed_bytes(&self) -> usize {
-        self.owed_bytes
     }
 
     /// Since when the host owes data, for the command that waits longest.
@@ -285,7 +252,6 @@ impl Requests {
         } else {
             slot.buf = None;
             slot.shelf = Vec::new();
-            self.owed_bytes -= std::mem::take(&mut slot.owed) as usize;
         }
         slot.state = State::Free;
         self.held_bytes -= std::mem::take(&mut slot.charge) as usize;

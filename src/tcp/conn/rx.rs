@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One receive takes what the socket has, often many PDUs. Data that is still missing when the bytes run out is
-//! received straight into its buffer; and where much was asked for, its header is received without it, so that all of it is missing then.
+//! received straight into its buffer.
 
 use std::io;
 
@@ -23,9 +23,6 @@ use crate::tcp::pdu::{self, COMMON_HEADER_LEN, Decoded, HeaderPlan, PduError, Pd
 
 /// Missing data below this is received with everything else and copied: it costs less than a vector entry.
 const DIRECT_BYTES_MIN: usize = 2048;
-/// While the host owes large data, so much is received behind what goes to its buffer: the header of what is owed, and whatever small
-/// comes before it. More would be the data itself, which would have to be copied.
-const BESIDE_OWED_BYTES: usize = 512;
 
 /// Data of a PDU on its way in.
 #[derive(Clone, Copy, Debug)]
@@ -228,7 +225,6 @@ impl Rx {
             _ => None,
         };
         batch.set_direct(direct);
-        batch.set_rx_most(if requests.owed_bytes() > 0 { BESIDE_OWED_BYTES } else { usize::MAX });
         Some(batch)
     }
 
@@ -315,7 +311,6 @@ fn pass(batch: &mut RecvBatch, wanted: usize, ddgst: bool, digest: &mut Digest) 
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::LARGE_MIN;
     use super::*;
     use crate::tcp::pdu::Receiver;
 
@@ -347,57 +342,6 @@ mod tests {
         assert!(!rx.has_shrunk(&cancelled), "told once");
         rx.received(batch, 0, &mut requests);
         assert_eq!(rx.take_batch(&mut requests).expect("a batch").capacity(), SMALL);
-    }
-
-    #[test]
-    fn of_owed_data_no_more_than_its_header_is_received_beside_other_things() {
-        let room = BESIDE_OWED_BYTES * 4;
-        let pool =
-            hugepage_alloc::BufferPool::with_options(4 << 20, &hugepage_alloc::RegionOptions::default())
-                .unwrap();
-        let mut requests = Requests::new(2);
-        let mut rx = Rx::new(PduRules::initializing(Receiver::Controller), room);
-        let offered = |rx: &mut Rx, requests: &mut Requests| {
-            let mut batch = rx.take_batch(requests).expect("a batch");
-            let lens = batch.offered_lens();
-            rx.put_back(batch);
-            lens
-        };
-        assert_eq!(offered(&mut rx, &mut requests), [room]);
-        let (one, other) = (place(&mut requests, 1), place(&mut requests, 2));
-        requests.give(one, pool.alloc(LARGE_MIN - 4096).expect("a buffer"));
-        requests.ask(one);
-        assert_eq!(offered(&mut rx, &mut requests), [room], "that is not large");
-        requests.give(other, pool.alloc(LARGE_MIN * 2).expect("a buffer"));
-        requests.ask(other);
-        assert_eq!(offered(&mut rx, &mut requests), [BESIDE_OWED_BYTES]);
-        requests.begins(other, LARGE_MIN);
-        assert_eq!(offered(&mut rx, &mut requests), [BESIDE_OWED_BYTES], "half of it is owed");
-        requests.begins(other, LARGE_MIN);
-        assert_eq!(offered(&mut rx, &mut requests), [room]);
-        requests.begins(other, LARGE_MIN);
-        requests.begins(one, LARGE_MIN);
-        assert_eq!(requests.owed_bytes(), 0, "more than was asked for is refused elsewhere");
-    }
-
-    #[test]
-    fn who_ends_owes_nothing_any_more() {
-        let pool =
-            hugepage_alloc::BufferPool::with_options(4 << 20, &hugepage_alloc::RegionOptions::default())
-                .unwrap();
-        let mut requests = Requests::new(1);
-        let one = place(&mut requests, 1);
-        requests.give(one, pool.alloc(LARGE_MIN).expect("a buffer"));
-        requests.ask(one);
-        assert_eq!(requests.owed_bytes(), LARGE_MIN as usize);
-        requests.remove(one);
-        assert_eq!(requests.owed_bytes(), 0);
-    }
-
-    fn place(requests: &mut Requests, cid: u16) -> Index {
-        let mut sqe: SubmissionQueueEntry = zerocopy::FromZeros::new_zeroed();
-        sqe.cid = cid.into();
-        requests.insert(&sqe).expect("a place")
     }
 
     #[test]
