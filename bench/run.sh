@@ -37,6 +37,9 @@ fi
 failed=()
 section() {
     "$@" || {
+        local status=$?
+        # SIGHUP, SIGINT, SIGTERM: somebody had it end, and means all of it.
+        ((status != 129 && status != 130 && status != 143)) || exit $status
         echo "SKIPPED: $*: it failed, see above" >&2
         failed+=("$*")
     }

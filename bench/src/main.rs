@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use fastice_bench::ending::Told;
 use fastice_bench::{count, guard, guest, scale, server, target};
 
 use cli::counted::Instructions;
@@ -193,6 +194,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr().lock(), "fastice-bench: {error:#}");
+            if let Some(told) = error.downcast_ref::<Told>() {
+                told.die();
+            }
             ExitCode::FAILURE
         }
     }

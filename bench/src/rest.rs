@@ -25,11 +25,12 @@ struct Ticks {
     processors: u64,
 }
 
-/// Waits until the machine has been at rest for two seconds. What it took of a core at the end, when it is still busy after `most`.
+/// Waits until the machine has been at rest for two seconds. What it took of a core at the end, when it is still busy after `most` or when
+/// the caller `gives_up`.
 ///
 /// # Errors
 /// [`StillBusy`]; also where `/proc/stat` cannot be read, as nothing is known then.
-pub fn wait(most: Duration) -> Result<(), StillBusy> {
+pub fn wait(most: Duration, gives_up: impl Fn() -> bool) -> Result<(), StillBusy> {
     let begun = Instant::now();
     let (mut before, mut at_rest) = (look()?, 0);
     loop {
@@ -41,7 +42,7 @@ pub fn wait(most: Duration) -> Result<(), StillBusy> {
         if at_rest == LOOKS {
             return Ok(());
         }
-        if begun.elapsed() > most {
+        if begun.elapsed() > most || gives_up() {
             return Err(StillBusy::Cores(cores));
         }
     }

@@ -32,9 +32,7 @@ fn for_rows(path: &Path) -> Result<Report> {
 fn add(path: &Path, measure: impl FnOnce(&mut Vec<Row>) -> Result<()>) -> Result<()> {
     let mut report = for_rows(path)?;
     let mut rows = Vec::new();
-    let measured = measure(&mut rows);
-    // What was measured before something went wrong, or before somebody had it end, is as good.
+    measure(&mut rows)?;
     report.merge(rows);
-    report.save(path)?;
-    measured
+    Ok(report.save(path)?)
 }

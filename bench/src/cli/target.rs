@@ -1,12 +1,12 @@
 //! `target`, `idle` and `growth`: the target over TCP on loopback, beside its peers, without work, and as it grows.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 use fastice_bench::ending::Ending;
-use fastice_bench::report::Row;
+use fastice_bench::report::{Report, Row};
 use fastice_bench::{guest, machine, rest, target};
 
 use super::{add, for_rows, say};
@@ -84,13 +84,10 @@ pub(crate) fn run(options: &Target) -> Result<()> {
         tell: say,
         ending: Ending::by_signals()?,
     };
-    settle(options.rest);
+    settle(options.rest, &plan.ending)?;
     let (mut rows, mut absent) = (Vec::new(), Vec::new());
     if let Err(error) = plan.run(&mut rows, &mut absent) {
-        // What was measured until then is as good; of the rest nothing is known.
-        report.merge(rows);
-        report.save(&options.report)?;
-        return Err(error);
+        return Err(keep(report, rows, &options.report, error));
     }
     if options.only.is_none() && options.peers.is_none() {
         // Rows that are not measured any more are of another time, and would be taken for those of this one.
@@ -116,16 +113,35 @@ pub(crate) fn idle(options: &Idle, run: fn(&target::idle::Plan, &mut Vec<Row>) -
         ending: Ending::by_signals()?,
     };
     add(&options.report, |rows| {
-        settle(options.rest);
+        settle(options.rest, &plan.ending)?;
         run(&plan, rows)
     })
 }
 
+/// What was measured before something went wrong, or before somebody had it end, is as good, and of the rest nothing is known: it goes into
+/// the report. Gives the error back.
+fn keep(mut report: Report, rows: Vec<Row>, path: &Path, error: anyhow::Error) -> anyhow::Error {
+    let count = rows.len();
+    if count == 0 {
+        return error;
+    }
+    report.merge(rows);
+    match report.save(path) {
+        Ok(()) => {
+            say(&format!("kept: {count} rows"));
+            error
+        }
+        Err(why) => error.context(format!("{count} rows are lost: {why}")),
+    }
+}
+
 /// Waits until nobody else has the machine, and says so where it does not come to rest: the figures are then of a busy one.
-fn settle(seconds: u64) {
+fn settle(seconds: u64, ending: &Ending) -> Result<()> {
     if seconds > 0
-        && let Err(busy) = rest::wait(Duration::from_secs(seconds))
+        && let Err(busy) = rest::wait(Duration::from_secs(seconds), || ending.look().is_err())
     {
+        ending.look()?;
         say(&format!("before the measurements: {busy}"));
     }
+    Ok(())
 }

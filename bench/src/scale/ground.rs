@@ -70,7 +70,7 @@ impl Ground {
         if plan.rest.is_zero() {
             return Ok(());
         }
-        if let Err(busy) = rest::wait(plan.rest) {
+        if let Err(busy) = rest::wait(plan.rest, || false) {
             (plan.tell)(&format!("before the measurements on {}: {busy}", self.kind));
         }
         Ok(())

@@ -122,7 +122,7 @@ impl<'m> Bare<'m> {
 /// The rows of the table above.
 pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
     if !plan.rest.is_zero()
-        && let Err(busy) = rest::wait(plan.rest)
+        && let Err(busy) = rest::wait(plan.rest, || false)
     {
         (plan.tell)(&format!("before the lookups: {busy}"));
     }

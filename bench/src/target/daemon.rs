@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -65,7 +66,8 @@ impl Place {
     /// Starts `command`, and waits until it listens.
     pub(super) fn start(self, command: &mut Command) -> Result<Daemon> {
         let log = fs::File::create(self.path("log"))?;
-        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+        let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.process_group(0).spawn();
         let child = child.with_context(|| format!("{command:?} cannot be started"))?;
         let last = self.processors[1];
         let mut daemon = Daemon { child, place: self };

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
 
 use super::inbound::{Event, Inbound};
 use super::join::{Association, PATIENCE, QUEUES_MAX, join_alive};
@@ -296,7 +297,12 @@ impl Watch {
     /// None that is known of.
     pub(super) fn look(&self, patience: &Timespec, ready: &mut Vec<usize>) -> Result<()> {
         let mut events = [std::mem::MaybeUninit::uninit(); EVENTS_MAX];
-        let (events, _) = epoll::wait(&self.0, &mut events, Some(patience))?;
+        let events = match epoll::wait(&self.0, &mut events, Some(patience)) {
+            Ok((events, _)) => events,
+            // A signal, which is not for here.
+            Err(Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         for event in events {
             ready.push(usize::try_from(event.data.u64())?);
         }

@@ -17,6 +17,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -85,7 +86,7 @@ impl Perf {
         // Files, for it says more than a pipe holds: an error for each connection that it ends itself, and histograms.
         let (out, error) = (tempfile::tempfile()?, tempfile::tempfile()?);
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(error.try_clone()?);
-        let mut child = command.spawn()?;
+        let mut child = command.process_group(0).spawn()?;
         let (stat, begun) = (format!("/proc/{}/schedstat", child.id()), Instant::now());
         let mut ran = Duration::ZERO;
         let status = loop {

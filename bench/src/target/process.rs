@@ -6,6 +6,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -239,7 +240,7 @@ impl TargetProcess {
         if let Some(file) = file {
             command.args(["--file", file.path_text()?]);
         }
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn();
         let mut child = child.context("the target cannot be started")?;
         let out = child.stdout.take().context("the target has no standard output")?;
         let (mut out, mut line) = (BufReader::new(out), String::new());

@@ -7,6 +7,7 @@
 //!
 //! What it does not do: install perf, or say anything where it is missing.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -132,7 +133,8 @@ impl Recording {
         let mut command = Command::new("perf");
         command.args(["record", "-q", "-e", "cpu-clock", "-F", RATE, "-g", "-p", &pid, "-o"]);
         command.arg(directory.path().join("data")).args(["--", "sleep", &seconds]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.process_group(0).spawn()?;
         Ok(Self { child, directory })
     }
 

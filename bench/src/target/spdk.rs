@@ -5,7 +5,7 @@
 
 use std::env;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -101,7 +101,11 @@ fn ask(socket: &Path, method: &str) -> Result<Value> {
     stream.write_all(&serde_json::to_vec(&json!({"jsonrpc": "2.0", "id": 1, "method": method}))?)?;
     let (mut text, mut piece) = (Vec::new(), [0; 4096]);
     loop {
-        let len = stream.read(&mut piece)?;
+        let len = match stream.read(&mut piece) {
+            // A signal, which is not for here.
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read?,
+        };
         ensure!(len > 0, "{NAME} does not answer {method}");
         text.extend_from_slice(piece.get(..len).unwrap_or_default());
         // The answer has no end mark: it is whole when it can be read.

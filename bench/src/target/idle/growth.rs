@@ -48,6 +48,15 @@ const DEEP: u16 = 32;
 const KIB: f64 = 1024.0;
 
 impl Plan {
+    /// A round as often as is wanted, as long as nobody has the run end.
+    fn repeat<T>(&self, mut round: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
+        let one = || {
+            self.ending.look()?;
+            round()
+        };
+        iter::repeat_with(one).take(self.rounds).collect()
+    }
+
     /// All rows of this module.
     ///
     /// # Errors
@@ -70,7 +79,7 @@ impl Plan {
     }
 
     fn start(&self, rows: &mut Vec<Row>) -> Result<()> {
-        let ours = repeat(self.rounds, || first_io_ms(1))?;
+        let ours = self.repeat(|| first_io_ms(1))?;
         let method = "from before the fork to the first 4 KiB read answered: a host that tries to connect every 0.2 ms, and then \
                       joins by the book; null device, one core, 64 MiB of buffers";
         let bar = Some(Bar::OursAtMost(START_MAX_MS));
@@ -78,7 +87,7 @@ impl Plan {
     }
 
     fn memory(&self, rows: &mut Vec<Row>) -> Result<()> {
-        let resident = repeat(self.rounds, || IdleTarget::start(Wanted::plain(Poll::Adaptive))?.resident())?;
+        let resident = self.repeat(|| IdleTarget::start(Wanted::plain(Poll::Adaptive))?.resident())?;
         let beside: Vec<_> = resident.iter().map(|resident| resident.beside_buffers_kib() / KIB).collect();
         let method = "Rss of smaps_rollup less what is locked; one core, a null device, no host yet; text of the program included";
         let bar = Some(Bar::OursAtMost(RESIDENT_MAX_MIB));
@@ -93,6 +102,7 @@ impl Plan {
     fn connections(&self, rows: &mut Vec<Row>) -> Result<()> {
         let (mut fresh, mut after, mut kernel, mut served) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.rounds {
+            self.ending.look()?;
             let grown = self.grown(Kind::Read)?;
             fresh.push(grown.target_kib);
             kernel.push(grown.kernel_kib);
@@ -128,7 +138,7 @@ impl Plan {
                 Ok(idle_round(&target, &mut hosts, count / usize::from(QUEUES_EACH + 1), self.idle)?
                     .cpu_percent)
             };
-            let cpu = repeat(self.rounds, round)?;
+            let cpu = self.repeat(round)?;
             let method = "as idle/100-connections/cpu, with hosts of 24 I/O queues";
             self.number(
                 rows,
@@ -170,6 +180,7 @@ impl Plan {
     fn busy_connections(&self, rows: &mut Vec<Row>, count: u16) -> Result<()> {
         let (mut cpu, mut memory) = (Vec::new(), Vec::new());
         for _ in 0..self.rounds {
+            self.ending.look()?;
             let mut target = IdleTarget::start(Wanted::plain(Poll::Adaptive))?;
             let mut host =
                 LightHost::join(target.address, Work::small(Kind::Read), count, FEW, &Space::whole(LEN))?;
@@ -188,6 +199,7 @@ impl Plan {
             let (mut cpu, mut memory, mut readable) = (Vec::new(), Vec::new(), Vec::new());
             let namespaces = u32::try_from(count)?;
             for _ in 0..self.rounds {
+                self.ending.look()?;
                 let wanted = Wanted { namespaces, ..Wanted::plain(Poll::Adaptive) };
                 let mut target = IdleTarget::start(wanted)?;
                 // 32 connections of depth 32: a command for each namespace.
@@ -200,7 +212,7 @@ impl Plan {
                 cpu.push(self.cpu_us(&mut target, &mut host)?);
                 memory.push(target.resident()?.beside_buffers_kib() / KIB);
             }
-            let start = repeat(self.rounds, || first_io_ms(namespaces))?;
+            let start = self.repeat(|| first_io_ms(namespaces))?;
             let name = |what| format!("growth/namespaces/{count}/{what}");
             let method = "4 KiB reads, 32 in flight on each of 32 connections, each command for the next namespace; processor time \
                           without what was polled in vain";
@@ -221,7 +233,7 @@ impl Plan {
         let mut data = vec![0; 64 * lookup::TURN_BYTES];
         for count in iter::successors(Some(1), |count| Some(count * 10)).take(7) {
             let (map, _) = lookup::maps(count)?;
-            let ns = repeat(self.rounds, || lookup::in_turns(&map, &mut data))?;
+            let ns = self.repeat(|| lookup::in_turns(&map, &mut data))?;
             let name = |what| format!("growth/extents/{count}/{what}");
             self.number(rows, &name("lookup"), "ns", &ns, None, "as scale/lookup/N-extents/turn")?;
             let kib = [map.resident_len().get() as f64 / KIB];
@@ -242,6 +254,7 @@ impl Plan {
         for cores in (1..=2).filter(|cores| *cores <= processors) {
             let (mut cpu, mut memory) = (Vec::new(), Vec::new());
             for _ in 0..self.rounds {
+                self.ending.look()?;
                 let mut target = IdleTarget::start(Wanted { cores, ..Wanted::plain(Poll::Adaptive) })?;
                 let mut host =
                     LightHost::join(target.address, Work::small(Kind::Read), 16, FEW, &Space::whole(LEN))?;
@@ -313,8 +326,4 @@ fn first_io_ms(namespaces: u32) -> Result<f64> {
     let ms = begun.elapsed().as_secs_f64() * 1e3;
     target.await_listening()?;
     Ok(ms)
-}
-
-fn repeat<T>(times: usize, round: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
-    iter::repeat_with(round).take(times).collect()
 }

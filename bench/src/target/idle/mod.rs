@@ -131,7 +131,10 @@ impl Plan {
             "no part has a name like that: {:?}",
             parts.iter().map(|part| part.0).collect::<Vec<_>>()
         );
-        wanted.try_for_each(|(_, part)| part(self, rows))
+        wanted.try_for_each(|(_, part)| {
+            self.ending.look()?;
+            part(self, rows)
+        })
     }
 
     /// Connections, keep-alives, and nothing else.
@@ -143,6 +146,7 @@ impl Plan {
         std::thread::sleep(SETTLE.min(self.idle));
         let (mut cpu, mut answered) = (Vec::new(), Vec::new());
         for _ in 0..self.rounds {
+            self.ending.look()?;
             let round = idle_round(&target, &mut hosts, HOSTS.len(), self.idle)?;
             cpu.push(round.cpu_percent);
             answered.push(round.answered_part);

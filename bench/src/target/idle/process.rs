@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -154,6 +155,7 @@ impl IdleTarget {
             .args(["--cores", &wanted.cores.to_string(), "--port", &wanted.port.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .process_group(0)
             .spawn()
             .context("the target cannot be started")?;
         let out = BufReader::new(child.stdout.take().context("the target has no standard output")?);
