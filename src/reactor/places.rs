@@ -69,7 +69,7 @@ impl<T> Places<T> {
         self.all.get_mut(..self.taken).unwrap_or_default()
     }
 
-    /// The same places, none of which is taken any more. Whole, for one that has just been changed is not to be copied right after.
+    /// The same places, none of which is taken any more. By value, so that who keeps them stores them once.
     #[inline]
     pub(super) fn emptied(self) -> Self {
         Self { all: self.all, taken: 0 }

@@ -114,7 +114,9 @@ mod tests {
         assert!(anchored <= first.instant());
         let off = begun.saturating_duration_since(first.instant());
         assert!(off < Duration::from_millis(100), "{off:?}");
-        let later = Stamp::from_ns(first.ns() + 3_000_000_000);
+        let later = first.after(Duration::from_secs(3));
+        assert_eq!(later, Stamp::from_ns(first.ns() + 3_000_000_000));
+        assert_eq!(first.after(Duration::MAX), Stamp::from_ns(u64::MAX));
         assert_eq!(later.instant() - first.instant(), Duration::from_secs(3));
         assert_eq!((later.ns_since(first), first.ns_since(later)), (3_000_000_000, 0));
         assert_eq!((first.max(later), later.max(first)), (later, later));

@@ -152,7 +152,7 @@ impl TcpConnection {
 
     /// Hands a read to the engine, with a buffer that its device lends or one of the pool, or waits for one of these.
     ///
-    /// All that may fail or panic is done before there is a buffer: it goes from registers to its place in the engine's list then
+    /// All that may fail is done before there is a buffer: it goes from registers to its place in the engine's list then
     /// (`reactor::engine::flight`).
     #[inline]
     fn read(&mut self, cx: &mut CoreContext, index: Index, command: IoCommand) {
