@@ -27,44 +27,35 @@ impl TcpConnection {
         if self.stage == Stage::Draining || self.terminating {
             return self.requests.remove(index);
         }
-        let common = self.common(cx, index, done.timing);
-        let is_last = self.times.joins(&common) || self.passed_alone(cx, common);
+        let passed = self.passed(cx, index, done.timing);
         let completion = Completion::of(done.status);
-        let Self { tx, requests, session, digests, times, .. } = self;
-        // Most share it with the one before: it stays where it lies.
-        let arrived;
-        let passed = if is_last {
-            times.last()
-        } else {
-            arrived = Passed::arrived(common.arrived);
-            &arrived
-        };
-        if tx.takes_now() {
-            let answer = Answer { index, completion, buf: &mut done.buf, passed };
+        if self.tx.takes_now() {
+            let Self { tx, requests, session, digests, .. } = self;
+            let answer = Answer { index, completion, buf: &mut done.buf, passed: &passed };
             return tx.answer(answer, requests, session, *digests, &mut cx.trace);
         }
-        let passed = *passed;
         self.requests.at(index).buf = done.buf.take();
         self.answer_later(index, completion, passed);
     }
 
-    /// What a command that is back from its device, at this moment of the engine, may have in common with others.
+    /// A command is back from its device, at this moment of the engine: when it passed its stages.
     #[inline]
-    fn common(&mut self, cx: &CoreContext, index: Index, timing: Timing) -> Common {
+    fn passed(&mut self, cx: &CoreContext, index: Index, timing: Timing) -> Passed {
         let request = self.requests.at(index);
-        Common { timing, arrived: request.arrived, done: cx.engine.now(), nsid: request.sqe.nsid() }
+        let common =
+            Common { timing, arrived: request.arrived, done: cx.engine.now(), nsid: request.sqe.nsid() };
+        match self.times.joins(&common) {
+            Some(passed) => *passed,
+            None if timing.is_none() => Passed::arrived(common.arrived),
+            None => self.passed_alone(cx, common),
+        }
     }
 
-    /// Begins a group, of a command that came to its device; whether it did.
     #[inline(never)]
-    fn passed_alone(&mut self, cx: &CoreContext, common: Common) -> bool {
-        if common.timing.is_none() {
-            return false;
-        }
+    fn passed_alone(&mut self, cx: &CoreContext, common: Common) -> Passed {
         let cell = self.times.cell(common.nsid).unwrap_or_else(|| self.new_cell(cx, common.nsid));
         let stamps = cx.engine.stamps(common.timing);
-        self.times.begin(common, cell, stamps);
-        true
+        self.times.begin(common, cell, stamps)
     }
 
     /// Where commands of this connection to a namespace are counted, when the first of them has ended.

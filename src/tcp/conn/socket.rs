@@ -25,15 +25,9 @@ const SEND: u8 = 2;
 
 impl TcpConnection {
     /// Sends when there is something and nothing is being sent. False when the ring had no room.
-    #[inline]
     pub(super) fn send(&mut self, cx: &mut CoreContext) -> bool {
-        self.waits_for_room = false;
-        // A turn that takes commands has nothing to send before they are launched.
-        self.tx.is_empty() || self.send_batches(cx)
-    }
-
-    fn send_batches(&mut self, cx: &mut CoreContext) -> bool {
         let Some(key) = self.key else { return true };
+        self.waits_for_room = false;
         for _ in 0..SENDS_MAX {
             self.tx.fill(&mut self.requests, &self.session, self.digests, &mut cx.trace);
             let Some(mut batch) = self.tx.take_batch(cx.now) else { return true };

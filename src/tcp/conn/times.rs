@@ -76,25 +76,21 @@ impl Default for Times {
 }
 
 impl Times {
-    /// Whether a command ended with the one before, so that it is of [`Times::last`] too.
+    /// The group of a command, when it ended with the one before.
     #[inline]
-    pub(super) fn joins(&self, common: &Common) -> bool {
-        self.common.as_ref() == Some(common)
+    pub(super) fn joins(&self, common: &Common) -> Option<&Passed> {
+        (self.common.as_ref() == Some(common)).then_some(&self.last)
     }
 
-    /// The last group that there was.
+    /// A command ended with nobody before it.
     #[inline]
-    pub(super) const fn last(&self) -> &Passed {
-        &self.last
-    }
-
-    /// A command ended with nobody before it: the last group is another now.
-    #[inline]
-    pub(super) fn begin(&mut self, common: Common, cell: CellIndex, stamps: Stamps) {
+    pub(super) fn begin(&mut self, common: Common, cell: CellIndex, stamps: Stamps) -> Passed {
         self.common = Some(common);
         // 580 years of a command a nanosecond.
         let group = GroupId(self.last.group.0 + 1);
-        self.last = Passed { group, cell, stamps: Stamps { arrived: common.arrived, ..stamps } };
+        let passed = Passed { group, cell, stamps: Stamps { arrived: common.arrived, ..stamps } };
+        self.last = passed;
+        passed
     }
 
     /// The cell of a namespace, if it has been added.
@@ -219,12 +215,12 @@ mod tests {
     /// The group of a command that ended at a time.
     fn passed(times: &mut Times, done: u64, nsid: u32) -> Passed {
         let common = common(done, nsid);
-        if !times.joins(&common) {
-            let cell = times.cell(Nsid(nsid)).expect("added");
-            let stamps = Stamps { done: Stamp::from_ns(done), ..Stamps::NONE };
-            times.begin(common, cell, stamps);
+        if let Some(passed) = times.joins(&common) {
+            return *passed;
         }
-        *times.last()
+        let cell = times.cell(Nsid(nsid)).expect("added");
+        let stamps = Stamps { done: Stamp::from_ns(done), ..Stamps::NONE };
+        times.begin(common, cell, stamps)
     }
 
     #[test]

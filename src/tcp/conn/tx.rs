@@ -124,20 +124,14 @@ impl Tx {
         self.queue.len()
     }
 
-    /// Whether nothing waits to be sent.
-    #[inline]
-    pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty() && self.filling.is_empty()
-    }
-
     /// Whether nothing waits and nothing is in flight.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_empty() && self.spare.is_some()
+        self.queue.is_empty() && self.filling.is_empty() && self.spare.is_some()
     }
 
     /// Whether something waits that could be sent now.
     pub(super) fn has_more(&self) -> bool {
-        self.spare.is_some() && !self.is_empty()
+        self.spare.is_some() && !(self.queue.is_empty() && self.filling.is_empty())
     }
 
     /// Whether a send is in flight.
