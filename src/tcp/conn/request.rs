@@ -185,10 +185,8 @@ impl Requests {
     /// Charges a command for a buffer of so many bytes that is somewhere else.
     #[inline]
     pub(super) fn charge(&mut self, index: Index, len: u32) {
-        let charge = &mut self.slots[usize::from(index)].charge;
-        // At most 2 MiB each: it does not come to that, and a check that fails would have to drop what the caller holds.
-        *charge = charge.saturating_add(len);
-        self.held_bytes = self.held_bytes.saturating_add(len as usize);
+        self.slots[usize::from(index)].charge += len;
+        self.held_bytes += len as usize;
     }
 
     /// Since when the host owes data, for the command that waits longest.
