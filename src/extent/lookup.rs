@@ -12,6 +12,8 @@
 //! wait for memory, where a binary search of a million waits a dozen times: the starts of a million fit the cache of a core.
 //! Where the guess is wrong, as extents may be of any length, those of the stretch are searched.
 //!
+//! Who prefetches gets the place of what was fetched as a [`LookupHint`], and gives it to the lookup, which then begins there.
+//!
 //! A range that crosses extents gives one [`Segment`] an extent. Nothing here is trusted by the data path:
 //! [`FrozenMap::check`](super::FrozenMap::check) proves each segment again, by another route.
 
@@ -39,6 +41,22 @@ pub struct Segment {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LookupCursor {
     pub(super) index: usize,
+}
+
+/// Where a lookup is to begin, by the [prefetch](super::FrozenMap::prefetch) of the same byte. Like a cursor it holds only a guess: one for
+/// another byte or another map costs time, never a wrong answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookupHint(u32);
+
+impl LookupHint {
+    /// Nothing is known.
+    pub const NONE: Self = Self(u32::MAX);
+
+    /// The window that begins with this extent.
+    #[must_use]
+    pub(super) fn window(start: usize) -> Self {
+        u32::try_from(start).map_or(Self::NONE, Self)
+    }
 }
 
 /// The segments of a range, in file order: contiguous, non-empty, covering exactly the range.
@@ -114,15 +132,23 @@ const WINDOW: usize = 4;
 const STRETCH_EXTENTS_MAX: u64 = 8;
 
 impl Index<'_> {
-    /// The segment that holds all of `at..end`, if one does: its extent is the cursor's guess, or is found. A range without bytes has
-    /// none.
+    /// The segment that holds all of `at..end`, if one does: its extent is one that the hint tells, the cursor's guess, or is found. A
+    /// range without bytes has none.
     #[inline]
-    pub(super) fn whole(&self, cursor: &mut LookupCursor, at: u64, end: u64) -> Option<Segment> {
-        let mut index = cursor.index;
-        if !self.extents.get(index).is_some_and(|extent| extent.holds(at)) {
-            index = self.find(index, at)?;
-            cursor.index = index;
-        }
+    pub(super) fn whole(
+        &self,
+        cursor: &mut LookupCursor,
+        hint: LookupHint,
+        at: u64,
+        end: u64,
+    ) -> Option<Segment> {
+        let hinted = if hint == LookupHint::NONE { None } else { self.within(hint.0 as usize, at) };
+        let index = match hinted {
+            Some(index) => index,
+            None if self.extents.get(cursor.index).is_some_and(|extent| extent.holds(at)) => cursor.index,
+            None => self.find(cursor.index, at)?,
+        };
+        cursor.index = index;
         let extent = self.extents.get(index)?;
         (at < end && end <= extent.end()).then_some(())?;
         Some(Segment {
@@ -145,7 +171,8 @@ impl Index<'_> {
             return Some(next);
         }
         let (first, last) = self.stretch(at)?;
-        if let Some(found) = self.near(self.guess(first, last, at), at) {
+        let window = self.window_start(self.guess(first, last, at));
+        if let Some(found) = window.and_then(|start| self.within(start, at)) {
             return Some(found);
         }
         let crowd = extents.get(first..=last)?;
@@ -153,16 +180,17 @@ impl Index<'_> {
         holds(found).then_some(found)
     }
 
-    /// Has the processor fetch what [`find`](Self::find) is most likely to look at.
-    pub(super) fn prefetch(&self, at: u64) {
+    /// Has the processor fetch what a lookup of the byte at `at` is most likely to look at, and tells where that is.
+    pub(super) fn prefetch(&self, at: u64) -> LookupHint {
         let around = || {
             let (first, last) = self.stretch(at)?;
             let start = self.window_start(self.guess(first, last, at))?;
-            self.extents.get(start..start + WINDOW)
+            Some((start, self.extents.get(start..start + WINDOW)?))
         };
-        if let Some(window) = around() {
+        around().map_or(LookupHint::NONE, |(start, window)| {
             hugepage_alloc::prefetch(window);
-        }
+            LookupHint::window(start)
+        })
     }
 
     /// The first and the last extent of the stretch of the byte at `at`.
@@ -188,9 +216,9 @@ impl Index<'_> {
         first + usize::try_from(further).unwrap_or(0)
     }
 
-    /// The extent that holds the byte at `at`, if it is near `guess`.
-    fn near(&self, guess: usize, at: u64) -> Option<usize> {
-        let start = self.window_start(guess)?;
+    /// The extent that holds the byte at `at`, if it is in the window that begins at `start`.
+    #[inline]
+    fn within(&self, start: usize, at: u64) -> Option<usize> {
         let window: &[Extent; WINDOW] = self.extents.get(start..)?.first_chunk()?;
         // Of each: a branch that depends on memory would be waited for, and mispredicted.
         let before: usize = window.iter().map(|extent| usize::from(extent.end() <= at)).sum();

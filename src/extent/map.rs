@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::error::{ExtentError, LookupError, MapFault};
 use super::identity::MapIdentity;
-use super::lookup::{self, Index, LookupCursor, Segment, Segments};
+use super::lookup::{self, Index, LookupCursor, LookupHint, Segment, Segments};
 use super::sys::SealedMemory;
 use crate::units::{BlockSize, ByteLen, ByteOffset};
 
@@ -193,13 +193,15 @@ impl FrozenMap {
     }
 
     /// Has the processor fetch what a lookup of the byte at `at` of what is served will look at. Does nothing where there
-    /// is no such byte. Looking up many of them in a turn of the loop then waits for memory once, and not once each. Of a map of few
+    /// is no such byte. What it gives is for [`segment`](Self::segment) of the same byte, which then need not find the place again.
+    /// Looking up many of them in a turn of the loop then waits for memory once, and not once each. Of a map of few
     /// extents nothing is fetched: the processor has them.
     #[inline]
-    pub fn prefetch(&self, at: ByteOffset) {
-        if self.is_large() {
-            self.index().prefetch(self.identity.reserved.get().saturating_add(at.get()));
+    pub fn prefetch(&self, at: ByteOffset) -> LookupHint {
+        if !self.is_large() {
+            return LookupHint::NONE;
         }
+        self.index().prefetch(self.identity.reserved.get().saturating_add(at.get()))
     }
 
     /// Whether a lookup may have to wait for memory.
@@ -219,12 +221,14 @@ impl FrozenMap {
     }
 
     /// The one segment that holds all of `len` bytes of what is served, from `range_start` in it: what most commands need, and
-    /// nothing else. `None` where [`segments`](Self::segments) has more than one to give, or none, and tells why.
+    /// nothing else. `None` where [`segments`](Self::segments) has more than one to give, or none, and tells why. The hint is
+    /// what [`prefetch`](Self::prefetch) gave for `range_start`, if it was called.
     #[inline]
     #[must_use]
     pub fn segment(
         &self,
         cursor: &mut LookupCursor,
+        hint: LookupHint,
         range_start: ByteOffset,
         len: ByteLen,
     ) -> Option<Segment> {
@@ -235,7 +239,7 @@ impl FrozenMap {
         }
         // The range ends within the file, so neither sum overflows.
         let reserved = self.identity.reserved.get();
-        self.index().whole(cursor, reserved + range_start.get(), reserved + end)
+        self.index().whole(cursor, hint, reserved + range_start.get(), reserved + end)
     }
 
     /// The device segments that hold `len` bytes of what is served, from `range_start` in it: the first byte that is

@@ -90,7 +90,7 @@ pub use guard::{
 };
 pub use handover::{HandedOver, is_let_go, stored_pin, take_over, take_unmounted, verify_on_device};
 pub use identity::{DeviceNumber, DiskIdentity, FilesystemIdentity, FilesystemKind, MapIdentity};
-pub use lookup::{LookupCursor, Segment, Segments};
+pub use lookup::{LookupCursor, LookupHint, Segment, Segments};
 pub use map::{Extent, FrozenMap};
 pub use mode::{GuardMode, GuardReport};
 pub use nvme_identity::{IdentityVerdict, NamespaceIdentity, parse_identifier};

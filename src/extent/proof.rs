@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use super::error::ExtentError;
 use super::identity::{FilesystemKind, to_hex};
-use super::lookup::LookupCursor;
+use super::lookup::{LookupCursor, LookupHint};
 use super::map::FrozenMap;
 use super::verify::{VerifyReport, verify_file};
 use crate::units::{ByteLen, ByteOffset};
@@ -248,7 +248,7 @@ impl<'a> Reader<'a> {
         let mut cursor = LookupCursor::default();
         // As commands are looked up, in one step, and the first part where a block has several.
         let segment = map
-            .segment(&mut cursor, start, len)
+            .segment(&mut cursor, LookupHint::NONE, start, len)
             .or_else(|| map.segments(&mut cursor, start, len).ok().and_then(|mut found| found.next()));
         let Some(segment) = segment else { return Ok(None) };
         let file_offset = segment.file_offset;

@@ -352,7 +352,7 @@ impl IoEngine {
         (fresh.owner, fresh.request, fresh.command, fresh.buf) = (owner, request, command, buf);
         held.in_flight += 1;
         if let Some(map) = held.export.map.as_ref().filter(|_| command.len.0 > 0) {
-            map.prefetch(command.start);
+            fresh.hint = map.prefetch(command.start);
             self.looks_up |= map.is_large();
         }
         if self.batch.is_none() {

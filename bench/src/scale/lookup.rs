@@ -1,6 +1,6 @@
 //! Random lookups in a map of many extents, beside the same lookups in a map of one.
 //!
-//! A lookup is what the data path does for a command: the segments of a range, each proven by `FrozenMap::check`. Ranges are one
+//! A lookup is what the data path does for a command: the segment that holds all of a range, proven by `FrozenMap::check`. Ranges are one
 //! block at random places, so that no guess of a cursor is ever right. Extents have 1 to 15 blocks and lie at random places.
 //!
 //! `turn` is a turn of the data path (`reactor::engine`): 32 commands begin, which prefetches, and then are looked up, after
@@ -10,10 +10,10 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use fastice::extent::{
     DeviceNumber, DiskIdentity, Extent, FilesystemIdentity, FilesystemKind, FrozenMap, LookupCursor,
-    MapIdentity,
+    LookupHint, MapIdentity,
 };
 use fastice::units::{BlockSize, ByteLen, ByteOffset};
 
@@ -27,7 +27,7 @@ pub(crate) const LOOKUP_RATIO_MAX: f64 = 3.0;
 /// What is demanded of the row `turn`, what its peer is, and how it is measured.
 pub(super) const TURN_BAR: Bar = Bar::RatioAtMost(LOOKUP_RATIO_MAX);
 pub(super) const IN_ONE: &str = "the same in a map of one extent";
-pub(super) const TURN_METHOD: &str = "the same as the data path does it: 32 commands of a turn, first prefetch of each, then segments and \
+pub(super) const TURN_METHOD: &str = "the same as the data path does it: 32 commands of a turn, first prefetch of each, then segment and \
      check of each, after 128 KiB of other data went through the caches; only this is timed";
 pub(crate) const BLOCK: u64 = 4096;
 /// Where the filesystem begins on the disk.
@@ -139,11 +139,12 @@ pub(crate) fn maps(count: u64) -> Result<(FrozenMap, FrozenMap)> {
 }
 
 /// One lookup of a block, as for a command.
-fn lookup(map: &FrozenMap, cursor: &mut LookupCursor, at: u64) -> Result<()> {
-    for segment in map.segments(cursor, ByteOffset(at), ByteLen(BLOCK))? {
-        map.check(&segment)?;
-        black_box(segment.device_offset);
-    }
+fn lookup(map: &FrozenMap, cursor: &mut LookupCursor, hint: LookupHint, at: u64) -> Result<()> {
+    let segment = map
+        .segment(cursor, hint, ByteOffset(at), ByteLen(BLOCK))
+        .context("a block that the map does not have")?;
+    map.check(&segment)?;
+    black_box(segment.device_offset);
     Ok(())
 }
 
@@ -152,7 +153,7 @@ fn in_a_loop(map: &FrozenMap) -> Result<f64> {
     let (mut random, mut cursor, blocks) = (Random::new(), LookupCursor::default(), map.len().get() / BLOCK);
     let begun = Stopwatch::start();
     for _ in 0..LOOKUPS {
-        lookup(map, &mut cursor, random.below(blocks) * BLOCK)?;
+        lookup(map, &mut cursor, LookupHint::NONE, random.below(blocks) * BLOCK)?;
     }
     Ok(begun.cpu_ns() / LOOKUPS as f64)
 }
@@ -166,13 +167,13 @@ pub(crate) fn in_turns(map: &FrozenMap, data: &mut [u8]) -> Result<f64> {
 /// What is timed of a turn: its commands begin, then each is looked up. A function of its own, which what counts instructions finds.
 #[inline(never)]
 fn turn(map: &FrozenMap, cursor: &mut LookupCursor, random: &mut Random, blocks: u64) -> Result<()> {
-    let mut places = [0; TURN];
-    for at in &mut places {
+    let mut begun = [(0, LookupHint::NONE); TURN];
+    for (at, hint) in &mut begun {
         *at = random.below(blocks) * BLOCK;
-        map.prefetch(ByteOffset(*at));
+        *hint = map.prefetch(ByteOffset(*at));
     }
-    for at in places {
-        lookup(map, cursor, at)?;
+    for (at, hint) in begun {
+        lookup(map, cursor, hint, at)?;
     }
     Ok(())
 }
@@ -234,7 +235,7 @@ pub(super) fn rows(plan: &Plan, rows: &mut Vec<Row>) -> Result<()> {
     };
     measure(
         "loop",
-        "segments and check of one block at random places, one after the other, each waiting for memory; extents of 1 to 15 \
+        "segment and check of one block at random places, one after the other, each waiting for memory; extents of 1 to 15 \
          blocks",
         None,
         &mut in_a_loop,

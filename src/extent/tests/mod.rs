@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::compare::Place;
 use super::fiemap::{FiemapFlags, RawExtent};
+use super::lookup::LookupHint;
 use super::map::validate;
 use super::stretches::Stretch;
 use super::survey::{fit_part, joined, to_extents};
@@ -82,9 +83,9 @@ fn reserving(extents: Vec<Extent>, reserved: u64) -> FrozenMap {
 }
 
 fn layouts() -> impl Strategy<Value = Vec<Extent>> {
-    // Some large ones among small ones, which then crowd.
+    // Some large ones among small ones, which then crowd; so few that no lookup is prefetched, and more.
     let len = prop_oneof![9 => 1..9_u64, 1 => 100..3000_u64];
-    proptest::collection::vec((len, any::<u32>()), 1..40).prop_map(|layout| extents(&layout))
+    proptest::collection::vec((len, any::<u32>()), 1..120).prop_map(|layout| extents(&layout))
 }
 
 /// Block by block: device block and extent index.
@@ -149,8 +150,12 @@ proptest! {
             for index in [0, cursor.index, map.extent_count() - 1, usize::MAX] {
                 let all = map.segments(&mut cursor, offset, len).map(Iterator::collect::<Vec<_>>);
                 let expected = all.ok().and_then(|all| <[Segment; 1]>::try_from(all).ok());
-                let mut guess = LookupCursor { index };
-                prop_assert_eq!(map.segment(&mut guess, offset, len), expected.map(|[segment]| segment));
+                let expected = expected.map(|[segment]| segment);
+                // Whatever is hinted: nothing, this byte, another one, or what no map has.
+                for hint in [LookupHint::NONE, map.prefetch(offset), map.prefetch(ByteOffset(0)), LookupHint::window(index)] {
+                    let mut guess = LookupCursor { index };
+                    prop_assert_eq!(map.segment(&mut guess, hint, offset, len), expected);
+                }
             }
             let Ok(segments) = map.segments(&mut cursor, offset, len) else {
                 prop_assert!(!fits);
@@ -382,12 +387,12 @@ fn ranges_that_the_map_cannot_serve_are_refused() {
     for (offset, len) in [(0, 1536), (1024, 512), (u64::MAX, 2), (1 << 63, 1 << 63)] {
         let result = map.segments(&mut cursor, ByteOffset(offset), ByteLen(len));
         assert!(matches!(result, Err(LookupError::OutOfRange { .. })), "{offset} {len}");
-        assert_eq!(map.segment(&mut cursor, ByteOffset(offset), ByteLen(len)), None);
+        assert_eq!(map.segment(&mut cursor, LookupHint::NONE, ByteOffset(offset), ByteLen(len)), None);
     }
     for (offset, len) in [(1, 512), (0, 511)] {
         let result = map.segments(&mut cursor, ByteOffset(offset), ByteLen(len));
         assert!(matches!(result, Err(LookupError::Misaligned { .. })), "{offset} {len}");
-        assert_eq!(map.segment(&mut cursor, ByteOffset(offset), ByteLen(len)), None);
+        assert_eq!(map.segment(&mut cursor, LookupHint::NONE, ByteOffset(offset), ByteLen(len)), None);
     }
     assert_eq!(map.segments(&mut cursor, ByteOffset(1024), ByteLen(0)).unwrap().count(), 0);
 }

@@ -18,6 +18,7 @@ use nvme_spec::Status;
 use super::batches::Timing;
 use super::{CoreExport, IoDone, IoEngine, Job};
 use crate::block::{BlockDone, BlockError, BlockOp, BlockOpKind, OpToken};
+use crate::extent::LookupHint;
 use crate::fabrics::{ExportSlot, IoCommand, IoKind, of_block_error};
 use crate::probes;
 use crate::reactor::slab::Key;
@@ -34,6 +35,8 @@ pub(super) struct Fresh {
     pub(super) owner: Key,
     pub(super) request: u32,
     pub(super) command: IoCommand,
+    /// Of its first byte in its export's map, if that was asked. Else it may be that of an earlier command.
+    pub(super) hint: LookupHint,
     pub(super) buf: Option<DmaBuf>,
 }
 
@@ -42,7 +45,7 @@ impl Fresh {
     pub(super) fn vacant() -> Self {
         let (slot, kind, start, len) = (ExportSlot(u32::MAX), IoKind::Flush, ByteOffset(0), ByteLen(0));
         let command = IoCommand { slot, kind, start, len, fua: false };
-        Self { owner: Key::from_bits(0), request: 0, command, buf: None }
+        Self { owner: Key::from_bits(0), request: 0, command, hint: LookupHint::NONE, buf: None }
     }
 }
 
@@ -216,7 +219,7 @@ impl CoreExport {
             return None;
         }
         let Some(map) = &self.export.map else { return Some((kind, start)) };
-        let segment = map.segment(&mut self.cursor, start, len)?;
+        let segment = map.segment(&mut self.cursor, fresh.hint, start, len)?;
         // The frozen map has the last word on every segment, whatever the lookup and its cache said.
         map.check(&segment).ok()?;
         let is_all = segment.len == len && map.served_offset(segment.file_offset) == Some(start);
