@@ -43,15 +43,15 @@ struct Taken {
     extents: u64,
     bytes: f64,
     index_bytes: f64,
-    many: f64,
-    one: f64,
+    many_ns: f64,
+    one_ns: f64,
     ratio: f64,
     ratio_in_rounds: (f64, f64),
-    searched: f64,
+    searched_ns: f64,
     /// More than from the core's caches, here and below.
-    own: f64,
-    indexed: f64,
-    wait: f64,
+    own_ns: f64,
+    indexed_ns: f64,
+    wait_ns: f64,
 }
 
 /// A profile's text: its limit, where the map lies, a section a side of turns, and the rows. `program` is how the names of the threads
@@ -100,25 +100,25 @@ impl Taken {
             extents,
             bytes: ours("bytes")?,
             index_bytes: ours("bytes/index")?,
-            many: turn.ours,
-            one: turn.peer.filter(|ns| *ns > 0.0)?,
+            many_ns: turn.ours,
+            one_ns: turn.peer.filter(|ns| *ns > 0.0)?,
             ratio: turn.ratio?,
             ratio_in_rounds: turn.ratio_min.zip(turn.ratio_max)?,
-            searched: ours("turn/searched")?,
-            own: more("turn/own")?,
-            indexed: more("turn/indexed")?,
-            wait: more("wait").filter(|ns| *ns > 0.0)?,
+            searched_ns: ours("turn/searched")?,
+            own_ns: more("turn/own")?,
+            indexed_ns: more("turn/indexed")?,
+            wait_ns: more("wait").filter(|ns| *ns > 0.0)?,
         })
     }
 
     /// A lookup that waits for nothing but its extent.
-    fn least(&self) -> f64 {
-        self.one + self.own
+    fn least_ns(&self) -> f64 {
+        self.one_ns + self.own_ns
     }
 
     /// A lookup that searches as ours does, whose waits are those of all others of its turn.
-    fn as_it_searches(&self) -> f64 {
-        self.searched + self.indexed
+    fn as_it_searches_ns(&self) -> f64 {
+        self.searched_ns + self.indexed_ns
     }
 
     fn levels(&self, caches: &[(u32, u64)]) -> String {
@@ -147,8 +147,8 @@ impl Taken {
     }
 
     fn limit(&self, counted: Counted, caches: &[(u32, u64)]) -> String {
-        let Self { one, wait, own, indexed, searched, many, ratio, .. } = *self;
-        let (least, searches) = (self.least(), self.as_it_searches());
+        let Self { one_ns, wait_ns, own_ns, indexed_ns, searched_ns, many_ns, ratio, .. } = *self;
+        let (least_ns, searches_ns) = (self.least_ns(), self.as_it_searches_ns());
         // Of the core alone; what is behind it is shared with whoever else is on the machine.
         let core = caches.iter().rfind(|(level, _)| *level <= 2);
         let beyond = core.map_or_else(String::new, |(level, len)| {
@@ -156,20 +156,20 @@ impl Taken {
             format!(", {is} the {} KiB of L{level}", len >> 10)
         });
         format!(
-            "the map of {} extents has {:.0} KiB{beyond}: a read of it that waits for the one before takes {wait:.0} ns more than from the core's \
-             caches, and of {TURN} at known places {own:.1} each. A lookup in one extent takes {one:.1} ns, and with the latter and nothing \
-             else {least:.1}, {:.2} times as long; with each step of a search, as in a map of 100 extents ({searched:.1}), and the index \
-             and all extents that it compares, of {TURN} lookups together ({indexed:.1}), {searches:.1}, {:.2} times. It took {many:.1}, \
+            "the map of {} extents has {:.0} KiB{beyond}: a read of it that waits for the one before takes {wait_ns:.0} ns more than from the core's \
+             caches, and of {TURN} at known places {own_ns:.1} each. A lookup in one extent takes {one_ns:.1} ns, and with the latter and nothing \
+             else {least_ns:.1}, {:.2} times as long; with each step of a search, as in a map of 100 extents ({searched_ns:.1}), and the index \
+             and all extents that it compares, of {TURN} lookups together ({indexed_ns:.1}), {searches_ns:.1}, {:.2} times. It took {many_ns:.1}, \
              {ratio:.2} times (in rounds {} to {}), where {LOOKUP_RATIO_MAX} are demanded{}: {}{}. It takes {:.0} instructions where one \
              extent takes {:.0}, and asks for {:.2} lines that the core's caches have not",
             self.extents,
             self.bytes / 1024.0,
-            least / one,
-            searches / one,
+            least_ns / one_ns,
+            searches_ns / one_ns,
             self.ratio_in_rounds.0,
             self.ratio_in_rounds.1,
             if ratio <= LOOKUP_RATIO_MAX { ", so it was met while this was made" } else { "" },
-            verdict(least / one, searches / one),
+            verdict(least_ns / one_ns, searches_ns / one_ns),
             self.rest(),
             counted.instructions,
             counted.instructions_in_one,
@@ -179,13 +179,13 @@ impl Taken {
 
     /// What is reckoned for by nothing.
     fn rest(&self) -> String {
-        let rest = self.many - self.as_it_searches();
-        if rest <= 0.0 {
+        let rest_ns = self.many_ns - self.as_it_searches_ns();
+        if rest_ns <= 0.0 {
             return String::new();
         }
         format!(
-            "; the {rest:.1} ns beyond that are as long as {:.2} reads of which each waits for the one before",
-            rest / self.wait
+            "; the {rest_ns:.1} ns beyond that are as long as {:.2} reads of which each waits for the one before",
+            rest_ns / self.wait_ns
         )
     }
 }
