@@ -220,9 +220,11 @@ impl Index<'_> {
     #[inline]
     fn within(&self, start: usize, at: u64) -> Option<usize> {
         let window: &[Extent; WINDOW] = self.extents.get(start..)?.first_chunk()?;
-        // Of each: a branch that depends on memory would be waited for, and mispredicted.
-        let before: usize = window.iter().map(|extent| usize::from(extent.end() <= at)).sum();
-        window.get(before)?.holds(at).then_some(start + before)
+        // Of each: a branch that depends on memory would be waited for, and mispredicted. Starts alone, a load each: the last that has begun
+        // is the only one that may hold it.
+        let begun: usize = window.iter().map(|extent| usize::from(extent.file_offset.get() <= at)).sum();
+        let last = begun.checked_sub(1)?;
+        window.get(last)?.holds(at).then_some(start + last)
     }
 }
 
