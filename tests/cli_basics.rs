@@ -175,6 +175,7 @@ fn an_empty_state_directory_has_no_pins_and_no_targets() {
     }
     let output = with(&["trace", "--format", "chrome"]);
     assert_eq!(json(&stdout(&output))["traceEvents"], serde_json::json!([]));
+    assert!(stderr(&output).contains("no target runs"), "{}", stderr(&output));
     let output = with(&["unpin", "/nonexistent", "--json"]);
     assert_eq!(code(&output), 3, "it is not there");
     let document = json(&stdout(&output));

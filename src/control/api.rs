@@ -41,6 +41,8 @@ const CONTROL_PATIENCE: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = CONTROL_PATIENCE.saturating_add(CLIENT_PATIENCE);
 /// How long who looks on waits for one of several targets: the others are to be seen too.
 const ONLOOKER_PATIENCE: Duration = Duration::from_secs(3);
+/// After how long whoever waits longer than that is told for what.
+const SILENCE: Duration = ONLOOKER_PATIENCE;
 /// More than any question has.
 const QUESTION_LEN_MAX: u64 = 4096;
 
@@ -200,13 +202,12 @@ fn ask_each<T: DeserializeOwned + Send>(
         .into_iter()
         .filter(|path| Owner::named_by(path).is_some_and(|owner| owner.is_alive()))
         .collect();
-    let one = |path: &Path| match ask(path, question, patience) {
+    let one = |path: &Path| match ask(path, question, patience, SILENCE) {
         Ok(Answer::Good(answer)) => Ok(answer),
         Ok(Answer::Error { error }) => Err(io::Error::other(error)),
         Err(error) => {
             // What a socket says of a time that is over is "resource temporarily unavailable".
-            let is_over = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-            let (kind, why) = if is_over {
+            let (kind, why) = if is_over(&error) {
                 (io::ErrorKind::TimedOut, format!("no answer within {} s", patience.as_secs()))
             } else {
                 (error.kind(), error.to_string())
@@ -221,21 +222,63 @@ fn ask_each<T: DeserializeOwned + Send>(
     })
 }
 
-fn ask<T: DeserializeOwned>(path: &Path, question: &Question, patience: Duration) -> io::Result<Answer<T>> {
+/// Whether the time of a socket was over.
+fn is_over(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Asks one, which has `patience` to answer. After `silence`, if that is less, the log has for whom we wait.
+fn ask<T: DeserializeOwned>(
+    path: &Path,
+    question: &Question,
+    patience: Duration,
+    silence: Duration,
+) -> io::Result<Answer<T>> {
     let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(patience.min(silence)))?;
     stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
     let mut question = serde_json::to_vec(question)?;
     question.push(b'\n');
     (&stream).write_all(&question)?;
-    let mut text = String::new();
-    (&stream).read_to_string(&mut text)?;
-    Ok(serde_json::from_str(&text)?)
+    let mut text = Vec::new();
+    // What came before the time was over stays.
+    let mut read = (&stream).read_to_end(&mut text);
+    let rest = patience.saturating_sub(silence);
+    if !rest.is_zero() && read.as_ref().is_err_and(is_over) {
+        tracing::warn!(
+            target_socket = %path.display(),
+            most_s = rest.as_secs(),
+            "a target does not answer yet: it hangs, is stopped, or is draining; waiting for it"
+        );
+        stream.set_read_timeout(Some(rest))?;
+        read = (&stream).read_to_end(&mut text);
+    }
+    read?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_comes_late_and_in_pieces_is_heard_whole() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("late.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let late = std::thread::spawn(move || {
+            let (client, _) = listener.accept().unwrap();
+            BufReader::new(&client).read_line(&mut String::new()).unwrap();
+            (&client).write_all(b"{\"pid\"").unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            (&client).write_all(b": 7}").unwrap();
+        });
+        let question = Question { ask: STATUS.to_owned(), histograms: false };
+        let (patience, silence) = (Duration::from_secs(30), Duration::from_millis(20));
+        let told = ask::<serde_json::Value>(&path, &question, patience, silence).unwrap();
+        late.join().unwrap();
+        assert!(matches!(told, Answer::Good(answer) if answer == serde_json::json!({ "pid": 7 })));
+    }
 
     #[test]
     fn a_target_that_hangs_is_waited_for_once_and_the_others_are_heard() {

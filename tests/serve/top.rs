@@ -2,6 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use super::daemon::{Lab, NQN, any_port};
 use super::load::{Load, options};
@@ -40,6 +42,22 @@ fn one_picture_shows_what_hosts_do() {
     assert_eq!(text.lines().filter(|line| line.contains(" %")).count(), 2, "two cores: {text}");
     load.end_clean();
     daemon.stop();
+}
+
+#[test]
+fn a_target_that_ends_within_the_interval_is_no_success() {
+    let Some(lab) = Lab::new("top-ends", &Spec::XFS) else { return };
+    let path = lab.fragmented("file");
+    let daemon = lab.serve(&lab.open_config(any_port(), &[&path]));
+    thread::scope(|scope| {
+        let top = scope.spawn(|| lab.fastice(&["top", "--once", "--interval", "6"], &[], 6));
+        // By then it has looked once.
+        thread::sleep(Duration::from_secs(2));
+        daemon.stop();
+        let output = top.join().expect("status 6");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("ended while it was looked at") && told.contains("remedy"), "{told}");
+    });
 }
 
 /// Part of every picture, in one piece: words are drawn one by one.

@@ -76,12 +76,14 @@ fn percent(thousandths: u64) -> String {
     format!("{}.{} %", thousandths / 10, thousandths % 10)
 }
 
+/// Of several targets, with the process of each: two may have a core on one processor.
 fn cores(cores: &[CoreRow]) -> Section {
+    let are_of_several = cores.iter().any(|core| core.pid != cores[0].pid);
     let row = |core: &CoreRow| {
         let state = [(core.busy, "busy"), (core.polling, "polling"), (core.asleep, "asleep")];
         let mostly = state.into_iter().max_by_key(|(part, _)| *part).filter(|(part, _)| *part > 0);
         let buffers = u64::try_from(core.buffer_bytes).unwrap_or(u64::MAX);
-        vec![
+        let mut cells = vec![
             plain(core.cpu.to_string()),
             plain(percent(core.busy)),
             plain(percent(core.polling)),
@@ -91,9 +93,13 @@ fn cores(cores: &[CoreRow]) -> Section {
             plain(core.on_devices.to_string()),
             plain(format_size(buffers)),
             (mostly.map_or("-", |(_, word)| word).to_owned(), GOOD),
-        ]
+        ];
+        if are_of_several {
+            cells.insert(0, plain(core.pid.to_string()));
+        }
+        cells
     };
-    let columns = vec![
+    let mut columns = vec![
         Column::number("core", 0),
         Column::number("busy", 1),
         Column::number("polling", 2),
@@ -105,6 +111,9 @@ fn cores(cores: &[CoreRow]) -> Section {
         // The largest of three numbers that stand there.
         Column::words("mostly", 8),
     ];
+    if are_of_several {
+        columns.insert(0, Column::number("process", 0));
+    }
     Section { title: "cores", columns, rows: cores.iter().map(row).collect() }
 }
 
@@ -413,6 +422,16 @@ mod tests {
             assert!(view.exports.iter().all(|export| is_there(&export.path)), "{lines:#?}");
             assert!(lines.iter().any(|line| line == "exports"), "nothing was left out: {lines:#?}");
         }
+    }
+
+    #[test]
+    fn cores_of_several_targets_say_whose_they_are() {
+        let mut view = busy();
+        assert!(!lines(&view).iter().any(|line| line.starts_with("process  core")));
+        view.cores[1] = CoreRow { pid: 4321, ..view.cores[0].clone() };
+        let lines = lines(&view);
+        let with = |words: &[&str]| lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(with(&["process", "core", "busy", "mostly"]) && with(&["4321", "99.7 %"]), "{lines:#?}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use clap::{Args, ValueEnum};
 
 use self::view::{Sample, View};
 use super::StateDirArg;
-use super::exit::{Exit, Outcome};
+use super::exit::{Exit, Failure, Outcome};
 use super::files::named_state;
 use super::out::Out;
 use super::status::silence;
@@ -91,7 +91,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// When the state directory does not exist or may not be read, or the terminal fails; with one picture also when a target that
-/// runs does not answer.
+/// runs does not answer, or ends meanwhile.
 pub fn run(args: &TopArgs) -> Outcome {
     // A directory that may not be read is no sign that nothing runs.
     if let Some(state) = named_state(&args.state.state_dir)? {
@@ -115,15 +115,20 @@ fn once(args: &TopArgs) -> Outcome {
     let mut view = View::between(&before, &now);
     view.sort(args.sort);
     let mut out = Out::stdout();
-    if view.is_empty() && silent.is_empty() {
+    if view.is_empty() {
         out.line(nobody(state))?;
     } else {
         draw::lines(&view).iter().try_for_each(|line| out.line(line))?;
     }
     out.flush()?;
-    match silent.first() {
-        None => Ok(Exit::Ok),
-        Some(first) => Err(silence(first)),
+    match (silent.first(), now.first_gone(&before)) {
+        (Some(first), _) => Err(silence(first)),
+        (None, Some(pid)) => {
+            let error = anyhow::anyhow!("the target of process {pid} ended while it was looked at");
+            let remedy = "its log says why; `fastice pins` shows what became of its files";
+            Err(Failure::new(Exit::Unreachable, error).with_remedy(remedy))
+        }
+        (None, None) => Ok(Exit::Ok),
     }
 }
 

@@ -36,6 +36,18 @@ impl Sample {
     }
 }
 
+impl Sample {
+    /// The process of a target that answered before and is not there any more.
+    pub(super) fn first_gone(&self, before: &Self) -> Option<u32> {
+        if !self.errors.is_empty() {
+            // It may be the one that does not answer.
+            return None;
+        }
+        let is_there = |pid: u32| self.targets.iter().any(|target| target.pid == pid);
+        before.targets.iter().map(|target| target.pid).find(|pid| !is_there(*pid))
+    }
+}
+
 /// Commands and bytes a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rates {
@@ -62,6 +74,8 @@ impl Percentiles {
 /// A core: parts of its time in thousandths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CoreRow {
+    /// The process of its target.
+    pub(super) pid: u32,
     pub(super) cpu: usize,
     pub(super) busy: u64,
     pub(super) polling: u64,
@@ -154,7 +168,7 @@ impl View {
                 before.targets.iter().find(|was| was.pid == target.pid && was.uptime_s <= target.uptime_s);
             let was = was.unwrap_or(target);
             let mine = Ended::between(was, target);
-            view.cores.extend(target.cores.iter().map(|core| core_row(core, &was.cores, &per)));
+            view.cores.extend(target.cores.iter().map(|core| core_row(target.pid, core, &was.cores, &per)));
             view.exports.extend(target.exports.iter().map(|export| export_row(export, &mine, &per)));
             view.hosts.extend(target.hosts.iter().map(|host| host_row(host, &was.hosts, &mine, &per)));
             ended.total.add(&mine.total);
@@ -240,7 +254,7 @@ fn sums(target: &Status) -> (Counts, [Counts; Stage::ALL.len()]) {
     (total, stages)
 }
 
-fn core_row(core: &CoreStatus, before: &[CoreStatus], per: &Per) -> CoreRow {
+fn core_row(pid: u32, core: &CoreStatus, before: &[CoreStatus], per: &Per) -> CoreRow {
     let was = before.iter().find(|was| was.cpu == core.cpu).unwrap_or(core);
     let [busy, polling, asleep] = [
         core.busy_us.saturating_sub(was.busy_us),
@@ -251,6 +265,7 @@ fn core_row(core: &CoreStatus, before: &[CoreStatus], per: &Per) -> CoreRow {
     let part = |us: u64| us.saturating_mul(1000) / all;
     let sleeps = |core: &CoreStatus| core.wakes.values().fold(0_u64, |sum, wakes| sum.saturating_add(*wakes));
     CoreRow {
+        pid,
         cpu: core.cpu,
         busy: part(busy),
         polling: part(polling),

@@ -58,7 +58,12 @@ pub fn run(args: &TraceArgs) -> Outcome {
     let mut silent: Vec<io::Error> = silent.into_iter().filter_map(Result::err).collect();
     let mut out = Out::stdout();
     match args.format {
-        Format::Chrome => out.json(&chrome::document(&targets))?,
+        Format::Chrome => {
+            if targets.is_empty() && silent.is_empty() {
+                tracing::warn!(state_dir = %args.state.state_dir.display(), "no target runs: the trace is empty");
+            }
+            out.json(&chrome::document(&targets))?;
+        }
         Format::Text if targets.is_empty() && silent.is_empty() => {
             out.line(format!("no target runs with the state directory {}", args.state.state_dir.display()))?;
         }
