@@ -25,6 +25,9 @@ tr "\0" Z </dev/zero | dd of=$DISK bs=1M count=96 iflag=fullblock conv=fsync 2>&
 program='/root/fastice-bench driver --device vfio:$ADDRESS --nsid 2 --kernel $DISK --emulated --report /root/report.json "$@" &&
     echo REPORT && cat /root/report.json'
 
+# Rows name the commit, and the guest has no repository.
+program="export FASTICE_BENCH_COMMIT='${FASTICE_BENCH_COMMIT:-$(git describe --always --dirty 2>/dev/null || true)}'; $program"
+
 hw-tests/vfio-test.sh --timeout "${TIMEOUT:-900}" --with "$bench" --setup "$setup" \
     --run sh -c "$program" sh "$@" |
     awk -v rows="$rows" '/^REPORT\r?$/ { report = 1; next } report { print >rows; next } { print; fflush() }'

@@ -22,7 +22,8 @@ What a responder that has no work comes to was measured, beside ours; against SP
 them disturbed). It answers at once; ours gathers where that pays, and may come to more. Where it misses the bar as well, the target's work is not
 what limits. A limit is reckoned, from a profile: what remains when our own code takes no time, or the target none at all. Where that is beyond the
 bar, the bar may be within reach and was not reached: what is between the two is in the profile. Rows by SPDK's initiator have profiles of its
-processor too.
+processor too; their limit is what it would come to if it never waited, where at depth 32 host and target wait for one another by turns, whoever
+answers. Profiles are of rounds of their own, which sampling slows down: set their parts beside one another, and not beside the rates of the rows.
 ";
 
 /// A profile: its path from the report, how the names of its rows begin, and what is their limit.
