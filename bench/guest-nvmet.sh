@@ -42,11 +42,11 @@ if [[ -n ${PROFILE:-} ]]; then
 fi
 
 # Rows name the commit, and the guest has no repository.
-program="export FASTICE_BENCH_COMMIT='${FASTICE_BENCH_COMMIT:-$(git describe --always --dirty 2>/dev/null || true)}'; $program"
+commit=${FASTICE_BENCH_COMMIT:-$(git describe --always --dirty 2>/dev/null || true)}
 
 # A thread for each processor of the guest: target and initiator then run side by side. erms=off: "fast string" instructions are
 # emulated byte by byte, so the kernel copies and clears pages eight times as fast without them; that is for both sides.
-hw-tests/vfio-test.sh --timeout "${TIMEOUT:-1200}" --threads multi --features erms=off --fio "${with[@]}" --setup "$setup" \
+hw-tests/vfio-test.sh --env "FASTICE_BENCH_COMMIT=$commit" --timeout "${TIMEOUT:-1200}" --threads multi --features erms=off --fio "${with[@]}" --setup "$setup" \
     --run sh -c "$program" sh "$@" |
     awk -v rows="$rows" -v profile="${PROFILE:-/dev/null}" '{ sub(/\r$/, "") } /^REPORT$/ { into = rows; next } /^PROFILE$/ { into = profile; next }
         into { print >into; next } { print; fflush() }'

@@ -26,9 +26,9 @@ program='/root/fastice-bench driver --device vfio:$ADDRESS --nsid 2 --kernel $DI
     echo REPORT && cat /root/report.json'
 
 # Rows name the commit, and the guest has no repository.
-program="export FASTICE_BENCH_COMMIT='${FASTICE_BENCH_COMMIT:-$(git describe --always --dirty 2>/dev/null || true)}'; $program"
+commit=${FASTICE_BENCH_COMMIT:-$(git describe --always --dirty 2>/dev/null || true)}
 
-hw-tests/vfio-test.sh --timeout "${TIMEOUT:-900}" --with "$bench" --setup "$setup" \
+hw-tests/vfio-test.sh --env "FASTICE_BENCH_COMMIT=$commit" --timeout "${TIMEOUT:-900}" --with "$bench" --setup "$setup" \
     --run sh -c "$program" sh "$@" |
     awk -v rows="$rows" '/^REPORT\r?$/ { report = 1; next } report { print >rows; next } { print; fflush() }'
 "$bench" merge "$rows" --report "$report"
