@@ -34,9 +34,7 @@ impl Sample {
         let errors = silent.iter().map(|error| format!("a target does not answer: {error}")).collect();
         (Self { at: Instant::now(), targets, errors }, silent)
     }
-}
 
-impl Sample {
     /// The process of a target that answered before and is not there any more.
     pub(super) fn first_gone(&self, before: &Self) -> Option<u32> {
         if !self.errors.is_empty() {
