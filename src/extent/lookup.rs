@@ -128,6 +128,10 @@ pub(super) struct Index<'m> {
 
 /// Extents around the guess that are looked at.
 const WINDOW: usize = 4;
+/// A line of the cache, in bytes, of nearly all processors there are.
+const LINE_LEN: usize = 64;
+/// How far into a line a window may begin, in bytes, that lies in two lines.
+const WINDOW_FITS_AT_MOST: usize = 2 * LINE_LEN - WINDOW * size_of::<Extent>();
 /// Extents for which there is one stretch, at the most.
 const STRETCH_EXTENTS_MAX: u64 = 8;
 
@@ -202,10 +206,14 @@ impl Index<'_> {
         Some((first, last))
     }
 
-    /// Where the window around `guess` begins; `None` in a map that has no room for one.
+    /// Where the window around `guess` begins; `None` in a map that has no room for one. Of the two that have it in their middle it is the
+    /// one that lies in fewer lines of the cache, so that what [`prefetch`](Self::prefetch) asks for is all of it.
     fn window_start(&self, guess: usize) -> Option<usize> {
         let most = self.extents.len().checked_sub(WINDOW)?;
-        Some(guess.saturating_sub(WINDOW / 2 - 1).min(most))
+        let start = guess.saturating_sub(WINDOW / 2 - 1).min(most);
+        // The extents begin with a page, and the first of all lies at the beginning of a line.
+        let into_line = start.wrapping_mul(size_of::<Extent>()) % LINE_LEN;
+        Some(start - usize::from(into_line > WINDOW_FITS_AT_MOST))
     }
 
     /// Where `at` would be if all of `first..=last`, which hold its stretch, were of one length.
@@ -247,4 +255,51 @@ pub(super) fn starts(extents: &[Extent], stretch_shift: u32) -> Vec<u32> {
         }
     }
     starts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Extents of 4096 bytes each, one after the other.
+    fn even(count: usize) -> Vec<Extent> {
+        let extent = |index| Extent {
+            file_offset: ByteOffset(4096 * index),
+            device_offset: ByteOffset(8192 * index),
+            len: ByteLen(4096),
+        };
+        (0..count as u64).map(extent).collect()
+    }
+
+    #[test]
+    fn a_window_lies_in_two_lines_and_has_what_is_guessed() {
+        use zerocopy::IntoBytes as _;
+        for count in [WINDOW, WINDOW + 1, 9, 10, 11, 500] {
+            let extents = even(count);
+            let stretch_shift = stretch_shift(4096 * count as u64, count);
+            let starts = starts(&extents, stretch_shift);
+            let index = Index { extents: &extents, starts: starts.as_bytes(), stretch_shift };
+            for guess in 0..count {
+                let start = index.window_start(guess).unwrap();
+                assert!(start + WINDOW <= count, "{guess} of {count}: {start}");
+                let last = (start + WINDOW) * size_of::<Extent>() - 1;
+                assert!(
+                    last / LINE_LEN - start * size_of::<Extent>() / LINE_LEN <= 1,
+                    "{guess} of {count}: {start}"
+                );
+                // In an even map nothing is searched for, the hint has it; but for the last extent, which no line may be left for.
+                let at = 4096 * guess as u64 + 4095;
+                if guess + 1 == count {
+                    continue;
+                }
+                assert!((start..start + WINDOW).contains(&guess), "{guess} of {count}: {start}");
+                let LookupHint(hint) = index.prefetch(at);
+                assert_eq!(index.within(hint as usize, at), Some(guess), "of {count}");
+            }
+        }
+        assert_eq!(
+            Index { extents: &even(WINDOW - 1), starts: &[], stretch_shift: 12 }.window_start(0),
+            None
+        );
+    }
 }

@@ -7,8 +7,9 @@
 const LINE_LEN: usize = 64;
 
 /// Has the processor fetch the memory of `items` into its caches: each line that they would lie in if they began with one, so that a
-/// last line that they only reach into may lack. To ask for that as well was dearer than it is worth (of 96 bytes: 25 more instructions). A
-/// hint: it reads nothing that could be seen, and waits for nothing. Where the processor has no such instruction it does nothing.
+/// last line that they only reach into may lack. To ask for that as well was dearer than it is worth (of 96 bytes: 25 more instructions):
+/// whoever can has its items begin where they need no such line. A hint: it reads nothing that could be seen, and waits for nothing. Where
+/// the processor has no such instruction it does nothing.
 #[inline]
 pub fn prefetch<T>(items: &[T]) {
     #[cfg(target_arch = "x86_64")]
