@@ -163,8 +163,9 @@ impl Index<'_> {
         })
     }
 
-    /// The index of the extent that holds the byte at `at`: that of `guess`, the next one, or the one that is found.
-    fn find(&self, guess: usize, at: u64) -> Option<usize> {
+    /// The index of the extent that holds the byte at `at`: that of `guess`, the next one, or the one that is found. By value, so that
+    /// who need not ask has it in registers.
+    fn find(self, guess: usize, at: u64) -> Option<usize> {
         let extents = self.extents;
         let holds = |index: usize| extents.get(index).is_some_and(|extent| extent.holds(at));
         if holds(guess) {
@@ -200,7 +201,7 @@ impl Index<'_> {
     /// The first and the last extent of the stretch of the byte at `at`.
     fn stretch(&self, at: u64) -> Option<(usize, usize)> {
         let starts = <[u32]>::ref_from_bytes(self.starts).ok()?;
-        let stretch = usize::try_from(at >> self.stretch_shift).ok()?;
+        let stretch = usize::try_from(at.wrapping_shr(self.stretch_shift)).ok()?;
         let first = *starts.get(stretch)? as usize;
         let last = starts.get(stretch + 1).map_or(self.extents.len().checked_sub(1)?, |last| *last as usize);
         Some((first, last))
@@ -213,15 +214,17 @@ impl Index<'_> {
         let start = guess.saturating_sub(WINDOW / 2 - 1).min(most);
         // The extents begin with a page, and the first of all lies at the beginning of a line.
         let into_line = start.wrapping_mul(size_of::<Extent>()) % LINE_LEN;
-        Some(start - usize::from(into_line > WINDOW_FITS_AT_MOST))
+        // Zero is not far into a line, so nothing wraps.
+        Some(start.wrapping_sub(usize::from(into_line > WINDOW_FITS_AT_MOST)))
     }
 
-    /// Where `at` would be if all of `first..=last`, which hold its stretch, were of one length.
+    /// Where `at` would be if all of `first..=last`, which hold its stretch, were of one length. Whatever it is, no extent is taken that does
+    /// not hold the byte: so nothing here is checked.
     fn guess(&self, first: usize, last: usize, at: u64) -> usize {
-        let into = at & !(u64::MAX << self.stretch_shift);
-        let further = (last.saturating_sub(first) as u128 * u128::from(into)) >> self.stretch_shift;
-        // Less than `last`.
-        first + usize::try_from(further).unwrap_or(0)
+        // How far it lies into its stretch, in parts of 2^-64 of the stretch.
+        let into = at.wrapping_shl(self.stretch_shift.wrapping_neg());
+        let further = (last.wrapping_sub(first) as u128 * u128::from(into)) >> u64::BITS;
+        first.wrapping_add(usize::try_from(further).unwrap_or(0))
     }
 
     /// The extent that holds the byte at `at`, if it is in the window that begins at `start`.
