@@ -2,7 +2,7 @@
 //! could do without.
 //!
 //! ```text
-//!   a lookup in a map of one extent           its work: the segments, the check
+//!   a lookup in a map of one extent           its work: the segment, the check
 //! + an extent read, 32 together, places known what is beyond the core's caches: no lookup fetches less       = the least
 //!
 //!   a lookup in a map of 100 extents          its work, and each step of a search

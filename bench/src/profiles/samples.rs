@@ -185,6 +185,11 @@ impl Side {
         self.wall_us * self.of_thread as f64 / self.all.max(1) as f64 / self.commands.max(1.0)
     }
 
+    /// Commands a microsecond.
+    fn rate(&self) -> f64 {
+        self.commands / self.wall_us.max(1.0)
+    }
+
     /// The part of its time that was no look at a socket, nor own code around looks, of which it has as much a call as around others.
     pub(super) fn at_work(&self) -> f64 {
         1.0 - self.in_looks as f64 / self.in_kernel.max(1) as f64
@@ -299,10 +304,12 @@ fn beside(ours: Option<&Side>, peer: &Side) -> String {
         let kernel_us = ours.each_us() * ours.needed();
         let _ = write!(
             text,
-            ". Of our {:.2} us a command, beside {:.2}, the kernel has at least {kernel_us:.2} and code of ours {:.2}: without any we would \
-             have at most {:.2} times the rate",
+            ". Of our {:.2} us a command, beside {:.2} ({:.2} times the rate, {:.2} of the processor time), the kernel has at least \
+             {kernel_us:.2} and code of ours {:.2}: without any we would have at most {:.2} times the rate",
             ours.each_us(),
             peer.each_us(),
+            ours.rate() / peer.rate(),
+            ours.each_us() * (1.0 - ours.idle()) / (peer.each_us() * (1.0 - peer.idle())),
             ours.each_us() * (1.0 - ours.kernel()),
             peer.each_us() / kernel_us
         );
@@ -414,7 +421,7 @@ mod tests {
         // Of 0.8 us 60 % are sending; of looks none counts, for it had nothing to do as often.
         assert!(
             limit.contains(
-                "Of our 0.80 us a command, beside 1.00, the kernel has at least 0.48 and code of ours 0.16"
+                "Of our 0.80 us a command, beside 1.00 (1.00 times the rate, 0.80 of the processor time), the kernel has at least 0.48 and code of ours 0.16"
             ),
             "{limit}"
         );

@@ -130,6 +130,16 @@ impl Side {
         count as f64 / self.all(other).max(1) as f64
     }
 
+    /// The target's part of its processor, that of its disk's driver included.
+    fn of_target(&self) -> f64 {
+        self.part(Whose::Target, 0) + self.part(Whose::Device, 0)
+    }
+
+    /// What initiator, fio and interrupts have of it.
+    fn others(&self) -> f64 {
+        (1.0 - self.of_target() - self.part(Whose::Idle, 0)).max(0.0)
+    }
+
     /// Microseconds between two commands.
     fn each_us(&self) -> f64 {
         self.wall_us / self.commands.max(1.0)
@@ -168,33 +178,37 @@ impl Side {
     }
 }
 
-/// What no target can get beyond: the others' time, on the processor that all of it must pass, remains.
+/// What no target can get beyond: the others' time, on the processor that all of it must pass, remains. They need not take as long beside
+/// each target.
 fn limit(sides: &[Side]) -> String {
     let told = |side: &&Side| side.all(0) >= SAMPLES_MIN;
     let Some(peer) = sides.iter().find(|side| side.name == PEER).filter(told) else {
         return "not told: there are samples of no peer".to_owned();
     };
-    let of_target = peer.part(Whose::Target, 0) + peer.part(Whose::Device, 0);
-    let rest = (1.0 - of_target - peer.part(Whose::Idle, 0)).max(0.01);
-    let may = (peer.each_us() * (1.0 / RATIO_MIN - rest)).max(0.0);
+    let others_us = |side: &Side| side.others().max(0.01) * side.each_us();
     let mut text = format!(
         "beside {} the initiator, fio and interrupts have {:.0} % of processor {PROCESSOR}, through which each command passes, the target and \
-         its disk {:.0} %, and {:.0} % are idle: a target that took no time at all would have at most \
-         {:.2} times its rate, and for {RATIO_MIN} times it may take {may:.1} us a command",
+         its disk {:.0} %, and {:.0} % are idle: a target that took no time at all, and left them theirs, would have at most \
+         {:.2} times its rate",
         peer.name,
-        100.0 * rest,
-        100.0 * of_target,
+        100.0 * peer.others(),
+        100.0 * peer.of_target(),
         100.0 * peer.part(Whose::Idle, 0),
-        1.0 / rest
+        peer.each_us() / others_us(peer)
     );
     if let Some(ours) = sides.iter().find(|side| side.name == OURS).filter(told) {
+        let may_us = (peer.each_us() / RATIO_MIN - others_us(ours)).max(0.0);
         // A string takes everything.
         let _ = write!(
             text,
-            "; ours takes {:.1} us, looks in vain included, and {} with its disk {:.1}",
-            ours.part(Whose::Target, 0) * ours.each_us(),
+            ". Beside ours, which had {:.2} times its rate meanwhile, they take {:.1} us a command, beside {} {:.1}: so for {RATIO_MIN} \
+             times ours may take {may_us:.1}; it takes {:.1}, looks in vain included, and {2} with its disk {:.1}",
+            peer.each_us() / ours.each_us(),
+            others_us(ours),
             peer.name,
-            of_target * peer.each_us()
+            others_us(peer),
+            ours.of_target() * ours.each_us(),
+            peer.of_target() * peer.each_us()
         );
     }
     text
@@ -238,9 +252,9 @@ mod tests {
         assert!(text.contains("    30.0 us      0.0 us  30.0 %   0.0 % the kernel's initiator"), "{text}");
         assert!(text.contains("     0.0 us    100.0 us   0.0 % 100.0 % fio"), "{text}");
         assert!(limit.contains("at most 3.33 times its rate"), "{limit}");
-        assert!(
-            limit.contains("ours takes 50.0 us, looks in vain included, and nvmet-tcp with its disk 50.0"),
-            "{limit}"
-        );
+        // Ours leaves the initiator half of the time, nvmet-tcp 30 %: 66.7 us less those 50 remain for ours.
+        let beside = "Beside ours, which had 1.00 times its rate meanwhile, they take 50.0 us a command, beside nvmet-tcp 30.0: so for 1.5 times \
+                      ours may take 16.7; it takes 50.0, looks in vain included, and nvmet-tcp with its disk 50.0";
+        assert!(limit.contains(beside), "{limit}");
     }
 }

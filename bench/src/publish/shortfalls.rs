@@ -22,8 +22,9 @@ What a responder that has no work comes to was measured, beside ours; against SP
 them disturbed). It answers at once; ours gathers where that pays, and may come to more. Where it misses the bar as well, the target's work is not
 what limits. A limit is reckoned, from a profile: what remains when our own code takes no time, or the target none at all. Where that is beyond the
 bar, the bar may be within reach and was not reached: what is between the two is in the profile. Rows by SPDK's initiator have profiles of its
-processor too; their limit is what it would come to if it never waited, where at depth 32 host and target wait for one another by turns, whoever
-answers. Profiles are of rounds of their own, which sampling slows down: set their parts beside one another, and not beside the rates of the rows.
+processor too: where it has work for nearly all of its time, it is the bottleneck; where it has not, it and the target wait for one another by
+turns, and its limit is what it would come to if it never waited. Profiles are of rounds of their own, which sampling slows down, and which may be of
+another state of the machine than the row's: each says how its sides compare in them.
 ";
 
 /// A profile: its path from the report, how the names of its rows begin, and what is their limit.
@@ -82,7 +83,8 @@ pub(super) fn section(report: &Report, profiles: &[Profile]) -> String {
     if text.is_empty() { text } else { format!("\n## Shortfalls\n\n{HEAD}\n{text}") }
 }
 
-/// What a responder without work comes to, in words. Where it is the initiator that limits, processor time a command decides.
+/// What a responder without work comes to, in words. Where it misses the bar too, it is not the target that limits, and processor time a
+/// command decides.
 fn told(report: &Report, row: &Row, ceiling: &Ceiling) -> String {
     let Ceiling { ratio, ours, row: bare, is_enough, is_disturbed } = ceiling;
     let mark = if *is_disturbed { " ~" } else { "" };
@@ -96,7 +98,7 @@ fn told(report: &Report, row: &Row, ceiling: &Ceiling) -> String {
         text += match (row.name.starts_with("guest/"), is_light) {
             (true, _) => "initiator, network or the emulated device limit",
             (false, true) => "host and kernel limit",
-            (false, false) => "**the initiator is the bottleneck**",
+            (false, false) => "**initiator and kernel limit**, not the target's work",
         };
         let cpu = row.name.rsplit_once('/').map(|(place, _)| format!("{place}/cpu"));
         let cpu = report.rows.iter().find(|row| Some(&row.name) == cpu.as_ref());
@@ -169,10 +171,13 @@ mod tests {
             section(&Report { rows, absent: Vec::new() }, &[])
         };
         let text = section_with(0.8, 0.75);
-        assert!(text.contains("comes to 1.250 by the same host, and ours to 0.800 of that (`target/null/randwrite/qd32/spdk-perf/bare/iops`): it misses the bar too, **the initiator is the bottleneck**, so the target's processor time a command decides: 0.75 of the peer's, met; "), "{text}");
+        assert!(text.contains("comes to 1.250 by the same host, and ours to 0.800 of that (`target/null/randwrite/qd32/spdk-perf/bare/iops`): it misses the bar too, **initiator and kernel limit**, not the target's work, so the target's processor time a command decides: 0.75 of the peer's, met; "), "{text}");
         assert!(section_with(0.8, 0.9).contains("decides: 0.9 of the peer's, not met; "));
         let within = section_with(0.7, 0.75);
-        assert!(within.contains("comes to 1.429") && !within.contains("bottleneck"), "{within}");
+        assert!(
+            within.contains("comes to 1.429") && !within.contains("initiator and kernel limit"),
+            "{within}"
+        );
     }
 
     #[test]

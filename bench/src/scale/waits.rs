@@ -34,6 +34,8 @@ const AMONG_FIRST: &str = "the same of the first 64 extents";
 
 /// Extents that a search compares with a place (`WINDOW` of `extent::lookup`).
 const AROUND: usize = 4;
+/// As there: they are chosen so that they lie in two lines of the cache, of so many bytes.
+const LINE_LEN: usize = 64;
 
 /// Extents, and an index of them as the map has one: where to begin, a word for each few.
 struct Bare<'m> {
@@ -96,7 +98,9 @@ impl<'m> Bare<'m> {
             for at in &mut places {
                 let drawn = random.below(words * self.each);
                 let word = self.index.get(usize::try_from(drawn / self.each)?).copied().unwrap_or_default();
-                *at = word as usize + usize::try_from(drawn % self.each)?;
+                let guess = word as usize + usize::try_from(drawn % self.each)?;
+                let into_line = guess * size_of::<Extent>() % LINE_LEN;
+                *at = guess - usize::from(into_line > 2 * LINE_LEN - AROUND * size_of::<Extent>());
             }
             let mut sum = 0;
             places.iter().for_each(|&at| (at..at + AROUND).for_each(|at| self.read(at, &mut sum)));
