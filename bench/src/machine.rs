@@ -6,8 +6,8 @@ use std::process::Command;
 /// Names the commit where there is no repository, or one that the run itself changes.
 const COMMIT: &str = "FASTICE_BENCH_COMMIT";
 
-/// Processor, number of processors, kernel, whether there is a hypervisor, whether this program was built by a profile, and the commit
-/// of the directory that it is run in, where that is known.
+/// Processor, number of processors, kernel, whether there is a hypervisor, the congestion control that the kernel gives to whoever chooses
+/// none, whether this program was built by a profile, and the commit of the directory that it is run in, where that is known.
 #[must_use]
 pub fn describe() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -16,10 +16,18 @@ pub fn describe() -> String {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let place = if guest { "virtual machine" } else { "bare metal" };
+    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
+    let congestion = match congestion.trim() {
+        "" => String::new(),
+        name => format!(", TCP by {name}"),
+    };
     // Set by bench/tuned.sh.
     let build = if option_env!("FASTICE_TUNED").is_some() { ", profile-guided build" } else { "" };
     let commit = commit().map_or_else(String::new, |commit| format!(", fastice {commit}"));
-    format!("{processor}, {processors} processors, {place}, Linux {}{build}{commit}", kernel.trim())
+    format!(
+        "{processor}, {processors} processors, {place}, Linux {}{congestion}{build}{commit}",
+        kernel.trim()
+    )
 }
 
 fn commit() -> Option<String> {

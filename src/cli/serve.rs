@@ -63,7 +63,9 @@ impl From<ServeError> for Failure {
                 return Self::new(Exit::Refused, error).with_remedy(remedy);
             }
             ServeError::Device { ref source, .. } => Self::new(exit_of_disk(source), error),
-            ServeError::Listen { ref source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            ServeError::Listen { ref source, .. } | ServeError::Congestion { ref source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 Self::new(Exit::Permission, error)
             }
             error => Self::new(Exit::Failed, error),
@@ -210,6 +212,19 @@ mod tests {
             address: "127.0.0.1:420".parse().expect("an address"),
             source: kind.into(),
         };
+        let congestion = |kind: io::ErrorKind| ServeError::Congestion {
+            address: "127.0.0.1:420".parse().expect("an address"),
+            name: "vegas".into(),
+            source: kind.into(),
+        };
+        for (kind, status, remedy) in [
+            (io::ErrorKind::NotFound, Exit::Failed, "modprobe tcp_vegas"),
+            (io::ErrorKind::PermissionDenied, Exit::Permission, "CAP_NET_ADMIN"),
+        ] {
+            let failure = Failure::from(congestion(kind));
+            assert_eq!(failure.exit, status);
+            assert!(failure.remedy.is_some_and(|told| told.contains(remedy)), "{remedy}");
+        }
         let device = |source| ServeError::Device { nqn: "nqn".into(), nsid: 1, source: Box::new(source) };
         let exit = |error: ServeError| Failure::from(error).exit;
         assert_eq!(exit(listen(io::ErrorKind::PermissionDenied)), Exit::Permission);

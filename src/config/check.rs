@@ -1,7 +1,6 @@
 //! The checks that turn a file as written into a [`Config`]. All findings are collected, each with its span.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -11,13 +10,11 @@ use sha2::{Digest, Sha256};
 use toml::Spanned;
 
 use super::error::Finding;
-use super::raw::{
-    RawConfig, RawCores, RawListener, RawMetrics, RawNamespace, RawPoll, RawSize, RawSubsystem,
-};
+use super::raw::{RawConfig, RawCores, RawNamespace, RawPoll, RawSize, RawSubsystem};
 use super::{
     Backing, Config, DEFAULT_BUFFER_MEMORY, DEFAULT_GATHER, DEFAULT_IDLE_AFTER, DEFAULT_LINGER,
-    DEFAULT_MODEL, DEFAULT_STATE_DIR, DISCOVERY_NQN, DeviceWay, Hosts, Listener, NSID_MAX, Namespace, Nqn,
-    PollMode, Subsystem, WatchShare, format_size, parse_size,
+    DEFAULT_MODEL, DEFAULT_STATE_DIR, DISCOVERY_NQN, DeviceWay, Hosts, NSID_MAX, Namespace, Nqn, PollMode,
+    Subsystem, WatchShare, format_size, parse_size,
 };
 use crate::extent::GuardMode;
 use crate::fabrics::FencePolicy;
@@ -214,69 +211,6 @@ impl Checker<'_> {
             self.refuse(percent.span(), "watch_cpu_percent is from 0.01 to 100: so much of one processor");
         }
         share.unwrap_or_default()
-    }
-
-    fn listeners(&mut self, raw: Vec<Spanned<RawListener>>, any_subsystem: bool) -> Vec<Listener> {
-        if raw.is_empty() {
-            self.refuse(0..0, "no [[listener]]: name at least one, such as address = \"127.0.0.1:4420\"");
-            return Vec::new();
-        }
-        let first = raw.first().map_or(0..0, Spanned::span);
-        let mut listeners: Vec<Listener> = Vec::with_capacity(raw.len());
-        for item in raw {
-            let listener = item.into_inner();
-            let span = listener.address.span();
-            let Ok(address) = listener.address.get_ref().parse::<SocketAddr>() else {
-                let reason = format!(
-                    "`{}` is no address and port: write 192.0.2.1:4420 or [2001:db8::1]:4420",
-                    clip(listener.address.get_ref())
-                );
-                self.refuse(span, reason);
-                continue;
-            };
-            if let Some(other) = listeners.iter().find(|other| collide(other.address, address)) {
-                self.refuse(span, format!("{address} collides with the listener on {}", other.address));
-            }
-            let advertise = self.advertise(listener.advertise);
-            listeners.push(Listener { address, discovery_only: listener.discovery_only, advertise });
-        }
-        if any_subsystem && !listeners.is_empty() && listeners.iter().all(|listener| listener.discovery_only)
-        {
-            self.refuse(
-                first,
-                "every listener is discovery_only, so no host could reach a subsystem: add one that is not",
-            );
-        }
-        listeners
-    }
-
-    fn metrics(&mut self, raw: Option<RawMetrics>, listeners: &[Listener]) -> Option<SocketAddr> {
-        let listen = raw?.listen;
-        let Ok(address) = listen.get_ref().parse::<SocketAddr>() else {
-            let text = clip(listen.get_ref());
-            self.refuse(listen.span(), format!("`{text}` is no address and port: write 127.0.0.1:9464"));
-            return None;
-        };
-        if let Some(other) = listeners.iter().find(|other| collide(other.address, address)) {
-            let reason = format!("{address} collides with the listener on {}", other.address);
-            self.refuse(listen.span(), reason);
-        }
-        Some(address)
-    }
-
-    fn advertise(&mut self, address: Option<Spanned<String>>) -> Option<IpAddr> {
-        let address = address?;
-        match address.get_ref().parse::<IpAddr>() {
-            Ok(ip) if !ip.is_unspecified() && !ip.is_multicast() => Some(ip),
-            _ => {
-                let reason = format!(
-                    "`{}` is no address that a host can connect to: write 192.0.2.1 or 2001:db8::1, without a port",
-                    clip(address.get_ref())
-                );
-                self.refuse(address.span(), reason);
-                None
-            }
-        }
     }
 
     fn subsystems(&mut self, raw: Vec<Spanned<RawSubsystem>>) -> Vec<Subsystem> {
@@ -557,13 +491,6 @@ impl Checker<'_> {
             },
         }
     }
-}
-
-/// Whether the kernel would refuse to listen on both.
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    let any = |address: SocketAddr| address.ip().is_unspecified();
-    let same_family = a.is_ipv4() == b.is_ipv4();
-    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || (same_family && (any(a) || any(b))))
 }
 
 /// The path without `.` components and doubled slashes. `..` stays: it may cross a symbolic link.

@@ -18,6 +18,7 @@ mod changes;
 mod check;
 mod controllers;
 mod error;
+mod listeners;
 mod nqn;
 mod raw;
 mod size;
@@ -177,6 +178,9 @@ pub struct Listener {
     pub discovery_only: bool,
     /// The address that the discovery log names instead of the one listened on.
     pub advertise: Option<IpAddr>,
+    /// The kernel's name of the congestion control that its connections are to have; without one as
+    /// [`Congestion::choose`](crate::tcp::congestion::Congestion::choose) chooses.
+    pub congestion_control: Option<String>,
 }
 
 /// An NVMe controller that fastice may take and drive.

@@ -56,6 +56,7 @@ pub(super) struct RawListener {
     #[serde(default)]
     pub(super) discovery_only: bool,
     pub(super) advertise: Option<Spanned<String>>,
+    pub(super) congestion_control: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -129,6 +129,7 @@ log_format = "json"
 [[listener]]
 address = "[::1]:0"
 advertise = "10.0.9.1"
+congestion_control = "dctcp"
 [[listener]]
 address = "0.0.0.0:8009"
 discovery_only = true
@@ -158,6 +159,7 @@ local_readers = "allow"
     assert_eq!(config.poll, PollMode::Always);
     assert_eq!((config.log, config.log_format), (LogLevel::Debug, LogFormat::Json));
     assert_eq!(config.listeners[0].advertise, Some("10.0.9.1".parse().expect("an address")));
+    assert_eq!(config.listeners[0].congestion_control.as_deref(), Some("dctcp"));
     assert!(config.listeners[1].discovery_only);
     let namespaces = &config.subsystems[0].namespaces;
     assert_eq!(namespaces.iter().map(|ns| ns.nsid).collect::<Vec<_>>(), [1, 2, 7]);
@@ -398,6 +400,7 @@ address = "0.0.0.0:4420"
 [[listener]]
 address = "127.0.0.1:4420"
 advertise = "0.0.0.0"
+congestion_control = "two words"
 [[subsystem]]
 nqn = "nqn.2014-08.org.nvmexpress.discovery"
 allow_any_host = true
@@ -429,14 +432,15 @@ file = "relative"
     4: idle_after_us has no effect with poll = "always": remove one of them
     9: 127.0.0.1:4420 collides with the listener on 0.0.0.0:4420
     10: `0.0.0.0` is no address that a host can connect to: write 192.0.2.1 or 2001:db8::1, without a port
-    12: the discovery subsystem is always there: it is not configured
-    16: no host may connect: name some, or say allow_any_host = true
-    17: no host may connect: list them, hosts = ["nqn…"], or say allow_any_host = true
-    20: nsid 0 is not from 1 to 1024
-    24: 1000 B is no multiple of the block size 4096
-    28: device, prepare, update_mtime, on_fence, guard and local_readers have a meaning for a file only
-    30: nsid 3 is used twice in nqn.2026-11.io.fastice:b
-    33: file must be an absolute path
+    11: `two words` names no congestion control: write "cubic", or "bbr"
+    13: the discovery subsystem is always there: it is not configured
+    17: no host may connect: name some, or say allow_any_host = true
+    18: no host may connect: list them, hosts = ["nqn…"], or say allow_any_host = true
+    21: nsid 0 is not from 1 to 1024
+    25: 1000 B is no multiple of the block size 4096
+    29: device, prepare, update_mtime, on_fence, guard and local_readers have a meaning for a file only
+    31: nsid 3 is used twice in nqn.2026-11.io.fastice:b
+    34: file must be an absolute path
     "#);
 }
 

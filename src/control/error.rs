@@ -12,6 +12,7 @@ use crate::block::{BlockError, OpenError};
 use crate::extent::{Difference, ExtentError, ExtentErrorKind, Mismatch};
 use crate::fabrics::TargetError;
 use crate::reactor::CoresError;
+use crate::tcp::congestion::Congestion;
 use crate::units::{BlockSize, ByteLen};
 
 /// What stands in the way of serving.
@@ -36,6 +37,16 @@ pub enum ServeError {
     Listen {
         /// The address.
         address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A listener cannot have the congestion control that is configured.
+    #[error("connections of {address} cannot have the congestion control `{name}`")]
+    Congestion {
+        /// Where it listens.
+        address: SocketAddr,
+        /// What is configured.
+        name: String,
         /// Why.
         source: io::Error,
     },
@@ -92,6 +103,7 @@ impl ServeError {
         match self {
             Self::Extent(error) => Some(error.remedy()),
             Self::Device { source, .. } => source.remedy(),
+            Self::Congestion { name, source, .. } => Some(Congestion::remedy(name, source)),
             _ => None,
         }
     }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::tcp::congestion::Congestion;
+
 /// Connections that the kernel holds until a core accepts them.
 const BACKLOG: i32 = 1024;
 
@@ -17,10 +19,13 @@ const TAKEN_MAX: Duration = Duration::from_secs(3);
 const TAKEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// [`listen`], with patience for a predecessor that has just died.
-pub(super) fn listen_patiently(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+pub(super) fn listen_patiently(
+    address: SocketAddr,
+    congestion: &Congestion,
+) -> io::Result<(OwnedFd, SocketAddr)> {
     let give_up_at = Instant::now() + TAKEN_MAX;
     loop {
-        match listen(address) {
+        match listen(address, congestion) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up_at => {
                 thread::sleep(TAKEN_PAUSE);
             }
@@ -30,7 +35,7 @@ pub(super) fn listen_patiently(address: SocketAddr) -> io::Result<(OwnedFd, Sock
 }
 
 /// A listening socket on `address`, and the address it got (port 0 asks the kernel for a free one).
-fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+fn listen(address: SocketAddr, congestion: &Congestion) -> io::Result<(OwnedFd, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A target that was killed must be able to listen again at once, whatever its old connections are doing.
     socket.set_reuse_address(true)?;
@@ -38,6 +43,8 @@ fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
         // `[::]:4420` and `0.0.0.0:4420` may both be configured, and each means what it says.
         socket.set_only_v6(true)?;
     }
+    // Before any host comes: a connection has what its listener had when it was made.
+    congestion.give(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
@@ -50,9 +57,11 @@ mod tests {
 
     #[test]
     fn a_free_port_is_told_and_a_taken_one_refused() {
-        let (_first, address) = listen("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        let any = Congestion::default();
+        let (_first, address) =
+            listen("127.0.0.1:0".parse().expect("an address"), &any).expect("a free port");
         assert_ne!(address.port(), 0);
-        let error = listen(address).expect_err("the port is taken");
+        let error = listen(address, &any).expect_err("the port is taken");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

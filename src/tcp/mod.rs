@@ -4,6 +4,7 @@
 //! [`TcpFactory`] plugs connections into the reactor: it gives each accepted socket a session of the target and lets
 //! its core run it. Not here: what commands mean (`fabrics`), the host's side (`initiator`), TLS.
 
+pub mod congestion;
 pub mod conn;
 pub mod digest;
 pub mod fuzz;

@@ -42,6 +42,25 @@ fn a_file_in_use_is_refused_and_its_user_named() {
 }
 
 #[test]
+fn a_congestion_control_that_the_kernel_lacks_is_refused_and_one_that_it_has_serves() {
+    let Some(lab) = Lab::new("congestion control", &Spec::XFS) else { return };
+    let path = lab.fragmented("file");
+    let config = lab.open_config(any_port(), &[&path]);
+    let text = fs::read_to_string(&config).expect("the configuration");
+    let choose = |name: &str| {
+        let listener = format!("[[listener]]\ncongestion_control = \"{name}\"\n");
+        fs::write(&config, text.replace("[[listener]]\n", &listener)).expect("it can be written");
+    };
+    choose("nosuch");
+    refused(&lab, &config, 1, &["congestion control `nosuch`", "remedy: ", "modprobe tcp_nosuch"]);
+    choose("reno");
+    let daemon = lab.serve(&config);
+    let (_, mut ledger) = Load::start(options(daemon.address(), 1, 73)).end_clean();
+    daemon.stop();
+    assert_in_file(&mut ledger, &path);
+}
+
+#[test]
 fn a_host_that_is_not_on_the_list_is_named_in_the_log_but_not_each_time_it_tries() {
     let Some(lab) = Lab::new("stranger", &Spec::XFS) else { return };
     let path = lab.fragmented("file");

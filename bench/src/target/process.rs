@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use fastice::config::Config;
 use fastice::control::{self, LatencyStatus};
 use fastice::extent::NoProgress;
+use fastice::tcp::congestion::Congestion;
 use rustix::thread::CpuSet;
 
 use super::file::ServedFile;
@@ -175,6 +176,8 @@ fn serve_bare(kind: Kind, sleeps: bool, cpu: usize) -> Result<()> {
 fn serve_thread(cpu: usize, answer: impl FnOnce(&TcpListener) -> Result<()> + Send + 'static) -> Result<()> {
     stay_on(cpu)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
+    // It tells what the kernel gives to fastice, so it takes from it what fastice takes.
+    Congestion::choose(None)?.give(&listener)?;
     say(&listener.local_addr()?.to_string())?;
     std::thread::Builder::new().name("bare".to_owned()).spawn(move || {
         if let Err(error) = answer(&listener) {

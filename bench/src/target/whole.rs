@@ -15,6 +15,7 @@ use fastice::fabrics::{
     FencePolicy, HostPolicy, Identity, NamespaceSpec, PortId, PortSpec, SubsystemSpec, Target, TargetOptions,
 };
 use fastice::reactor::{ConnectionFactory, CoreOptions, Cores, IdlePolicy};
+use fastice::tcp::congestion::Congestion;
 use fastice::tcp::{TcpCounters, TcpFactory, TcpTimeouts};
 use fastice::units::{BlockSize, ByteLen};
 use nvme_spec::Nsid;
@@ -90,6 +91,8 @@ impl Whole {
 
     fn start(map: Option<FrozenMap>, device: Arc<dyn BlockDevice>, len: ByteLen, cpu: usize) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        // As a listener of the whole program has it.
+        Congestion::choose(None)?.give(&listener)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let target = Target::new(TargetOptions::default());

@@ -12,6 +12,7 @@ use crate::cli::files::{existing_state, is_denied};
 use crate::cli::pins::{self, PinRow, PinState};
 use crate::config::{Backing, Config, DeviceWay, Listener};
 use crate::extent::{stored_pin, survey};
+use crate::tcp::congestion::Congestion;
 use crate::units::BlockSize;
 
 pub(super) fn check(checks: &mut Vec<Check>, state_dir: &Path) {
@@ -100,6 +101,12 @@ const VOLATILE_MAGIC: [i128; 2] = [0x0102_1994, 0x8584_58f6];
 fn listener(listener: &Listener) -> Check {
     const ID: &str = "listener";
     let address = listener.address;
+    let wanted = listener.congestion_control.as_deref();
+    if let Err(error) = Congestion::choose(wanted) {
+        let name = wanted.unwrap_or_default();
+        let said = format!("{address} cannot have the congestion control `{name}`: {error}");
+        return Check::fail(ID, said, Congestion::remedy(name, &error));
+    }
     match TcpListener::bind(address) {
         Ok(_) => Check::ok(ID, format!("{address} is free")),
         Err(error) => {
@@ -261,9 +268,14 @@ mod tests {
     fn an_address_in_use_is_found() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("its address");
-        let check = listener(&Listener { address, discovery_only: false, advertise: None });
+        let mut one = Listener { address, discovery_only: false, advertise: None, congestion_control: None };
+        let check = listener(&one);
         assert_eq!(check.status, Status::Fail);
         assert!(check.remedy.is_some_and(|remedy| remedy.contains("ss -ltnp")));
+        one.congestion_control = Some("no-such-one".to_owned());
+        let check = listener(&one);
+        assert_eq!(check.status, Status::Fail);
+        assert!(check.remedy.is_some_and(|remedy| remedy.contains("modprobe tcp_no-such-one")));
     }
 
     #[test]

@@ -123,8 +123,8 @@ fn once(args: &TopArgs) -> Outcome {
     out.flush()?;
     match (silent.first(), now.first_gone(&before)) {
         (Some(first), _) => Err(silence(first)),
-        (None, Some(pid)) => {
-            let error = anyhow::anyhow!("the target of process {pid} ended while it was looked at");
+        (None, Some(gone)) => {
+            let error = anyhow::anyhow!("{gone} ended while it was looked at");
             let remedy = "its log says why; `fastice pins` shows what became of its files";
             Err(Failure::new(Exit::Unreachable, error).with_remedy(remedy))
         }

@@ -35,14 +35,18 @@ impl Sample {
         (Self { at: Instant::now(), targets, errors }, silent)
     }
 
-    /// The process of a target that answered before and is not there any more.
-    pub(super) fn first_gone(&self, before: &Self) -> Option<u32> {
+    /// A target that was there before and is not there any more, in words.
+    pub(super) fn first_gone(&self, before: &Self) -> Option<String> {
         if !self.errors.is_empty() {
             // It may be the one that does not answer.
             return None;
         }
         let is_there = |pid: u32| self.targets.iter().any(|target| target.pid == pid);
-        before.targets.iter().map(|target| target.pid).find(|pid| !is_there(*pid))
+        let gone = before.targets.iter().map(|target| target.pid).find(|pid| !is_there(*pid));
+        // Who did not answer before told no process: all that answer now are no fewer if it is one of them.
+        let are_fewer = || self.targets.len() < before.targets.len() + before.errors.len();
+        gone.map(|pid| format!("the target of process {pid}"))
+            .or_else(|| are_fewer().then(|| "a target that did not answer".to_owned()))
     }
 }
 
@@ -407,6 +411,27 @@ pub(super) mod tests {
         let view = View::between(&nobody, &now);
         assert_eq!((view.rates, view.exports[0].commands), (Rates::default(), 0));
         assert!(View::between(&now, &nobody).is_empty());
+    }
+
+    #[test]
+    fn who_has_ended_between_two_looks_is_missed_whether_it_answered_or_not() {
+        let (_, now) = samples();
+        let sample = |targets: &[&Status], silent: usize| {
+            let targets = targets.iter().copied().cloned().collect();
+            Sample { at: now.at, targets, errors: vec!["timed out".to_owned(); silent] }
+        };
+        let one = &now.targets[0];
+        let other = &Status { pid: 43, ..one.clone() };
+        let gone = |before: &Sample, now: &Sample| now.first_gone(before);
+        let both = sample(&[one, other], 0);
+        assert_eq!(gone(&both, &both), None);
+        assert_eq!(gone(&sample(&[], 0), &both), None, "new ones are no loss");
+        assert_eq!(gone(&both, &sample(&[other], 0)).as_deref(), Some("the target of process 42"));
+        assert_eq!(gone(&both, &sample(&[other], 1)), None, "it is the one that does not answer");
+        let silent = sample(&[one], 1);
+        assert_eq!(gone(&silent, &both), None, "it answers now");
+        assert_eq!(gone(&silent, &sample(&[one], 0)).as_deref(), Some("a target that did not answer"));
+        assert!(gone(&sample(&[], 1), &sample(&[], 0)).is_some());
     }
 
     #[test]

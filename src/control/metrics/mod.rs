@@ -34,6 +34,7 @@ use crate::fabrics::Target;
 use crate::reactor::{CoreGauges, Cores};
 use crate::stage::Book;
 use crate::tcp::TcpCounters;
+use crate::tcp::congestion::Congestion;
 
 /// Connections at a time. The oldest goes for one more.
 const CLIENTS_MAX: usize = 8;
@@ -96,7 +97,7 @@ impl Metrics {
 
     /// The same for any page.
     fn with(address: SocketAddr, ask: Box<dyn Fn() -> Option<String> + Send>) -> io::Result<Self> {
-        let (socket, address) = listen_patiently(address)?;
+        let (socket, address) = listen_patiently(address, &Congestion::default())?;
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "metrics are open to whoever reaches this address: there is no authentication");
         }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Config, PollMode};
+use crate::config::{Config, Listener, PollMode};
 use crate::control::backings::Backings;
 use crate::control::error::ServeError;
 use crate::control::listen::listen_patiently;
@@ -12,6 +12,7 @@ use crate::control::provider::Provider;
 use crate::extent::{CommandsHold, ExtentError, Oversight};
 use crate::fabrics::{Export, FenceReason, PortId, PortSpec, Published, Target};
 use crate::reactor::{ConnectionFactory, CoreOptions, Cores, IdlePolicy};
+use crate::tcp::congestion::Congestion;
 
 /// Connections that one core serves at the most.
 const CONNECTIONS_PER_CORE: usize = 1024;
@@ -21,7 +22,8 @@ pub(super) fn bind(config: &Config) -> Result<(Vec<PortSpec>, Vec<OwnedFd>), Ser
     let mut ports = Vec::with_capacity(config.listeners.len());
     let mut listeners = Vec::with_capacity(config.listeners.len());
     for (id, listener) in (1..).zip(&config.listeners) {
-        let (socket, address) = listen_patiently(listener.address)
+        let congestion = congestion_of(listener)?;
+        let (socket, address) = listen_patiently(listener.address, &congestion)
             .map_err(|source| ServeError::Listen { address: listener.address, source })?;
         ports.push(PortSpec {
             id: PortId(id),
@@ -32,6 +34,23 @@ pub(super) fn bind(config: &Config) -> Result<(Vec<PortSpec>, Vec<OwnedFd>), Ser
         listeners.push(socket);
     }
     Ok((ports, listeners))
+}
+
+/// The congestion control of a listener; tells of one that was taken unasked.
+fn congestion_of(listener: &Listener) -> Result<Congestion, ServeError> {
+    let wanted = listener.congestion_control.as_deref();
+    let congestion = Congestion::choose(wanted).map_err(|source| ServeError::Congestion {
+        address: listener.address,
+        name: wanted.unwrap_or_default().to_owned(),
+        source,
+    })?;
+    if let (Some(name), Some(default)) = (&congestion.name, &congestion.instead_of) {
+        tracing::info!(
+            listener = %listener.address, congestion_control = %name, %default,
+            "the kernel's default paces what is sent, so connections have another one; `congestion_control` chooses"
+        );
+    }
+    Ok(congestion)
 }
 
 pub(super) fn start_cores(
