@@ -2,7 +2,9 @@
 //!
 //! A control that paces has the kernel send nothing before its time, which a timer tells. BBR paces always, at what it reckons the path to
 //! carry: within a rack, or on loopback, a target whose answers are ready then waits for timers, some eight in a thousand reads at
-//! depth 128. So where BBR is the kernel's default, which is chosen for hosts far away, a listener has another one, unless it is asked for.
+//! depth 128. So where BBR is the kernel's default, which is chosen for hosts far away, a listener has Reno, unless one is named. Of those that
+//! do not pace each kernel has it, and it costs least: it asks for no calls when packets are acknowledged or first sent. To near hosts
+//! CUBIC is no better: there it grows as Reno does (RFC 9438, section 4.3).
 //!
 //! Not here: what hosts do with what they send, which is theirs to choose. A route that names a control (`ip route ... congctl`) overrules a
 //! listener's: `tcp_ca_openreq_child` of the kernel's net/ipv4/tcp_minisocks.c.
@@ -14,8 +16,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, 
 
 /// How the names of those begin that pace whatever the path is: versions of one are all that the kernel has.
 const PACING: &str = "bbr";
-/// What is taken instead: what nearly all kernels have, or what none lacks.
-const UNPACED: [&str; 2] = ["cubic", "reno"];
+/// What is taken instead.
+const UNPACED: &str = "reno";
 /// The longest name, in bytes (`TCP_CA_NAME_MAX` of the kernel's include/net/tcp.h, less the zero at the end).
 pub const NAME_LEN_MAX: usize = 15;
 
@@ -48,13 +50,12 @@ impl Congestion {
         Ok(Self::instead_of(default, |name| sockopt::set_tcp_congestion(&probe, name).is_ok()))
     }
 
-    /// What is taken where this is the kernel's default, of those that it has.
+    /// What is taken where this is the kernel's default, if it has it.
     fn instead_of(default: String, has: impl Fn(&str) -> bool) -> Self {
-        let unpaced = || UNPACED.into_iter().find(|name| has(name));
-        match default.starts_with(PACING).then(unpaced).flatten() {
-            Some(name) => Self { name: Some(name.to_owned()), instead_of: Some(default) },
-            None => Self::default(),
+        if default.starts_with(PACING) && has(UNPACED) {
+            return Self { name: Some(UNPACED.to_owned()), instead_of: Some(default) };
         }
+        Self::default()
     }
 
     /// What to do about one that was not to be had.
@@ -86,11 +87,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_paces_is_replaced_by_what_there_is() {
+    fn what_paces_is_replaced_and_nothing_else() {
         let chosen = |default: &str, there: &[&str]| {
             Congestion::instead_of(default.to_owned(), |name| there.contains(&name)).name
         };
-        assert_eq!(chosen("bbr", &["bbr", "cubic", "reno"]).as_deref(), Some("cubic"));
+        assert_eq!(chosen("bbr", &["bbr", "cubic", "reno"]).as_deref(), Some("reno"));
         assert_eq!(chosen("bbr2", &["bbr2", "reno"]).as_deref(), Some("reno"));
         assert_eq!(chosen("bbr", &["bbr"]), None);
         for unpaced in ["cubic", "dctcp", "reno", ""] {
