@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Command;
 
+/// Before the name of the congestion control.
+pub(crate) const CONGESTION: &str = ", TCP by ";
 /// Names the commit where there is no repository, or one that the run itself changes.
 const COMMIT: &str = "FASTICE_BENCH_COMMIT";
 
@@ -19,7 +21,7 @@ pub fn describe() -> String {
     let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
     let congestion = match congestion.trim() {
         "" => String::new(),
-        name => format!(", TCP by {name}"),
+        name => format!("{CONGESTION}{name}"),
     };
     // Set by bench/tuned.sh.
     let build = if option_env!("FASTICE_TUNED").is_some() { ", profile-guided build" } else { "" };

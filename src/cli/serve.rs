@@ -14,7 +14,7 @@ use super::out::Out;
 use super::service::Service;
 use super::sys::{Asked, StopSignals, Wake};
 use crate::config::{Config, ConfigError};
-use crate::control::{self, DiskError, Running, ServeError, check_guards};
+use crate::control::{self, DiskError, Running, ServeError, check_guards, check_listeners};
 use crate::extent::Progress;
 use crate::fabrics::TargetError;
 
@@ -63,6 +63,9 @@ impl From<ServeError> for Failure {
                 return Self::new(Exit::Refused, error).with_remedy(remedy);
             }
             ServeError::Device { ref source, .. } => Self::new(exit_of_disk(source), error),
+            ServeError::Congestion { ref source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Self::new(Exit::Usage, error)
+            }
             ServeError::Listen { ref source, .. } | ServeError::Congestion { ref source, .. }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
@@ -97,6 +100,7 @@ pub fn run(args: &ServeArgs, logs: &LogArgs) -> Outcome {
         log::start(logs, config.log, config.log_format).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut out = Out::stdout();
     if args.check {
+        check_listeners(&config)?;
         let refused = check_guards(&config)?;
         if !refused.is_empty() {
             let mut results = Results::<()>::default();
@@ -159,6 +163,10 @@ fn reload(args: &ServeArgs, log: &LogHandle, running: &Running) {
             return;
         }
     };
+    if let Err(error) = check_listeners(&config) {
+        tracing::error!("the configuration stays as it was: {}", Failure::from(error).to_line());
+        return;
+    }
     let level = config.log;
     match running.reload(config) {
         Ok(report) => {
@@ -218,7 +226,7 @@ mod tests {
             source: kind.into(),
         };
         for (kind, status, remedy) in [
-            (io::ErrorKind::NotFound, Exit::Failed, "modprobe tcp_vegas"),
+            (io::ErrorKind::NotFound, Exit::Usage, "modprobe tcp_vegas"),
             (io::ErrorKind::PermissionDenied, Exit::Permission, "CAP_NET_ADMIN"),
         ] {
             let failure = Failure::from(congestion(kind));

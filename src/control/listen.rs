@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::error::ServeError;
+use crate::config::{Config, Listener};
 use crate::tcp::congestion::Congestion;
 
 /// Connections that the kernel holds until a core accepts them.
@@ -43,7 +45,7 @@ fn listen(address: SocketAddr, congestion: &Congestion) -> io::Result<(OwnedFd, 
         // `[::]:4420` and `0.0.0.0:4420` may both be configured, and each means what it says.
         socket.set_only_v6(true)?;
     }
-    // Before any host comes: a connection has what its listener had when it was made.
+    // Before any host comes: a connection has what was given to its listener by then.
     congestion.give(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -51,9 +53,56 @@ fn listen(address: SocketAddr, congestion: &Congestion) -> io::Result<(OwnedFd, 
     Ok((socket.into(), bound))
 }
 
+/// The congestion control that connections of a listener are to have.
+///
+/// # Errors
+/// [`ServeError::Congestion`] where one is configured that is not to be had.
+pub(super) fn congestion_of(listener: &Listener) -> Result<Congestion, ServeError> {
+    let wanted = listener.congestion_control.as_deref();
+    Congestion::choose(wanted).map_err(|source| ServeError::Congestion {
+        address: listener.address,
+        name: wanted.unwrap_or_default().to_owned(),
+        source,
+    })
+}
+
+/// Whether all listeners can have the congestion control that is configured: what the text of a configuration does not tell.
+///
+/// # Errors
+/// [`ServeError::Congestion`] of the first that cannot.
+pub fn check_listeners(config: &Config) -> Result<(), ServeError> {
+    config.listeners.iter().try_for_each(|listener| congestion_of(listener).map(drop))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use rustix::net::sockopt;
+
     use super::*;
+
+    #[test]
+    fn connections_have_the_congestion_control_of_their_listener() {
+        let read =
+            |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).expect("a sysctl");
+        let (default, allowed) = (read("tcp_congestion_control"), read("tcp_allowed_congestion_control"));
+        let Some(other) = allowed.split_whitespace().find(|name| *name != default.trim()) else {
+            eprintln!("SKIPPED: the congestion control of connections: none but the default is allowed here");
+            return;
+        };
+        let other = Congestion::choose(Some(other)).expect("it is allowed");
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listening = listen(address.parse().expect("an address"), &other);
+            let Ok((socket, address)) = listening else {
+                assert!(address.starts_with('['), "IPv4 is everywhere");
+                continue;
+            };
+            let _host = TcpStream::connect(address).expect("it listens");
+            let (connection, _) = TcpListener::from(socket).accept().expect("the host");
+            assert_eq!(sockopt::tcp_congestion(&connection).ok(), other.name);
+        }
+    }
 
     #[test]
     fn a_free_port_is_told_and_a_taken_one_refused() {

@@ -3,8 +3,8 @@
 //! A control that paces has the kernel send nothing before its time, which a timer tells. BBR paces always, at what it reckons the path to
 //! carry: within a rack, or on loopback, a target whose answers are ready then waits for timers, some eight in a thousand reads at
 //! depth 128. So where BBR is the kernel's default, which is chosen for hosts far away, a listener has Reno, unless one is named. Of those that
-//! do not pace each kernel has it, and it costs least: it asks for no calls when packets are acknowledged or first sent. To near hosts
-//! CUBIC is no better: there it grows as Reno does (RFC 9438, section 4.3).
+//! do not pace each kernel has it, and it costs least: beside CUBIC the kernel need not call it with the times of what was acknowledged, nor
+//! where it begins to send again. To near hosts CUBIC is no better: there it grows as Reno does (RFC 9438, section 4.3).
 //!
 //! Not here: what hosts do with what they send, which is theirs to choose. A route that names a control (`ip route ... congctl`) overrules a
 //! listener's: `tcp_ca_openreq_child` of the kernel's net/ipv4/tcp_minisocks.c.
@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 
-/// How the names of those begin that pace whatever the path is: versions of one are all that the kernel has.
+/// How the names of those begin that pace whatever the path is: all that come with the kernel are versions of one.
 const PACING: &str = "bbr";
 /// What is taken instead.
 const UNPACED: &str = "reno";
@@ -24,15 +24,15 @@ pub const NAME_LEN_MAX: usize = 15;
 /// What the connections of a listener are to have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Congestion {
-    /// Its name; none where the kernel's default is left.
+    /// Its name; none where it is left to the kernel: each connection has the default of the moment.
     pub name: Option<String>,
-    /// The kernel's default that it was taken instead of, as nobody had named one.
-    pub instead_of: Option<String>,
+    /// The kernel's default, where it paces and nobody had named one. Without a name it is what there is: nothing else was to be had.
+    pub pacing_default: Option<String>,
 }
 
 impl Congestion {
-    /// The control that is `wanted`; without one the kernel's default, unless that paces. It is tried on a socket that is
-    /// used for nothing else, so a kernel that has it as a module has loaded it then.
+    /// The control that is `wanted`; without one the kernel's default, unless that paces now. It is tried on a socket that is
+    /// used for nothing else: with `CAP_NET_ADMIN` the kernel then loads it, where it has it as a module.
     ///
     /// # Errors
     /// Where the kernel does not have what is wanted ([`io::ErrorKind::NotFound`]), or this process may not choose it
@@ -42,7 +42,7 @@ impl Congestion {
             socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP));
         if let Some(wanted) = wanted {
             sockopt::set_tcp_congestion(&probe?, wanted)?;
-            return Ok(Self { name: Some(wanted.to_owned()), instead_of: None });
+            return Ok(Self { name: Some(wanted.to_owned()), pacing_default: None });
         }
         // Whatever cannot be found out: nobody asked for anything, and all of them work.
         let Ok(probe) = probe else { return Ok(Self::default()) };
@@ -50,25 +50,30 @@ impl Congestion {
         Ok(Self::instead_of(default, |name| sockopt::set_tcp_congestion(&probe, name).is_ok()))
     }
 
-    /// What is taken where this is the kernel's default, if it has it.
-    fn instead_of(default: String, has: impl Fn(&str) -> bool) -> Self {
-        if default.starts_with(PACING) && has(UNPACED) {
-            return Self { name: Some(UNPACED.to_owned()), instead_of: Some(default) };
+    /// What is taken where this is the kernel's default, if it may be.
+    fn instead_of(default: String, may_have: impl Fn(&str) -> bool) -> Self {
+        if !default.starts_with(PACING) {
+            return Self::default();
         }
-        Self::default()
+        let name = may_have(UNPACED).then(|| UNPACED.to_owned());
+        Self { name, pacing_default: Some(default) }
     }
 
     /// What to do about one that was not to be had.
     #[must_use]
     pub fn remedy(name: &str, error: &io::Error) -> String {
-        if error.kind() == io::ErrorKind::PermissionDenied {
-            return format!(
-                "add {name} to `sysctl net.ipv4.tcp_allowed_congestion_control`, or run with CAP_NET_ADMIN"
-            );
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                format!(
+                    "run with CAP_NET_ADMIN, or add {name} to `sysctl net.ipv4.tcp_allowed_congestion_control`"
+                )
+            }
+            io::ErrorKind::NotFound => format!(
+                "`sysctl net.ipv4.tcp_available_congestion_control` lists what the kernel has; `modprobe tcp_{name}` may add it (without \
+                 CAP_NET_ADMIN it must also be in net.ipv4.tcp_allowed_congestion_control); or leave `congestion_control` out"
+            ),
+            _ => "leave `congestion_control` out, and the kernel is not asked".to_owned(),
         }
-        format!(
-            "`sysctl net.ipv4.tcp_available_congestion_control` lists what the kernel has, and `modprobe tcp_{name}` may add it"
-        )
     }
 
     /// Has all connections of a listener have it that are made from now on.
@@ -93,7 +98,8 @@ mod tests {
         };
         assert_eq!(chosen("bbr", &["bbr", "cubic", "reno"]).as_deref(), Some("reno"));
         assert_eq!(chosen("bbr2", &["bbr2", "reno"]).as_deref(), Some("reno"));
-        assert_eq!(chosen("bbr", &["bbr"]), None);
+        let kept = Congestion::instead_of("bbr".to_owned(), |_| false);
+        assert_eq!(kept, Congestion { name: None, pacing_default: Some("bbr".to_owned()) });
         for unpaced in ["cubic", "dctcp", "reno", ""] {
             assert_eq!(chosen(unpaced, &["cubic", "reno"]), None);
         }
@@ -101,7 +107,7 @@ mod tests {
 
     #[test]
     fn connections_of_a_listener_have_what_was_chosen() {
-        // There always, and to everybody.
+        // There always, and allowed to everybody unless somebody saw to it.
         let reno = Congestion::choose(Some("reno")).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         reno.give(&listener).unwrap();
@@ -119,8 +125,9 @@ mod tests {
         let _host = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (connection, _) = listener.accept().unwrap();
         let has = sockopt::tcp_congestion(&connection).unwrap();
+        let paces = chosen.pacing_default.is_some() && chosen.name.is_none();
         assert_eq!(has, chosen.name.unwrap_or(default));
-        assert!(!has.starts_with(PACING), "{has}");
+        assert!(paces || !has.starts_with(PACING), "{has}");
     }
 
     #[test]

@@ -52,7 +52,11 @@ fn a_congestion_control_that_the_kernel_lacks_is_refused_and_one_that_it_has_ser
         fs::write(&config, text.replace("[[listener]]\n", &listener)).expect("it can be written");
     };
     choose("nosuch");
-    refused(&lab, &config, 1, &["congestion control `nosuch`", "remedy: ", "modprobe tcp_nosuch"]);
+    let words = ["congestion control `nosuch`", "remedy: ", "modprobe tcp_nosuch"];
+    refused(&lab, &config, 2, &words);
+    let checked = lab.command(&["serve", "--check", "--config"]).arg(&config).output().expect("it runs");
+    let told = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.code() == Some(2) && words.iter().all(|word| told.contains(word)), "{told}");
     choose("reno");
     let daemon = lab.serve(&config);
     let (_, mut ledger) = Load::start(options(daemon.address(), 1, 73)).end_clean();

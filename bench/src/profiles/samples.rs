@@ -289,6 +289,16 @@ pub(super) fn limit(sides: &[Side], at_depth_1: bool) -> String {
     parts.join("; ") + &doubt
 }
 
+/// How the sides did in the rounds of the profile: processor time where both give an account of it.
+fn compared(ours: &Side, peer: &Side) -> String {
+    let mut text = format!("{:.2} times the rate", ours.rate() / peer.rate());
+    if let Some((ours_us, peer_us)) = ours.work_us().zip(peer.work_us()) {
+        // A string takes everything.
+        let _ = write!(text, ", {:.2} of the processor time", ours_us / peer_us);
+    }
+    text
+}
+
 fn beside(ours: Option<&Side>, peer: &Side) -> String {
     let (needed, with_work) = (peer.needed(), 1.0 - peer.idle());
     let mut text =
@@ -304,12 +314,11 @@ fn beside(ours: Option<&Side>, peer: &Side) -> String {
         let kernel_us = ours.each_us() * ours.needed();
         let _ = write!(
             text,
-            ". Of our {:.2} us a command, beside {:.2} ({:.2} times the rate, {:.2} of the processor time), the kernel has at least \
-             {kernel_us:.2} and code of ours {:.2}: without any we would have at most {:.2} times the rate",
+            ". Of our {:.2} us a command, beside {:.2} ({}), the kernel has at least {kernel_us:.2} and code of ours {:.2}: without any we \
+             would have at most {:.2} times the rate",
             ours.each_us(),
             peer.each_us(),
-            ours.rate() / peer.rate(),
-            ours.each_us() * (1.0 - ours.idle()) / (peer.each_us() * (1.0 - peer.idle())),
+            compared(ours, peer),
             ours.each_us() * (1.0 - ours.kernel()),
             peer.each_us() / kernel_us
         );
@@ -421,7 +430,7 @@ mod tests {
         // Of 0.8 us 60 % are sending; of looks none counts, for it had nothing to do as often.
         assert!(
             limit.contains(
-                "Of our 0.80 us a command, beside 1.00 (1.00 times the rate, 0.80 of the processor time), the kernel has at least 0.48 and code of ours 0.16"
+                "Of our 0.80 us a command, beside 1.00 (1.00 times the rate), the kernel has at least 0.48 and code of ours 0.16"
             ),
             "{limit}"
         );

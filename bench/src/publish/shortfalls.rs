@@ -24,7 +24,7 @@ what limits. A limit is reckoned, from a profile: what remains when our own code
 bar, the bar may be within reach and was not reached: what is between the two is in the profile. Rows by SPDK's initiator have profiles of its
 processor too: where it has work for nearly all of its time, it is the bottleneck; where it has not, it and the target wait for one another by
 turns, and its limit is what it would come to if it never waited. Profiles are of rounds of their own, which sampling slows down, and which may be of
-another state of the machine than the row's: each says how its sides compare in them.
+another state of the machine than the row's: those of more than one command at a time say how their sides compare in them.
 ";
 
 /// A profile: its path from the report, how the names of its rows begin, and what is their limit.

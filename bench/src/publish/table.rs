@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::demands;
+use crate::machine;
 use crate::report::{Report, Row};
 
 const HEAD: &str = "\
@@ -10,6 +11,12 @@ const HEAD: &str = "\
 
 Made by `make bench` of `report.json`; [README.md](README.md) says how each row is measured. Sides take turns, and a ratio is that of
 neighbouring rounds: the median, with its least and its largest. **Trust ratios, not numbers.**
+";
+
+/// What the name of a machine does not tell by itself.
+const CONGESTION: &str = "\
+\nTCP by what: the congestion control that the kernel gives to whoever chooses none, which are the peers and the hosts. Where it is BBR, fastice
+and the bare responder have Reno, as fastice has by default (`congestion_control`).
 ";
 
 /// Who runs where in rows that do not say it themselves, by how their names begin.
@@ -32,6 +39,9 @@ pub(super) fn document(report: &Report, plots: &[(String, String)], shortfalls: 
     let mut text = HEAD.to_owned();
     text.push('\n');
     counted(&mut text, report, |row| &row.machine);
+    if report.rows.iter().any(|row| row.machine.contains(machine::CONGESTION)) {
+        text.push_str(CONGESTION);
+    }
     text.push_str("\n## The target\n\n");
     text.push_str(&demands::table(report));
     text.push_str("\nWho was where:\n\n");

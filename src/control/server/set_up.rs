@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::{Config, Listener, PollMode};
 use crate::control::backings::Backings;
 use crate::control::error::ServeError;
-use crate::control::listen::listen_patiently;
+use crate::control::listen::{congestion_of, listen_patiently};
 use crate::control::provider::Provider;
 use crate::extent::{CommandsHold, ExtentError, Oversight};
 use crate::fabrics::{Export, FenceReason, PortId, PortSpec, Published, Target};
@@ -23,6 +23,7 @@ pub(super) fn bind(config: &Config) -> Result<(Vec<PortSpec>, Vec<OwnedFd>), Ser
     let mut listeners = Vec::with_capacity(config.listeners.len());
     for (id, listener) in (1..).zip(&config.listeners) {
         let congestion = congestion_of(listener)?;
+        tell_of(listener, &congestion);
         let (socket, address) = listen_patiently(listener.address, &congestion)
             .map_err(|source| ServeError::Listen { address: listener.address, source })?;
         ports.push(PortSpec {
@@ -36,21 +37,20 @@ pub(super) fn bind(config: &Config) -> Result<(Vec<PortSpec>, Vec<OwnedFd>), Ser
     Ok((ports, listeners))
 }
 
-/// The congestion control of a listener; tells of one that was taken unasked.
-fn congestion_of(listener: &Listener) -> Result<Congestion, ServeError> {
-    let wanted = listener.congestion_control.as_deref();
-    let congestion = Congestion::choose(wanted).map_err(|source| ServeError::Congestion {
-        address: listener.address,
-        name: wanted.unwrap_or_default().to_owned(),
-        source,
-    })?;
-    if let (Some(name), Some(default)) = (&congestion.name, &congestion.instead_of) {
-        tracing::info!(
-            listener = %listener.address, congestion_control = %name, %default,
+/// Tells of a congestion control that was taken unasked, and of one that had better not be.
+fn tell_of(listener: &Listener, congestion: &Congestion) {
+    let Congestion { name, pacing_default: Some(default) } = congestion else { return };
+    let listener = listener.address;
+    match name {
+        Some(name) => tracing::info!(
+            %listener, congestion_control = %name, %default,
             "the kernel's default paces what is sent, so connections have another one; `congestion_control` chooses"
-        );
+        ),
+        None => tracing::warn!(
+            %listener, congestion_control = %default,
+            "the kernel's default paces what is sent, which makes near hosts wait, and this process may choose no other"
+        ),
     }
-    Ok(congestion)
 }
 
 pub(super) fn start_cores(
