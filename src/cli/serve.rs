@@ -14,7 +14,7 @@ use super::out::Out;
 use super::service::Service;
 use super::sys::{Asked, StopSignals, Wake};
 use crate::config::{Config, ConfigError};
-use crate::control::{self, DiskError, Running, ServeError, check_guards, check_listeners};
+use crate::control::{self, DiskError, Running, ServeError, check_guards, check_listener};
 use crate::extent::Progress;
 use crate::fabrics::TargetError;
 
@@ -100,7 +100,7 @@ pub fn run(args: &ServeArgs, logs: &LogArgs) -> Outcome {
         log::start(logs, config.log, config.log_format).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut out = Out::stdout();
     if args.check {
-        check_listeners(&config)?;
+        config.listeners.iter().try_for_each(check_listener)?;
         let refused = check_guards(&config)?;
         if !refused.is_empty() {
             let mut results = Results::<()>::default();
@@ -163,7 +163,7 @@ fn reload(args: &ServeArgs, log: &LogHandle, running: &Running) {
             return;
         }
     };
-    if let Err(error) = check_listeners(&config) {
+    if let Err(error) = config.listeners.iter().try_for_each(check_listener) {
         tracing::error!("the configuration stays as it was: {}", Failure::from(error).to_line());
         return;
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::ServeError;
-use crate::config::{Config, Listener};
+use crate::config::Listener;
 use crate::tcp::congestion::Congestion;
 
 /// Connections that the kernel holds until a core accepts them.
@@ -66,12 +66,12 @@ pub(super) fn congestion_of(listener: &Listener) -> Result<Congestion, ServeErro
     })
 }
 
-/// Whether all listeners can have the congestion control that is configured: what the text of a configuration does not tell.
+/// Whether a listener can have the congestion control that is configured, which the text of a configuration does not tell.
 ///
 /// # Errors
-/// [`ServeError::Congestion`] of the first that cannot.
-pub fn check_listeners(config: &Config) -> Result<(), ServeError> {
-    config.listeners.iter().try_for_each(|listener| congestion_of(listener).map(drop))
+/// [`ServeError::Congestion`] where it cannot.
+pub fn check_listener(listener: &Listener) -> Result<(), ServeError> {
+    congestion_of(listener).map(drop)
 }
 
 #[cfg(test)]

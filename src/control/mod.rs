@@ -47,7 +47,7 @@ pub use self::error::{DiskError, ServeError};
 use self::event::Event;
 pub use self::event::ReloadReport;
 pub use self::latency::{BucketCounts, CoreStatus, HistogramStatus, LatencyStatus, StageTimes};
-pub use self::listen::check_listeners;
+pub use self::listen::check_listener;
 pub use self::metrics::fuzz_metrics_request;
 pub use self::recalls::{LastRecall, RecallStatus};
 use self::server::Server;

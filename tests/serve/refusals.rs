@@ -60,6 +60,9 @@ fn a_congestion_control_that_the_kernel_lacks_is_refused_and_one_that_it_has_ser
     choose("reno");
     let daemon = lab.serve(&config);
     let (_, mut ledger) = Load::start(options(daemon.address(), 1, 73)).end_clean();
+    choose("nosuch");
+    daemon.reload("the configuration stays as it was");
+    assert!(words.iter().all(|word| daemon.log().contains(word)), "{}", daemon.log());
     daemon.stop();
     assert_in_file(&mut ledger, &path);
 }

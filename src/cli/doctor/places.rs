@@ -11,8 +11,8 @@ use super::Check;
 use crate::cli::files::{existing_state, is_denied};
 use crate::cli::pins::{self, PinRow, PinState};
 use crate::config::{Backing, Config, DeviceWay, Listener};
+use crate::control::check_listener;
 use crate::extent::{stored_pin, survey};
-use crate::tcp::congestion::Congestion;
 use crate::units::BlockSize;
 
 pub(super) fn check(checks: &mut Vec<Check>, state_dir: &Path) {
@@ -101,11 +101,8 @@ const VOLATILE_MAGIC: [i128; 2] = [0x0102_1994, 0x8584_58f6];
 fn listener(listener: &Listener) -> Check {
     const ID: &str = "listener";
     let address = listener.address;
-    let wanted = listener.congestion_control.as_deref();
-    if let Err(error) = Congestion::choose(wanted) {
-        let name = wanted.unwrap_or_default();
-        let said = format!("{address} cannot have the congestion control `{name}`: {error}");
-        return Check::fail(ID, said, Congestion::remedy(name, &error));
+    if let Err(error) = check_listener(listener) {
+        return Check::fail(ID, error.to_string(), error.remedy().unwrap_or_default());
     }
     match TcpListener::bind(address) {
         Ok(_) => Check::ok(ID, format!("{address} is free")),
