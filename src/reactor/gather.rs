@@ -17,9 +17,11 @@
 //! not long ago, as by this one: of a burst that is answered whole no more are awaited. Few commands at a time are never delayed, nor
 //! such as move much data: beside that a system call is nothing.
 //!
-//! How many responses are held together ([`Gather::together`]) is asked of a trial as well: half of what came together lately, or all.
+//! How many responses are held together ([`Gather::together`]) is half of what the host has outstanding. Where that is not known it is
+//! asked of a trial as well: half of what came together lately, or all.
 //!
-//! Not here: how long the ways are tried (`trial`), which responses can be held (`tcp/conn/held.rs`).
+//! Not here: how long the ways are tried (`trial`), what a host has outstanding (`tcp/conn/outstanding.rs`), which responses can be held
+//! (`tcp/conn/held.rs`).
 
 use std::time::{Duration, Instant};
 
@@ -92,17 +94,20 @@ impl Gather {
         }
     }
 
-    /// How many commands shall be answered together, if so many were done together; zero of a host that never had many under way.
+    /// How many commands shall be answered together, if so many were done together, of a host that is known to have so many
+    /// outstanding, or not known; zero of a host that never had many under way.
     ///
-    /// Half of what it has, for one that got all its answers at once would wait for the core, and then the core for it. But what it has
-    /// is known only as what came together, which is less than all where it has much: so all is tried too.
+    /// Half of what it has, for one that got all its answers at once would wait for the core, and then the core for it: it works on these
+    /// while the core does on the others. Where that is not known, half of what came together lately is less, for a host that got few
+    /// answers at once sends few commands: so all is tried too.
     #[must_use]
     #[inline]
-    pub fn together(&self) -> u64 {
-        match (self.peak(), &self.trial) {
-            (0, _) => 0,
-            (_, Some(trial)) if trial.is_with(ANSWERS_ALL) => u64::MAX,
-            (peak, _) => peak / 2,
+    pub fn together(&self, outstanding: Option<u16>) -> u64 {
+        match (self.peak(), outstanding, &self.trial) {
+            (0, ..) => 0,
+            (_, Some(outstanding), _) => u64::from(outstanding.div_ceil(2)),
+            (_, None, Some(trial)) if trial.is_with(ANSWERS_ALL) => u64::MAX,
+            (peak, ..) => peak / 2,
         }
     }
 
@@ -206,16 +211,30 @@ mod tests {
     #[test]
     fn half_of_what_came_together_is_answered_together() {
         let mut gather = seen(32);
-        assert_eq!(gather.together(), 16);
+        assert_eq!(gather.together(None), 16);
         gather.most = Duration::ZERO;
-        assert_eq!(gather.together(), 16, "also of one that is never left alone");
+        assert_eq!(gather.together(None), 16, "also of one that is never left alone");
         let now = Instant::now();
         let small = |gather: &mut Gather, count| (0..count).for_each(|_| gather.answered(MANY - 1, 0, now));
         small(&mut gather, BATCHES_A_SPAN * SMALL_BATCHES_A_BATCH);
-        assert_eq!(gather.together(), 16, "for a second it may have few");
+        assert_eq!(gather.together(None), 16, "for a second it may have few");
         small(&mut gather, BATCHES_A_SPAN * SMALL_BATCHES_A_BATCH);
-        assert_eq!(gather.together(), 0, "it has few by now");
-        assert_eq!(Gather::new(LONG).together(), 0, "of one of which nothing is known");
+        assert_eq!(gather.together(None), 0, "it has few by now");
+        assert_eq!(Gather::new(LONG).together(None), 0, "of one of which nothing is known");
+    }
+
+    #[test]
+    fn half_of_what_is_outstanding_is_answered_together() {
+        let mut gather = seen(16);
+        for (outstanding, together) in [(32, 16), (31, 16), (128, 64), (8, 4)] {
+            assert_eq!(gather.together(Some(outstanding)), together);
+        }
+        let (begun, halves) = (Instant::now(), Some(32));
+        for ms in 0..100 {
+            gather.answered(8, 0, begun + Duration::from_millis(ms));
+            assert_eq!(gather.together(halves), 16, "whatever is tried, {ms}");
+        }
+        assert_eq!(Gather::new(LONG).together(halves), 0, "it never had many here");
     }
 
     #[test]
@@ -277,6 +296,6 @@ mod tests {
 
     #[test]
     fn all_is_answered_together_where_that_is_more() {
-        is_kept_where_it_is_more(|gather, _| gather.together() == u64::MAX);
+        is_kept_where_it_is_more(|gather, _| gather.together(None) == u64::MAX);
     }
 }

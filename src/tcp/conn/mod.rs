@@ -22,6 +22,7 @@ mod counters;
 mod ended;
 mod fuzz;
 mod held;
+mod outstanding;
 mod request;
 mod rx;
 mod socket;

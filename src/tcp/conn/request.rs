@@ -5,6 +5,7 @@ use std::time::Instant;
 use hugepage_alloc::DmaBuf;
 use nvme_spec::SubmissionQueueEntry;
 
+use super::outstanding::Outstanding;
 use super::times::Passed;
 use crate::fabrics::{Completion, IoCommand};
 use crate::stage::Stamp;
@@ -130,12 +131,14 @@ pub(super) struct Requests {
     held_bytes: usize,
     /// One bit a CID: finds a duplicate in constant time, whatever numbers the host gives.
     cids: Box<[u64; 1024]>,
+    outstanding: Outstanding,
 }
 
 impl Requests {
     pub(super) fn new(size: u16) -> Self {
+        let (cids, outstanding) = (Box::new([0; 1024]), Outstanding::new());
         let mut requests =
-            Self { slots: Vec::new(), free: Vec::new(), limit: 0, held_bytes: 0, cids: Box::new([0; 1024]) };
+            Self { slots: Vec::new(), free: Vec::new(), limit: 0, held_bytes: 0, cids, outstanding };
         requests.grow(size);
         requests
     }
@@ -163,6 +166,12 @@ impl Requests {
     /// How many commands are under way.
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// The most that the host had outstanding lately, as it sees it, where that is known: see [`outstanding`](super::outstanding).
+    #[inline]
+    pub(super) const fn outstanding(&self) -> Option<u16> {
+        self.outstanding.most()
     }
 
     /// How many there may be.
@@ -216,6 +225,7 @@ impl Requests {
         }
         let index = self.free.pop().or_else(|| self.more_places()).ok_or(NoPlace::QueueOverrun)?;
         self.cids[word] |= bit;
+        self.outstanding.saw(sqe.cid.get(), self.limit);
         let slot = &mut self.slots[usize::from(index)];
         slot.sqe = *sqe;
         slot.received = 0;

@@ -38,7 +38,7 @@ impl TcpConnection {
                 self.times.count(self.tx.flying(), Stamp::now(), &mut cx.trace);
                 let bytes = u64::from(std::mem::take(&mut self.received_bytes)) + sent as u64;
                 self.gather.answered(self.tx.flying().commands(), bytes, cx.now);
-                self.tx.hold_responses(self.gather.together());
+                self.tx.hold_responses(self.gather.together(self.requests.outstanding()));
                 self.tx.give_back(batch);
                 continue;
             }
