@@ -135,7 +135,7 @@ const WINDOW_FITS_AT_MOST: usize = 2 * LINE_LEN - WINDOW * size_of::<Extent>();
 /// Extents for which there is one stretch, at the most.
 const STRETCH_EXTENTS_MAX: u64 = 8;
 
-impl Index<'_> {
+impl<'m> Index<'m> {
     /// The segment that holds all of `at..end`, if one does: its extent is one that the hint tells, the cursor's guess, or is found. A
     /// range without bytes has none.
     #[inline]
@@ -147,13 +147,14 @@ impl Index<'_> {
         end: u64,
     ) -> Option<Segment> {
         let hinted = if hint == LookupHint::NONE { None } else { self.within(hint.0 as usize, at) };
-        let index = match hinted {
-            Some(index) => index,
-            None if self.extents.get(cursor.index).is_some_and(|extent| extent.holds(at)) => cursor.index,
-            None => self.find(cursor.index, at)?,
+        let (index, extent) = match hinted {
+            Some(found) => found,
+            None => self.extents.get(cursor.index).filter(|extent| extent.holds(at)).map_or_else(
+                || self.find(cursor.index, at).and_then(|index| Some((index, self.extents.get(index)?))),
+                |extent| Some((cursor.index, extent)),
+            )?,
         };
         cursor.index = index;
-        let extent = self.extents.get(index)?;
         (at < end && end <= extent.end()).then_some(())?;
         Some(Segment {
             file_offset: ByteOffset(at),
@@ -178,7 +179,7 @@ impl Index<'_> {
         let (first, last) = self.stretch(at)?;
         let window = self.window_start(self.guess(first, last, at));
         if let Some(found) = window.and_then(|start| self.within(start, at)) {
-            return Some(found);
+            return Some(found.0);
         }
         let crowd = extents.get(first..=last)?;
         let found = first + crowd.partition_point(|extent| extent.end() <= at);
@@ -229,13 +230,13 @@ impl Index<'_> {
 
     /// The extent that holds the byte at `at`, if it is in the window that begins at `start`.
     #[inline]
-    fn within(&self, start: usize, at: u64) -> Option<usize> {
-        let window: &[Extent; WINDOW] = self.extents.get(start..)?.first_chunk()?;
+    fn within(&self, start: usize, at: u64) -> Option<(usize, &'m Extent)> {
+        let window: &'m [Extent; WINDOW] = self.extents.get(start..)?.first_chunk()?;
         // Of each: a branch that depends on memory would be waited for, and mispredicted. Starts alone, a load each: the last that has begun
         // is the only one that may hold it.
         let begun: usize = window.iter().map(|extent| usize::from(extent.file_offset.get() <= at)).sum();
         let last = begun.checked_sub(1)?;
-        window.get(last)?.holds(at).then_some(start + last)
+        window.get(last).filter(|extent| extent.holds(at)).map(|extent| (start + last, extent))
     }
 }
 
@@ -282,7 +283,7 @@ mod tests {
             let stretch_shift = stretch_shift(4096 * count as u64, count);
             let starts = starts(&extents, stretch_shift);
             let index = Index { extents: &extents, starts: starts.as_bytes(), stretch_shift };
-            for guess in 0..count {
+            for (guess, extent) in extents.iter().enumerate() {
                 let start = index.window_start(guess).unwrap();
                 assert!((start..(start + WINDOW).min(count)).contains(&guess), "{guess} of {count}: {start}");
                 let last = (start + WINDOW) * size_of::<Extent>() - 1;
@@ -291,7 +292,7 @@ mod tests {
                 // In an even map nothing is searched for: the hint has it.
                 let at = 4096 * guess as u64 + 4095;
                 let LookupHint(hint) = index.prefetch(at);
-                assert_eq!(index.within(hint as usize, at), Some(guess), "of {count}");
+                assert_eq!(index.within(hint as usize, at), Some((guess, extent)), "of {count}");
             }
         }
         assert_eq!(

@@ -72,14 +72,28 @@ impl Extent {
 /// Immutable and shareable between threads. That the map is still true is not its business but that of the pin.
 #[derive(Debug)]
 pub struct FrozenMap {
+    lookups: Lookups,
     identity: MapIdentity,
     generation: u64,
     checksum: [u8; 32],
-    count: usize,
+}
+
+/// What each lookup needs, in one line of the cache.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Lookups {
     /// The extents, and behind them where lookups begin.
     memory: SealedMemory,
+    count: usize,
+    /// What is reserved at the beginning of the file, and what is served behind it, in bytes: as the identity has them.
+    reserved: u64,
+    served: u64,
+    /// The bits of an offset that are zero where a logical block begins.
+    block_mask: u64,
     stretch_shift: u32,
 }
+
+const _: () = assert!(size_of::<Lookups>() == 64);
 
 /// Extents that lie in the first-level cache while they are in use, with room for all else: 1.5 KiB.
 const CACHED_EXTENTS_MAX: usize = 64;
@@ -107,8 +121,15 @@ impl FrozenMap {
         };
         let checksum = || checksum_of(&identity, &extents);
         let (memory, checksum) = side_by_side(extents.len() > EXTENTS_MANY, seal, checksum);
-        let (memory, count) = (memory?, extents.len());
-        Ok(Self { identity, generation, checksum, count, memory, stretch_shift })
+        let lookups = Lookups {
+            memory: memory?,
+            count: extents.len(),
+            reserved: identity.reserved.get(),
+            served: identity.served().get(),
+            block_mask: u64::from(identity.disk.logical_block_size.bytes()) - 1,
+            stretch_shift,
+        };
+        Ok(Self { lookups, identity, generation, checksum })
     }
 
     /// Whose map it is.
@@ -170,7 +191,7 @@ impl FrozenMap {
     /// The memory that the map takes as long as it lives, beside its identity: the extents, and where lookups begin.
     #[must_use]
     pub fn resident_len(&self) -> ByteLen {
-        ByteLen(self.memory.bytes().len() as u64)
+        ByteLen(self.lookups.memory.bytes().len() as u64)
     }
 
     /// For whoever uses it from now on. A large map is put into huge pages meanwhile, by a thread of its own: see
@@ -189,7 +210,7 @@ impl FrozenMap {
     /// Puts a large map into huge pages, where the kernel can: lookups wait for less then. Not on the way of anything, as it takes
     /// its time; the map can be used meanwhile.
     pub fn collapse(&self) {
-        self.memory.collapse();
+        self.lookups.memory.collapse();
     }
 
     /// Has the processor fetch what a lookup of the byte at `at` of what is served will look at. Does nothing where there
@@ -201,23 +222,24 @@ impl FrozenMap {
         if !self.is_large() {
             return LookupHint::NONE;
         }
-        self.index().prefetch(self.identity.reserved.get().saturating_add(at.get()))
+        self.index().prefetch(self.lookups.reserved.saturating_add(at.get()))
     }
 
     /// Whether a lookup may have to wait for memory.
     #[inline]
     #[must_use]
     pub const fn is_large(&self) -> bool {
-        self.count > CACHED_EXTENTS_MAX
+        self.lookups.count > CACHED_EXTENTS_MAX
     }
 
     #[inline]
     fn index(&self) -> Index<'_> {
         // The memory was written from whole extents and is page aligned, so the cast never fails; an empty list
         // would make every lookup fail, which is the safe answer.
+        let Lookups { memory, count, stretch_shift, .. } = &self.lookups;
         let (extents, starts) =
-            <[Extent]>::ref_from_prefix_with_elems(self.memory.bytes(), self.count).unwrap_or_default();
-        Index { extents, starts, stretch_shift: self.stretch_shift }
+            <[Extent]>::ref_from_prefix_with_elems(memory.bytes(), *count).unwrap_or_default();
+        Index { extents, starts, stretch_shift: *stretch_shift }
     }
 
     /// The one segment that holds all of `len` bytes of what is served, from `range_start` in it: what most commands need, and
@@ -232,13 +254,12 @@ impl FrozenMap {
         range_start: ByteOffset,
         len: ByteLen,
     ) -> Option<Segment> {
-        let end = range_start.get().checked_add(len.get()).filter(|end| *end <= self.len().get())?;
-        let mask = u64::from(self.logical_block_size().bytes()) - 1;
-        if (range_start.get() | len.get()) & mask != 0 {
+        let Lookups { reserved, served, block_mask, .. } = self.lookups;
+        let end = range_start.get().checked_add(len.get()).filter(|end| *end <= served)?;
+        if (range_start.get() | len.get()) & block_mask != 0 {
             return None;
         }
         // The range ends within the file, so neither sum overflows.
-        let reserved = self.identity.reserved.get();
         self.index().whole(cursor, hint, reserved + range_start.get(), reserved + end)
     }
 
