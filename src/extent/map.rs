@@ -275,17 +275,16 @@ impl FrozenMap {
         range_start: ByteOffset,
         len: ByteLen,
     ) -> Result<Segments<'m>, LookupError> {
+        let Lookups { reserved, served, block_mask, .. } = self.lookups;
         let end = range_start
             .get()
             .checked_add(len.get())
-            .filter(|end| *end <= self.len().get())
+            .filter(|end| *end <= served)
             .ok_or(LookupError::OutOfRange { file_offset: range_start, len, map_len: self.len() })?;
-        let mask = u64::from(self.logical_block_size().bytes()) - 1;
-        if (range_start.get() | len.get()) & mask != 0 {
+        if (range_start.get() | len.get()) & block_mask != 0 {
             return Err(LookupError::Misaligned { file_offset: range_start, len });
         }
         // The range ends within the file, so neither sum overflows.
-        let reserved = self.identity.reserved.get();
         Segments::new(self.index(), cursor, reserved + range_start.get(), reserved + end)
     }
 

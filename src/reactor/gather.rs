@@ -18,7 +18,7 @@
 //! such as move much data: beside that a system call is nothing.
 //!
 //! How many responses are held together ([`Gather::together`]) is half of what the host has outstanding. Where that is not known it is
-//! asked of a trial as well: half of what came together lately, or all.
+//! asked of a trial as well: half of what came together lately, or all. It is asked of all hosts, whether or not the answer is needed.
 //!
 //! Not here: how long the ways are tried (`trial`), what a host has outstanding (`tcp/conn/outstanding.rs`), which responses can be held
 //! (`tcp/conn/held.rs`).
@@ -94,8 +94,8 @@ impl Gather {
         }
     }
 
-    /// How many commands shall be answered together, if so many were done together, of a host that is known to have so many
-    /// outstanding, or not known; zero of a host that never had many under way.
+    /// How many commands shall be answered together; zero where a host never had many under way. It has so many outstanding, where
+    /// that is known.
     ///
     /// Half of what it has, for one that got all its answers at once would wait for the core, and then the core for it: it works on these
     /// while the core does on the others. Where that is not known, half of what came together lately is less, for a host that got few
@@ -103,11 +103,15 @@ impl Gather {
     #[must_use]
     #[inline]
     pub fn together(&self, outstanding: Option<u16>) -> u64 {
-        match (self.peak(), outstanding, &self.trial) {
-            (0, ..) => 0,
-            (_, Some(outstanding), _) => u64::from(outstanding.div_ceil(2)),
-            (_, None, Some(trial)) if trial.is_with(ANSWERS_ALL) => u64::MAX,
-            (peak, ..) => peak / 2,
+        let peak = self.peak();
+        match (outstanding, &self.trial) {
+            // What one send answered was outstanding.
+            (Some(outstanding), _) => match u64::from(outstanding).max(peak) {
+                few if few < MANY => 0,
+                many => many.div_ceil(2),
+            },
+            (None, Some(trial)) if peak != 0 && trial.is_with(ANSWERS_ALL) => u64::MAX,
+            (None, _) => peak / 2,
         }
     }
 
@@ -226,15 +230,18 @@ mod tests {
     #[test]
     fn half_of_what_is_outstanding_is_answered_together() {
         let mut gather = seen(16);
-        for (outstanding, together) in [(32, 16), (31, 16), (128, 64), (8, 4)] {
+        for (outstanding, together) in [(32, 16), (31, 16), (128, 64), (1023, 512)] {
             assert_eq!(gather.together(Some(outstanding)), together);
         }
-        let (begun, halves) = (Instant::now(), Some(32));
+        assert_eq!(gather.together(Some(4)), 8, "as many as 16 were answered by one send");
+        let begun = Instant::now();
         for ms in 0..100 {
             gather.answered(8, 0, begun + Duration::from_millis(ms));
-            assert_eq!(gather.together(halves), 16, "whatever is tried, {ms}");
+            assert_eq!(gather.together(Some(32)), 16, "whatever is tried, {ms}");
         }
-        assert_eq!(Gather::new(LONG).together(halves), 0, "it never had many here");
+        let silent = Gather::new(LONG);
+        assert_eq!(silent.together(Some(9)), 5, "though it never had many here");
+        assert_eq!(silent.together(Some(7)), 0, "few");
     }
 
     #[test]

@@ -9,20 +9,26 @@ use crate::loopfs::{self, Spec};
 use crate::modes::{FROZEN, Mode, READ_ONLY};
 use crate::ops::{EXT4, Leaves, PLAIN, XFS};
 
-const THAWED: &str = "system('fsfreeze', '--unfreeze', \"$dir/..\") == 0 or die;";
+/// The descriptor is taken first: after the thaw the server may notice it, and let go, before that could be done.
+const THAWED: &str = "my $s = stolen(); system('fsfreeze', '--unfreeze', \"$dir/..\") == 0 or die;";
 const REMOUNTED: &str = "system('mount', '-o', 'remount,rw', \"$dir/..\") == 0 or die;";
 
 /// Behind a freeze are the default guards.
 const THAWS: &[Break] = &[
     broken("fithaw", Leaves::Both, End::Held, ""),
-    broken("truncate_shrink, thawed", Leaves::First, End::Before, "cleared(); truncate($f, H) or fail();"),
+    broken(
+        "truncate_shrink, thawed",
+        Leaves::First,
+        End::Before,
+        "clear_flag($s); close $s; truncate($f, H) or fail();",
+    ),
     broken(
         "fa_punch, thawed",
         Leaves::First,
         End::Before,
-        "cleared(); $h = broken_in($f, O_RDWR); fallocated(3, H, Q);",
+        "clear_flag($s); close $s; $h = broken_in($f, O_RDWR); fallocated(3, H, Q);",
     ),
-    broken("unlink, thawed", Leaves::Nothing, End::Held, "cleared(); unlink($f) or fail();"),
+    broken("unlink, thawed", Leaves::Nothing, End::Held, "clear_flag($s); close $s; unlink($f) or fail();"),
 ];
 
 /// Behind a read-only superblock are the mark and the lease, and no flag.

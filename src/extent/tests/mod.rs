@@ -198,6 +198,10 @@ proptest! {
                 whole.segments(&mut cursor, ByteOffset(start + reserved), len).map(Iterator::collect);
             let served = map.segments(&mut other, ByteOffset(start), len).map(Iterator::collect);
             prop_assert_eq!(served.is_ok(), start + len.get() <= map.len().get());
+            // In one step it is the same.
+            let at = ByteOffset(start);
+            let whole_one = served.as_ref().ok().and_then(|all: &Vec<Segment>| <[Segment; 1]>::try_from(&**all).ok());
+            prop_assert_eq!(map.segment(&mut other, map.prefetch(at), at, len), whole_one.map(|[segment]| segment));
             prop_assert_eq!(served.ok(), from_file.ok(), "the same bytes of the file, counted from behind the reserve");
         }
         // Whatever a lookup may say: no segment that begins in it passes.
@@ -395,6 +399,15 @@ fn ranges_that_the_map_cannot_serve_are_refused() {
         assert_eq!(map.segment(&mut cursor, LookupHint::NONE, ByteOffset(offset), ByteLen(len)), None);
     }
     assert_eq!(map.segments(&mut cursor, ByteOffset(1024), ByteLen(0)).unwrap().count(), 0);
+    let mut of_4k = identity(8192);
+    of_4k.disk.logical_block_size = BlockSize::B4096;
+    let extent = Extent { device_offset: ByteOffset(PARTITION), len: ByteLen(8192), ..Extent::default() };
+    let map = FrozenMap::from_extents(of_4k, 1, [extent]).unwrap();
+    for (offset, len, is_served) in [(4096, 4096, true), (512, 4096, false), (0, 512, false)] {
+        let (offset, len) = (ByteOffset(offset), ByteLen(len));
+        assert_eq!(map.segments(&mut cursor, offset, len).is_ok(), is_served);
+        assert_eq!(map.segment(&mut cursor, LookupHint::NONE, offset, len).is_some(), is_served);
+    }
 }
 
 #[test]

@@ -389,6 +389,7 @@ impl TcpConnection {
             self.tx.resize(TxSize { queue: usize::from(entries) * 2, ..TX_IO });
             if !self.session.is_flow_control_disabled() {
                 self.tx.reserve_held();
+                self.requests.count_outstanding();
             }
         }
     }

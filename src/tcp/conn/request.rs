@@ -131,14 +131,14 @@ pub(super) struct Requests {
     held_bytes: usize,
     /// One bit a CID: finds a duplicate in constant time, whatever numbers the host gives.
     cids: Box<[u64; 1024]>,
-    outstanding: Outstanding,
+    /// What the host has outstanding, of one for which that is counted.
+    outstanding: Option<Outstanding>,
 }
 
 impl Requests {
     pub(super) fn new(size: u16) -> Self {
-        let (cids, outstanding) = (Box::new([0; 1024]), Outstanding::new());
-        let mut requests =
-            Self { slots: Vec::new(), free: Vec::new(), limit: 0, held_bytes: 0, cids, outstanding };
+        let (slots, free, cids) = (Vec::new(), Vec::new(), Box::new([0; 1024]));
+        let mut requests = Self { slots, free, limit: 0, held_bytes: 0, cids, outstanding: None };
         requests.grow(size);
         requests
     }
@@ -168,10 +168,16 @@ impl Requests {
         self.slots.len() - self.free.len()
     }
 
-    /// The most that the host had outstanding lately, as it sees it, where that is known: see [`outstanding`](super::outstanding).
+    /// From now on it is counted what the host has outstanding.
+    pub(super) fn count_outstanding(&mut self) {
+        self.outstanding = Some(Outstanding::new());
+    }
+
+    /// The most that the host had outstanding lately, as it sees it, where that is counted and known: see
+    /// [`outstanding`](super::outstanding).
     #[inline]
-    pub(super) const fn outstanding(&self) -> Option<u16> {
-        self.outstanding.most()
+    pub(super) fn outstanding(&self) -> Option<u16> {
+        self.outstanding.as_ref().and_then(Outstanding::most)
     }
 
     /// How many there may be.
@@ -225,7 +231,9 @@ impl Requests {
         }
         let index = self.free.pop().or_else(|| self.more_places()).ok_or(NoPlace::QueueOverrun)?;
         self.cids[word] |= bit;
-        self.outstanding.saw(sqe.cid.get(), self.limit);
+        if let Some(outstanding) = &mut self.outstanding {
+            outstanding.saw(sqe.cid.get(), self.limit);
+        }
         let slot = &mut self.slots[usize::from(index)];
         slot.sqe = *sqe;
         slot.received = 0;
@@ -292,6 +300,22 @@ mod tests {
         requests.at(first).state = State::Device { reads: false };
         requests.remove(first);
         assert!(requests.insert(&command(0xFFFF)).is_ok());
+    }
+
+    #[test]
+    fn what_a_host_has_outstanding_is_counted_by_the_commands_that_have_a_place() {
+        let mut requests = Requests::new(8);
+        let rounds = |requests: &mut Requests| {
+            for cid in (0..4).cycle().take(2000) {
+                let index = requests.insert(&command(cid)).expect("room");
+                assert_eq!(requests.insert(&command(cid)), Err(NoPlace::CidInUse));
+                requests.remove(index);
+            }
+            requests.outstanding()
+        };
+        assert_eq!(rounds(&mut requests), None, "nobody asked");
+        requests.count_outstanding();
+        assert_eq!(rounds(&mut requests), Some(4));
     }
 
     #[test]
