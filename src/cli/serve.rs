@@ -37,8 +37,8 @@ pub struct ServeArgs {
     /// The configuration
     #[arg(long, short, value_name = "FILE", env = "FASTICE_CONFIG", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
-    /// Check the configuration and end: also whether its files can be pinned beside each other with their guards, as the
-    /// filesystems are mounted now
+    /// Check the configuration and end: also whether its files can have their guards beside each other, as the filesystems are mounted
+    /// now. `fastice doctor` looks at the files themselves
     #[arg(long)]
     pub check: bool,
     /// Fail to start when any file cannot be served, instead of serving the others (also `strict = true`)

@@ -4,7 +4,7 @@
 //!   ours / SPDK's                a row that misses its bar
 //!   ours / the bare responder's  a row of the same work by the same host
 //!   --------------------------
-//!   the bare responder / SPDK's  where this misses the bar too, it is not the target's work that limits
+//!   the bare responder / SPDK's  where this misses the bar too, it is not the target's work that limits, but how it answers may
 //! ```
 //!
 //! In the guest the targets have a device behind them: there neither the responder nor our driver alone can be outdone, and the slower of both

@@ -127,7 +127,7 @@ const LEGEND: &str = "\n`~`: most rounds of this row were disturbed, or the mach
                       bench/REPORT.md says more than this median. Names are those of the rows there: `spdk` is SPDK's target by our light host, \
                       `spdk-perf` the same by SPDK's own initiator for both sides. \
                       `bare`: what a responder that has no work comes to there, by the quotient of two rows; where that misses the bar too, it is \
-                      not the target's work that limits.\n";
+                      not the target's work that limits; how many it answers at once still may.\n";
 
 /// The table.
 pub(super) fn table(report: &Report) -> String {

@@ -44,7 +44,7 @@ fn tell_of(listener: &Listener, congestion: &Congestion) {
     match name {
         Some(name) => tracing::info!(
             %listener, congestion_control = %name, %default,
-            "the kernel's default paces what is sent, so connections have another one; `congestion_control` chooses"
+            "the kernel's default congestion control paces what is sent, so connections have this one; the listener's `congestion_control` chooses"
         ),
         None => tracing::warn!(
             %listener, congestion_control = %default,
