@@ -225,6 +225,17 @@ fn doctor_says_what_it_checked() {
 }
 
 #[test]
+fn doctor_says_why_a_configuration_is_not_read() {
+    let output = fastice(&["doctor", "--json", "--config", "/nowhere/fastice.toml"]);
+    let report = json(&stdout(&output));
+    let checks = report["checks"].as_array().expect("an array");
+    let check = checks.iter().find(|check| check["id"] == "config").expect("of the configuration");
+    assert_eq!(check["status"], "fail");
+    let text = check.to_string();
+    assert!(text.contains("No such file") && text.contains("--config"), "{text}");
+}
+
+#[test]
 fn devices_are_listed_and_what_is_none_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let state = dir.path().join("state");

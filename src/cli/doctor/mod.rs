@@ -134,7 +134,14 @@ fn report(args: &DoctorArgs, config: Option<&Result<Config, ConfigError>>) -> Re
     match config {
         None => {}
         Some(Err(error)) => {
-            checks.push(Check::fail("config", error.to_string(), "correct the file"));
+            let check = match std::error::Error::source(error) {
+                None => Check::fail("config", error.to_string(), "correct the file"),
+                Some(unread) => {
+                    let remedy = "name the file with --config, or run as who may read it";
+                    Check::fail("config", format!("{error}: {unread}"), remedy)
+                }
+            };
+            checks.push(check);
         }
         Some(Ok(config)) => {
             places::check_config(&mut checks, config, args.config.as_deref());
