@@ -242,6 +242,22 @@ impl FrozenMap {
         Index { extents, starts, stretch_shift: *stretch_shift }
     }
 
+    /// Where `len` bytes of what is served, from `range_start` in it, begin and end in the file.
+    #[inline]
+    fn in_file(&self, range_start: ByteOffset, len: ByteLen) -> Result<(u64, u64), LookupError> {
+        let Lookups { reserved, served, block_mask, .. } = self.lookups;
+        let end = range_start
+            .get()
+            .checked_add(len.get())
+            .filter(|end| *end <= served)
+            .ok_or(LookupError::OutOfRange { file_offset: range_start, len, map_len: self.len() })?;
+        if (range_start.get() | len.get()) & block_mask != 0 {
+            return Err(LookupError::Misaligned { file_offset: range_start, len });
+        }
+        // The range ends within the file, so neither sum overflows.
+        Ok((reserved + range_start.get(), reserved + end))
+    }
+
     /// The one segment that holds all of `len` bytes of what is served, from `range_start` in it: what most commands need, and
     /// nothing else. `None` where [`segments`](Self::segments) has more than one to give, or none, and tells why. The hint is
     /// what [`prefetch`](Self::prefetch) gave for `range_start`, if it was called.
@@ -254,13 +270,8 @@ impl FrozenMap {
         range_start: ByteOffset,
         len: ByteLen,
     ) -> Option<Segment> {
-        let Lookups { reserved, served, block_mask, .. } = self.lookups;
-        let end = range_start.get().checked_add(len.get()).filter(|end| *end <= served)?;
-        if (range_start.get() | len.get()) & block_mask != 0 {
-            return None;
-        }
-        // The range ends within the file, so neither sum overflows.
-        self.index().whole(cursor, hint, reserved + range_start.get(), reserved + end)
+        let (start, end) = self.in_file(range_start, len).ok()?;
+        self.index().whole(cursor, hint, start, end)
     }
 
     /// The device segments that hold `len` bytes of what is served, from `range_start` in it: the first byte that is
@@ -275,17 +286,8 @@ impl FrozenMap {
         range_start: ByteOffset,
         len: ByteLen,
     ) -> Result<Segments<'m>, LookupError> {
-        let Lookups { reserved, served, block_mask, .. } = self.lookups;
-        let end = range_start
-            .get()
-            .checked_add(len.get())
-            .filter(|end| *end <= served)
-            .ok_or(LookupError::OutOfRange { file_offset: range_start, len, map_len: self.len() })?;
-        if (range_start.get() | len.get()) & block_mask != 0 {
-            return Err(LookupError::Misaligned { file_offset: range_start, len });
-        }
-        // The range ends within the file, so neither sum overflows.
-        Segments::new(self.index(), cursor, reserved + range_start.get(), reserved + end)
+        let (start, end) = self.in_file(range_start, len)?;
+        Segments::new(self.index(), cursor, start, end)
     }
 
     /// Proves from the sealed extents alone that `segment` is what the map says. O(1); shares no code with the lookup.
